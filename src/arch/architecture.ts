@@ -1,0 +1,97 @@
+import type { Instruction, InstructionFields } from './instruction.js';
+
+/** Decodes instructions. Never throws on any bytes; reads nothing outside `[position, end)`. */
+export interface InstructionDecoder {
+  /**
+   * Decodes the instruction at `bytes[position]`, which lies at address `address` (targets are computed from it).
+   * Returns undefined for bytes that are no valid 64-bit mode instruction or that end before the instruction does.
+   */
+  decode(bytes: Uint8Array, position: number, address: number, end?: number): Instruction | undefined;
+  /** Length in bytes alone, or 0: the fast path of linear sweeps. */
+  length(bytes: Uint8Array, position: number, end?: number): number;
+  /** Where the relocatable fields of a valid instruction lie. */
+  fields(bytes: Uint8Array, position: number, end?: number): InstructionFields | undefined;
+  /** Whether the bytes before `position` can be a call that returns to `position` (any form, also indirect). */
+  isPrecededByCall(bytes: Uint8Array, position: number): boolean;
+}
+
+/** A relocated copy of a function's first instructions, ending in a jump back behind them. */
+export interface DisplacedCode {
+  readonly bytes: Uint8Array;
+  /** Pairs of (offset in `bytes`, offset in the original function), one per original instruction, ascending. */
+  readonly map: readonly { readonly copy: number; readonly original: number }[];
+}
+
+/** Why code can't be displaced or redirected, for the error that names the function. */
+export interface RedirectRefusal {
+  readonly refused: string;
+}
+
+/** How the entry of a function is turned into a redirect. All offsets count from the function's first byte. */
+export interface RedirectSite {
+  /** Where the overwritten bytes begin: behind an `endbr64`, where there is one. */
+  readonly offset: number;
+  /** How many bytes are overwritten by the jump itself (5, or 2 for a hop). */
+  readonly jumpSizeBytes: number;
+  /** Bytes that whole instructions at `offset` cover, at least `jumpSizeBytes`: these are displaced. */
+  readonly displacedSizeBytes: number;
+  /** For a 2-byte hop: the offset (may be negative) of 5 unused padding bytes that hold the long jump. */
+  readonly hopOffset: number | undefined;
+}
+
+/** Everything that depends on the instruction set when a function is redirected. */
+export interface Redirector {
+  /**
+   * Chooses how to redirect a function.
+   * `code` holds the surroundings of the function: `code[functionStart]` is its first byte, `functionSize` its size;
+   * bytes outside it serve to find padding. A jump back into the displaced bytes refuses, or selects a hop.
+   */
+  chooseSite(code: Uint8Array, functionStart: number, functionSizeBytes: number): RedirectSite | RedirectRefusal;
+  /** Relocates the displaced instructions of a site from `from` (address of the function) to run at `to`. */
+  displace(
+    code: Uint8Array,
+    functionStart: number,
+    site: RedirectSite,
+    from: number,
+    to: number,
+  ): DisplacedCode | RedirectRefusal;
+  /** A direct jump of exactly `sizeBytes` (5 or 2) at address `at` to `to`; throws a RangeError when out of reach. */
+  encodeJump(at: number, to: number, sizeBytes: 2 | 5): Uint8Array;
+  /** A jump through an 8-byte absolute address, at most 16 bytes, for stubs to targets out of reach of ±2 GiB. */
+  encodeFarJump(to: number): Uint8Array;
+  /**
+   * Code that jumps to `patched` when the task's state byte is not zero and falls through otherwise.
+   * `slot` says where that byte lies: at the GS base, or in a table of {key, state} keyed by the thread pointer.
+   * Clobbers nothing but the flags (and, for the table, registers it saves). `at` is where it will run.
+   */
+  encodeStateTest(at: number, patched: number, slot: StateSlotLocation): StateTest;
+}
+
+export type StateSlotLocation =
+  | { readonly kind: 'gsBase' }
+  | { readonly kind: 'threadPointerTable'; readonly table: number; readonly entries: number };
+
+/** Code made by {@link Redirector.encodeStateTest}. */
+export interface StateTest {
+  readonly bytes: Uint8Array;
+  /** Offsets of the first byte after which the state has been read: before it a task may be moved to the entry. */
+  readonly stateReadAt: number;
+}
+
+/** One instruction set. Nothing outside `src/arch/` knows which it has. */
+export interface Architecture {
+  readonly name: 'x86-64';
+  /** ELF `e_machine`. */
+  readonly elfMachine: number;
+  readonly decoder: InstructionDecoder;
+  readonly redirector: Redirector;
+  readonly pointerSizeBytes: 8;
+  /** DWARF numbers of the stack pointer, frame pointer and return address. */
+  readonly stackPointer: number;
+  readonly framePointer: number;
+  readonly returnAddress: number;
+  /** DWARF numbers of the registers that a callee preserves. */
+  readonly calleeSaved: readonly number[];
+  /** Bytes below the stack pointer that a leaf function may use. */
+  readonly redZoneBytes: number;
+}
