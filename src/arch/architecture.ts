@@ -46,7 +46,11 @@ export interface Redirector {
    * `code` holds the surroundings of the function: `code[functionStart]` is its first byte, `functionSize` its size;
    * bytes outside it serve to find padding. A jump back into the displaced bytes refuses, or selects a hop.
    */
-  chooseSite(code: Uint8Array, functionStart: number, functionSizeBytes: number): RedirectSite | RedirectRefusal;
+  chooseSite(
+    code: Uint8Array,
+    functionStart: number,
+    functionSizeBytes: number,
+  ): RedirectSite | RedirectRefusal;
   /** Relocates the displaced instructions of a site from `from` (address of the function) to run at `to`. */
   displace(
     code: Uint8Array,

@@ -30,7 +30,11 @@ export type Flow =
 export type StackOp =
   | { readonly kind: 'push'; readonly register: number; readonly sizeBytes: number }
   /** Push of an immediate, a memory operand, flags or a segment register. */
-  | { readonly kind: 'pushOther'; readonly sizeBytes: number; readonly source: 'immediate' | 'memory' | 'flags' | 'segment' }
+  | {
+      readonly kind: 'pushOther';
+      readonly sizeBytes: number;
+      readonly source: 'immediate' | 'memory' | 'flags' | 'segment';
+    }
   | { readonly kind: 'pop'; readonly register: number; readonly sizeBytes: number }
   | { readonly kind: 'popOther'; readonly sizeBytes: number; readonly target: 'memory' | 'flags' | 'segment' }
   /** destination = source + offset (mov, lea, add, sub with an immediate), when either is rsp, or destination is rbp. */

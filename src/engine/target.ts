@@ -29,9 +29,19 @@ export interface ReportedFrame {
 /** Why a task could not be switched. Shown for every straggler; stable `kind`s. */
 export type StragglerReason =
   /** Its stack is reliable and holds a function that this transition takes away. `frame` counts from 0, innermost. */
-  | { readonly kind: 'busy'; readonly function: string; readonly frame: number; readonly frames: readonly ReportedFrame[] }
+  | {
+      readonly kind: 'busy';
+      readonly function: string;
+      readonly frame: number;
+      readonly frames: readonly ReportedFrame[];
+    }
   /** Its stack could not be proven. `cause` is the walk's reason code, `detail` its text. */
-  | { readonly kind: 'unreliable'; readonly cause: string; readonly detail: string; readonly frames: readonly ReportedFrame[] }
+  | {
+      readonly kind: 'unreliable';
+      readonly cause: string;
+      readonly detail: string;
+      readonly frames: readonly ReportedFrame[];
+    }
   /** It did not stop in time (uninterruptible sleep, scheduler). */
   | { readonly kind: 'unstoppable'; readonly detail: string }
   /** It has not been looked at yet. */
@@ -80,12 +90,19 @@ export interface TransitionTarget {
    * Stops one task, and, in the same stop, walks its stack and sets its state to `to` when the stack is reliable and
    * holds none of the functions that leave in the current direction. `unchecked` sets it without looking.
    */
-  trySwitch(task: TaskId, to: 'unpatched' | 'patched', check: 'checked' | 'unchecked'): Awaitable<SwitchOutcome>;
+  trySwitch(
+    task: TaskId,
+    to: 'unpatched' | 'patched',
+    check: 'checked' | 'unchecked',
+  ): Awaitable<SwitchOutcome>;
   /** The same for all tasks stopped together: all switch, or none does and each refusal is listed. */
   trySwitchAll(
     to: 'unpatched' | 'patched',
     check: 'checked' | 'unchecked',
-  ): Awaitable<{ readonly switched: true } | { readonly switched: false; readonly refusals: ReadonlyMap<TaskId, StragglerReason> }>;
+  ): Awaitable<
+    | { readonly switched: true }
+    | { readonly switched: false; readonly refusals: ReadonlyMap<TaskId, StragglerReason> }
+  >;
   /**
    * Asks the target to say `taskMoved` at the task's next tidy point (a system call boundary), where it can.
    * Returns false where it can't; then only time helps.

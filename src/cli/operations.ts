@@ -1,0 +1,104 @@
+import type { TransitionEvent, TransitionResult } from '../engine/events.js';
+import type { ConsistencyModel, StragglerReason } from '../engine/target.js';
+
+/** The operations that commands call; `src/cli/process-operations.ts` joins the parts that carry them out. */
+export interface ProcessOperations {
+  /** Applies a patch file, or continues a half-done apply of the same patch. */
+  apply(options: ApplyOptions): Promise<ApplyOutcome>;
+  /** Removes a patch (the newest one when `patch` is undefined), or turns a half-done apply around. */
+  revert(options: RevertOptions): Promise<ApplyOutcome>;
+  status(pid: number): Promise<ProcessStatus>;
+  /** Processes of this machine that carry a livegraft registry and can be read by this user. */
+  findPatchedProcesses(): Promise<readonly number[]>;
+  stacks(pid: number): Promise<readonly TaskStack[]>;
+}
+
+export interface ApplyOptions {
+  readonly pid: number;
+  readonly patchPath: string;
+  readonly model: ConsistencyModel;
+  readonly timeoutMs: number;
+  /** Go on although suspended user-level contexts may hold old code. */
+  readonly allowSuspendedContexts: boolean;
+  /** Aborting it stops the transition where it is (safe, incomplete). */
+  readonly signal: AbortSignal;
+  readonly onEvent: (event: OperationEvent) => void;
+}
+
+export interface RevertOptions {
+  readonly pid: number;
+  /** Name or id of the patch; undefined for the newest. */
+  readonly patch: string | undefined;
+  readonly model: ConsistencyModel;
+  readonly timeoutMs: number;
+  readonly allowSuspendedContexts: boolean;
+  readonly signal: AbortSignal;
+  readonly onEvent: (event: OperationEvent) => void;
+}
+
+/** What an apply or revert tells while it works: its own steps, and the engine's events. */
+export type OperationEvent =
+  | {
+      readonly kind: 'step';
+      readonly step: 'check' | 'prepare' | 'install' | 'transition' | 'finish' | 'cleanup';
+      readonly detail: string;
+      readonly atMs: number;
+    }
+  | { readonly kind: 'notice'; readonly text: string; readonly atMs: number }
+  | TransitionEvent;
+
+export interface ApplyOutcome {
+  readonly patch: { readonly id: string; readonly name: string };
+  readonly result: TransitionResult;
+}
+
+export interface ProcessStatus {
+  readonly pid: number;
+  readonly executable: string;
+  readonly patches: readonly PatchStatus[];
+  /** A transition that runs or was left half-done. */
+  readonly transition: TransitionStatus | undefined;
+}
+
+export interface PatchStatus {
+  readonly id: string;
+  readonly name: string;
+  readonly state: 'applying' | 'applied' | 'reverting';
+  readonly forced: boolean;
+  readonly appliedAt: string;
+  readonly functions: readonly {
+    readonly object: string;
+    readonly name: string;
+    readonly oldAddress: string;
+    readonly newAddress: string;
+  }[];
+}
+
+export interface TransitionStatus {
+  readonly patchId: string;
+  readonly direction: 'patch' | 'unpatch';
+  readonly tasks: readonly {
+    readonly tid: number;
+    readonly name: string;
+    readonly state: 'unpatched' | 'patched';
+  }[];
+}
+
+export interface TaskStack {
+  readonly tid: number;
+  readonly name: string;
+  readonly reliable: boolean;
+  /** Reason code and text when unreliable or when the task could not be stopped. */
+  readonly reason: { readonly code: string; readonly detail: string } | undefined;
+  readonly frames: readonly {
+    readonly index: number;
+    readonly address: string;
+    readonly stackPointer: string;
+    readonly symbol: string | undefined;
+    readonly module: string | undefined;
+    /** How the frame was found. */
+    readonly by: string;
+  }[];
+}
+
+export type { StragglerReason };
