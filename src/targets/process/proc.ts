@@ -1,0 +1,141 @@
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { isErrno } from './memory.js';
+
+/** Readers of `/proc/PID` (proc(5)). Each answers undefined when the process or thread is gone. */
+
+export interface Mapping {
+  readonly start: number;
+  readonly end: number;
+  readonly readable: boolean;
+  readonly writable: boolean;
+  readonly executable: boolean;
+  readonly shared: boolean;
+  readonly fileOffset: number;
+  /** `major:minor`, hexadecimal. */
+  readonly device: string;
+  readonly inode: number;
+  /** As the kernel prints it: a path (perhaps ` (deleted)`), `[heap]`, `[vdso]`, or empty. */
+  readonly name: string;
+}
+
+const GONE = ['ENOENT', 'ESRCH'];
+
+function readIfThere(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'latin1');
+  } catch (error) {
+    if (GONE.some((code) => isErrno(error, code))) return undefined;
+    throw error;
+  }
+}
+
+export function readMappings(pid: number): Mapping[] | undefined {
+  const text = readIfThere(`/proc/${pid}/maps`);
+  return text === undefined ? undefined : parseMappings(text);
+}
+
+/** The text of `/proc/PID/maps`; names are decoded as UTF-8 with the kernel's octal escapes left as they are. */
+export function parseMappings(text: string): Mapping[] {
+  const mappings: Mapping[] = [];
+  for (const line of text.split('\n')) {
+    if (line === '') continue;
+    const match = /^([0-9a-f]+)-([0-9a-f]+) (.)(.)(.)(.) ([0-9a-f]+) (\S+) (\d+)\s*(.*)$/.exec(line);
+    if (match === null) continue;
+    const start = Number.parseInt(match[1] as string, 16);
+    // [vsyscall] lies beyond the user half; it is neither readable nor of use here.
+    if (start >= 2 ** 56) continue;
+    mappings.push({
+      start,
+      end: Number.parseInt(match[2] as string, 16),
+      readable: match[3] === 'r',
+      writable: match[4] === 'w',
+      executable: match[5] === 'x',
+      shared: match[6] === 's',
+      fileOffset: Number.parseInt(match[7] as string, 16),
+      device: match[8] as string,
+      inode: Number(match[9]),
+      name: Buffer.from(match[10] as string, 'latin1').toString('utf8'),
+    });
+  }
+  return mappings;
+}
+
+export function listThreads(pid: number): number[] | undefined {
+  try {
+    return readdirSync(`/proc/${pid}/task`).map(Number);
+  } catch (error) {
+    if (GONE.some((code) => isErrno(error, code))) return undefined;
+    throw error;
+  }
+}
+
+export interface ThreadStat {
+  readonly name: string;
+  /** `R` running or runnable, `S` asleep, `D` uninterruptible, `T` stopped, `t` traced, `Z` zombie, `X` dead. */
+  readonly state: string;
+  /** `PF_…` bits (include/linux/sched.h). */
+  readonly flags: number;
+}
+
+export const PF_IO_WORKER = 0x10;
+export const PF_USER_WORKER = 0x4000;
+export const PF_KTHREAD = 0x200000;
+
+export function readThreadStat(pid: number, tid: number): ThreadStat | undefined {
+  const text = readIfThere(`/proc/${pid}/task/${tid}/stat`);
+  if (text === undefined) return undefined;
+  // The name may hold spaces and parentheses: it ends at the last one.
+  const close = text.lastIndexOf(')');
+  const fields = text.slice(close + 2).split(' ');
+  return {
+    name: Buffer.from(text.slice(text.indexOf('(') + 1, close), 'latin1').toString('utf8'),
+    state: fields[0] ?? '?',
+    flags: Number(fields[6] ?? 0),
+  };
+}
+
+/** How often the thread has been given a processor, the third figure of `schedstat`; undefined where not kept. */
+export function readTimeslices(pid: number, tid: number): number | undefined {
+  const text = readIfThere(`/proc/${pid}/task/${tid}/schedstat`);
+  const field = text?.trim().split(' ')[2];
+  return field === undefined ? undefined : Number(field);
+}
+
+/** The number of the system call in which a sleeping thread waits; undefined when it runs or can't be read. */
+export function readBlockingSyscall(pid: number, tid: number): number | undefined {
+  try {
+    const text = readFileSync(`/proc/${pid}/task/${tid}/syscall`, 'latin1');
+    const number = Number(text.split(' ')[0]);
+    return Number.isInteger(number) && number >= 0 ? number : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Fields of `/proc/PID/status` by name. */
+export function readStatus(pid: number): ReadonlyMap<string, string> | undefined {
+  return parseStatus(readIfThere(`/proc/${pid}/status`));
+}
+
+export function readThreadStatus(pid: number, tid: number): ReadonlyMap<string, string> | undefined {
+  return parseStatus(readIfThere(`/proc/${pid}/task/${tid}/status`));
+}
+
+function parseStatus(text: string | undefined): ReadonlyMap<string, string> | undefined {
+  if (text === undefined) return undefined;
+  const fields = new Map<string, string>();
+  for (const line of text.split('\n')) {
+    const colon = line.indexOf(':');
+    if (colon > 0) fields.set(line.slice(0, colon), line.slice(colon + 1).trim());
+  }
+  return fields;
+}
+
+/** What `/proc/PID/exe` points to, for people. */
+export function readExecutablePath(pid: number): string | undefined {
+  try {
+    return readlinkSync(`/proc/${pid}/exe`);
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,275 @@
+import { hex } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import type { ProcessMemory } from './memory.js';
+import * as native from './native.js';
+import type { Mapping } from './proc.js';
+import * as reg from './registers.js';
+import { expectSyscallsAllowed } from './seccomp.js';
+import { SYS_restart_syscall } from './syscalls.js';
+import type { Tracee, Tracer } from './tracer.js';
+import { SIGTRAP } from './wait-status.js';
+
+/**
+ * System calls made by a stopped thread of the target on our behalf.
+ *
+ * The thread must survive our own death at any instant, also between its hijacking and its restoration. So before
+ * its registers are touched, a signal frame with all of them (vector state included) is written below its red zone,
+ * and the `syscall` instruction that it is pointed at is followed by `ret` into the C library's `rt_sigreturn`. If we
+ * vanish, the thread finishes the call, returns into that frame and goes on as if nothing had been. If we don't,
+ * the registers are put back through ptrace and the frame is never used.
+ */
+export class RemoteCaller {
+  readonly #tracer: Tracer;
+  readonly #tracee: Tracee;
+  readonly #landing: Landing;
+  readonly #saved: Buffer;
+  readonly #savedMask: Buffer;
+  readonly #frame: number;
+  readonly #scratch: number;
+  readonly #memory: ProcessMemory;
+  #hijacked = false;
+
+  /**
+   * `tracee` must be stopped. `syscalls` lists every call that will be made: a seccomp filter that would refuse
+   * or kill is found here, before anything is changed.
+   */
+  constructor(
+    tracer: Tracer,
+    tracee: Tracee,
+    memory: ProcessMemory,
+    landing: Landing,
+    syscalls: readonly number[],
+  ) {
+    this.#tracer = tracer;
+    this.#tracee = tracee;
+    this.#memory = memory;
+    this.#landing = landing;
+    expectSyscallsAllowed(tracee, syscalls, landing.syscall);
+    if (!tracer.fetchRegisters(tracee)) throw goneError(tracee);
+    this.#saved = Buffer.from(tracee.registers);
+    this.#savedMask = native.getSignalMask(tracee.tid);
+    const extended = native.getExtendedState(tracee.tid);
+    const stackPointer = reg.readRegister(this.#saved, reg.RSP);
+    // From the top: red zone, scratch bytes for arguments, vector state (64-aligned), frame (16-aligned).
+    this.#scratch = Math.floor((stackPointer - reg.RED_ZONE_BYTES - SCRATCH_BYTES) / 64) * 64;
+    const vector = this.#scratch - Math.ceil((extended.length + 4) / 64) * 64;
+    this.#frame = vector - FRAME_BYTES;
+    const bytes = Buffer.alloc(this.#scratch - this.#frame);
+    encodeSignalFrame(
+      bytes,
+      this.#saved,
+      this.#savedMask,
+      extended,
+      this.#landing.sigreturn,
+      vector,
+      vector - this.#frame,
+    );
+    try {
+      memory.write(this.#frame, bytes);
+    } catch (cause) {
+      throw new LivegraftError(
+        'no-stack-room',
+        `thread ${tracee.tid}: no ${bytes.length} bytes of stack below ${hex(stackPointer)}`,
+        { remedy: 'try again when another thread can be borrowed', details: { tid: tracee.tid }, cause },
+      );
+    }
+  }
+
+  /** Bytes that calls may point to, at most 256, NUL-terminated by the caller where needed. Returns their address. */
+  placeArgument(bytes: Uint8Array): number {
+    if (bytes.length > SCRATCH_BYTES) throw new RangeError('argument is too long');
+    this.#memory.write(this.#scratch, bytes);
+    return this.#scratch;
+  }
+
+  /** Makes one system call; returns its result, negative errno included. Up to six integer arguments. */
+  call(number: number, ...args: readonly number[]): number {
+    const registers = Buffer.from(this.#saved);
+    reg.writeRegister(registers, reg.RAX, number);
+    reg.writeRegister(registers, reg.ORIG_RAX, -1);
+    ARGUMENTS.forEach((index, i) => {
+      reg.writeRegister(registers, index, args[i] ?? 0);
+    });
+    reg.writeRegister(registers, reg.RIP, this.#landing.syscall);
+    reg.writeRegister(registers, reg.RSP, this.#frame);
+    native.setRegisters(this.#tracee.tid, registers);
+    if (!this.#hijacked) {
+      this.#hijacked = true;
+      // Only now: a mask that outlives us in an unhijacked thread would stay for good.
+      native.setSignalMask(this.#tracee.tid, ALL_SIGNALS);
+    }
+    for (let stops = 0; ; stops++) {
+      const stop = this.#tracer.singleStep(this.#tracee, STEP_TIMEOUT_MS);
+      if (this.#tracee.state === 'gone' || !this.#tracer.fetchRegisters(this.#tracee))
+        throw goneError(this.#tracee);
+      const at = reg.readRegister(this.#tracee.registers, reg.RIP);
+      if (stop.kind === 'signalStop' && stop.signal === SIGTRAP && at === this.#landing.syscall + 2) break;
+      // A stop that is not ours came first (a group stop, the rest of an interrupt): step again.
+      if (at !== this.#landing.syscall || stops > 16) {
+        throw new LivegraftError(
+          'remote-call-lost',
+          `thread ${this.#tracee.tid} stopped at ${hex(at)} in a remote call`,
+          {
+            details: { tid: this.#tracee.tid, syscall: number },
+          },
+        );
+      }
+    }
+    return reg.readRegister(this.#tracee.registers, reg.RAX);
+  }
+
+  /** Puts the thread back where it was. Safe to call twice. */
+  restore(): void {
+    if (!this.#hijacked || this.#tracee.state !== 'stopped') return;
+    native.setSignalMask(this.#tracee.tid, this.#savedMask);
+    native.setRegisters(this.#tracee.tid, this.#saved);
+    this.#saved.copy(this.#tracee.registers);
+    this.#hijacked = false;
+    // The step's own SIGTRAP must not be delivered when the thread goes on.
+    this.#tracee.stop = { kind: 'interruptStop' };
+  }
+}
+
+/** Addresses of instructions in the target that a remote call needs. */
+export interface Landing {
+  /** `syscall; ret`. */
+  readonly syscall: number;
+  /** `mov $15, %eax; syscall`: `rt_sigreturn`. */
+  readonly sigreturn: number;
+}
+
+const ARGUMENTS = [reg.RDI, reg.RSI, reg.RDX, reg.R10, reg.R8, reg.R9] as const;
+const ALL_SIGNALS = Buffer.alloc(8, 0xff);
+const SCRATCH_BYTES = 256;
+const STEP_TIMEOUT_MS = 5000;
+
+const SYSCALL_RET = Buffer.from([0x0f, 0x05, 0xc3]);
+const SIGRETURN_FORMS = [
+  Buffer.from([0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05]),
+  Buffer.from([0xb8, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05]),
+];
+
+/** Searches the target's code, the C library first. Throws `no-landing` when it has none. */
+export function findLanding(memory: ProcessMemory, mappings: readonly Mapping[]): Landing {
+  const candidates = mappings
+    .filter((m) => m.executable && m.readable && m.name !== '' && !m.name.startsWith('[vsyscall'))
+    .sort((a, b) => landingRank(a) - landingRank(b));
+  let syscall: number | undefined;
+  let sigreturn: number | undefined;
+  for (const mapping of candidates) {
+    const code = Buffer.alloc(Math.min(mapping.end - mapping.start, MAX_SEARCH_BYTES));
+    const count = memory.read(mapping.start, code);
+    const text = code.subarray(0, count);
+    const call = text.indexOf(SYSCALL_RET);
+    if (syscall === undefined && call >= 0) syscall = mapping.start + call;
+    for (const form of SIGRETURN_FORMS) {
+      const at = text.indexOf(form);
+      if (sigreturn === undefined && at >= 0) sigreturn = mapping.start + at;
+    }
+    if (syscall !== undefined && sigreturn !== undefined) return { syscall, sigreturn };
+  }
+  throw new LivegraftError(
+    'no-landing',
+    `process ${memory.pid}: its code holds no 'syscall; ret' and rt_sigreturn that a borrowed thread could return through`,
+    { remedy: 'livegraft needs a target linked with a common C library (glibc, musl), statically or not' },
+  );
+}
+
+const MAX_SEARCH_BYTES = 64 * 1024 * 1024;
+
+function landingRank(mapping: Mapping): number {
+  return /\/(libc|ld-musl)[.-][^/]*$/.test(mapping.name) ? 0 : 1;
+}
+
+function goneError(tracee: Tracee): LivegraftError {
+  return new LivegraftError('target-gone', `thread ${tracee.tid} ended while it was being borrowed`, {
+    remedy: 'start again with the pid of the running program',
+    details: { tid: tracee.tid },
+  });
+}
+
+/** `struct rt_sigframe` up to the signal mask (arch/x86/include/asm/sigframe.h, uapi/asm/sigcontext.h). */
+const FRAME_BYTES = 320;
+const FP_XSTATE_MAGIC1 = 0x46505853;
+const FP_XSTATE_MAGIC2 = 0x46505845;
+const SW_RESERVED_OFFSET = 464;
+
+function encodeSignalFrame(
+  into: Buffer,
+  registers: Buffer,
+  mask: Buffer,
+  extended: Buffer,
+  sigreturn: number,
+  vectorAddress: number,
+  vectorOffset: number,
+): void {
+  const UC_FLAGS = 8;
+  const UC_STACK_FLAGS = 32;
+  const MCONTEXT = 48;
+  const FPSTATE_POINTER = 232;
+  const SIGMASK = 304;
+  reg.writeRegister(into, 0, sigreturn);
+  // UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
+  into.writeBigUInt64LE(7n, UC_FLAGS);
+  // Invalid on purpose: rt_sigreturn then leaves the alternate stack, which can't be read from outside, as it is.
+  into.writeUInt32LE(0xffff, UC_STACK_FLAGS);
+  const resumed = withSyscallRestarted(registers);
+  MCONTEXT_ORDER.forEach((index, i) => {
+    resumed.copy(into, MCONTEXT + i * 8, index * 8, index * 8 + 8);
+  });
+  const segments = MCONTEXT + MCONTEXT_ORDER.length * 8;
+  into.writeUInt16LE(registers.readUInt16LE(reg.CS * 8), segments);
+  into.writeUInt16LE(registers.readUInt16LE(reg.SS * 8), segments + 6);
+  into.writeBigUInt64LE(BigInt(vectorAddress), FPSTATE_POINTER);
+  mask.copy(into, SIGMASK);
+
+  extended.copy(into, vectorOffset);
+  const software = vectorOffset + SW_RESERVED_OFFSET;
+  const features = extended.readBigUInt64LE(SW_RESERVED_OFFSET);
+  into.writeUInt32LE(FP_XSTATE_MAGIC1, software);
+  into.writeUInt32LE(extended.length + 4, software + 4);
+  into.writeBigUInt64LE(features, software + 8);
+  into.writeUInt32LE(extended.length, software + 16);
+  into.writeUInt32LE(FP_XSTATE_MAGIC2, vectorOffset + extended.length);
+}
+
+const MCONTEXT_ORDER = [
+  reg.R8,
+  reg.R9,
+  reg.R10,
+  reg.R11,
+  reg.R12,
+  reg.R13,
+  reg.R14,
+  reg.R15,
+  reg.RDI,
+  reg.RSI,
+  reg.RBP,
+  reg.RBX,
+  reg.RDX,
+  reg.RAX,
+  reg.RCX,
+  reg.RSP,
+  reg.RIP,
+  reg.EFLAGS,
+] as const;
+
+/**
+ * The registers with an interrupted system call set up to be made again, as the kernel would do on its way out
+ * (arch_do_signal_or_restart): a signal frame has no other way to say "restart". A timed wait starts over, since
+ * rt_sigreturn forgets how much of it was left; only a wait that had been continued before can't be, and ends with EINTR.
+ */
+function withSyscallRestarted(registers: Buffer): Buffer {
+  const result = Buffer.from(registers);
+  const number = reg.readRegister(registers, reg.ORIG_RAX);
+  const outcome = reg.readRegister(registers, reg.RAX);
+  // ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK
+  if (number < 0 || ![-512, -513, -514, -516].includes(outcome)) return result;
+  if (number === SYS_restart_syscall) {
+    reg.writeRegister(result, reg.RAX, -4);
+    return result;
+  }
+  reg.writeRegister(result, reg.RAX, number);
+  reg.writeRegister(result, reg.RIP, reg.readRegister(registers, reg.RIP) - 2);
+  return result;
+}

@@ -1,0 +1,50 @@
+/** System call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl), as far as livegraft makes or knows them. */
+export const SYS_mmap = 9;
+export const SYS_munmap = 11;
+export const SYS_close = 3;
+export const SYS_restart_syscall = 219;
+export const SYS_memfd_create = 319;
+
+/**
+ * Calls that answer EINTR to a stop although no handler runs, and that can be made again with the same arguments:
+ * the list of signal(7), and the socket calls that do so when a timeout is set (`sock_intr_errno`). All of them report
+ * partial work by a count instead, so an EINTR says that nothing was done. `close` is not here: its descriptor is gone.
+ */
+const RESTARTABLE = new Set([
+  0, // read: inotify, sockets with SO_RCVTIMEO, terminals
+  1, // write
+  19, // readv
+  20, // writev
+  42, // connect
+  43, // accept
+  44, // sendto
+  45, // recvfrom
+  46, // sendmsg
+  47, // recvmsg
+  65, // semop
+  128, // rt_sigtimedwait
+  208, // io_getevents
+  220, // semtimedop
+  232, // epoll_wait
+  281, // epoll_pwait
+  288, // accept4
+  299, // recvmmsg
+  307, // sendmmsg
+  333, // io_pgetevents
+  426, // io_uring_enter
+  441, // epoll_pwait2
+]);
+
+export function interruptedSyscallRestarts(number: number): boolean {
+  return RESTARTABLE.has(number);
+}
+
+/**
+ * Calls whose interrupted wait the kernel continues through `restart_syscall` (ERESTART_RESTARTBLOCK): poll,
+ * nanosleep, futex, clock_nanosleep. A thread in one of them is the last choice for remote calls.
+ */
+const RESTART_BLOCK = new Set([7, 35, 202, 230, SYS_restart_syscall]);
+
+export function usesRestartBlock(number: number): boolean {
+  return RESTART_BLOCK.has(number);
+}

@@ -1,0 +1,294 @@
+import { LivegraftError } from '../../base/errors.js';
+import * as native from './native.js';
+import { readStatus, readThreadStat } from './proc.js';
+import { ORIG_RAX, RAX, readRegister } from './registers.js';
+import { interruptedSyscallRestarts } from './syscalls.js';
+import { parseWaitStatus, type WaitEvent } from './wait-status.js';
+
+/** A seized thread. Only the {@link Tracer} changes it. */
+export class Tracee {
+  readonly tid: number;
+  /** The process whose memory it runs in; for a vfork child the parent's. */
+  readonly pid: number;
+  state: 'running' | 'stopped' | 'gone' = 'running';
+  /** What stopped it; meaningful while `state` is `stopped`. */
+  stop: WaitEvent = { kind: 'interruptStop' };
+  /** An interrupt was sent whose stop has not been seen: detaching now would make a system call fail with EINTR. */
+  interruptPending = false;
+  /** How many more system-call stops are wanted. */
+  syscallStopsWanted = 0;
+  readonly registers: Buffer = Buffer.alloc(native.USER_REGS_BYTES);
+
+  constructor(tid: number, pid: number) {
+    this.tid = tid;
+    this.pid = pid;
+  }
+}
+
+export type TracerEvent =
+  | {
+      readonly kind: 'created';
+      readonly tracee: Tracee;
+      readonly parent: Tracee;
+      readonly how: 'thread' | 'process' | 'vfork';
+    }
+  | { readonly kind: 'gone'; readonly tracee: Tracee }
+  /** A system-call boundary of a watched thread; it stays stopped until it is resumed. */
+  | { readonly kind: 'syscallStop'; readonly tracee: Tracee }
+  /** The process replaced its program: every other thread is gone, and nothing of ours is left in it. */
+  | { readonly kind: 'exec'; readonly tracee: Tracee };
+
+const OPTIONS =
+  native.PTRACE_O_TRACESYSGOOD |
+  native.PTRACE_O_TRACEFORK |
+  native.PTRACE_O_TRACEVFORK |
+  native.PTRACE_O_TRACECLONE |
+  native.PTRACE_O_TRACEEXEC;
+
+/** errno's of a system call that the kernel will restart after a stop (include/linux/errno.h). */
+const EINTR = 4;
+const ERESTARTNOHAND = 514;
+
+const sleepCell = new Int32Array(new SharedArrayBuffer(4));
+/** Blocks this thread: for waits too short for a timer. */
+export function sleepSync(ms: number): void {
+  Atomics.wait(sleepCell, 0, 0, ms);
+}
+
+/** Seizes, stops, resumes and releases threads, and turns wait statuses into events. One instance a session. */
+export class Tracer {
+  readonly tracees = new Map<number, Tracee>();
+  /** Called with a new tracee in its very first stop, before it has run any user code. */
+  onCreated: (tracee: Tracee, parent: Tracee, how: 'thread' | 'process' | 'vfork') => void = () => {};
+  #events: TracerEvent[] = [];
+
+  /** Attaches without stopping. Returns undefined when the thread is gone or can't run user code. */
+  seize(pid: number, tid: number): Tracee | undefined {
+    const errno = native.tryPtrace(native.PTRACE_SEIZE, tid, 0, OPTIONS);
+    if (errno === 0) {
+      const tracee = new Tracee(tid, pid);
+      this.tracees.set(tid, tracee);
+      return tracee;
+    }
+    if (errno === native.ESRCH) return undefined;
+    const stat = readThreadStat(pid, tid);
+    if (stat === undefined || stat.state === 'Z' || stat.state === 'X') return undefined;
+    throw seizeError(pid, tid, errno);
+  }
+
+  /** Asks a running thread to stop. Its stop is seen by {@link collect} or {@link poll}. */
+  interrupt(tracee: Tracee): void {
+    if (tracee.state !== 'running' || tracee.interruptPending) return;
+    const errno = native.tryPtrace(native.PTRACE_INTERRUPT, tracee.tid, 0, 0);
+    if (errno === 0) tracee.interruptPending = true;
+    else if (errno === native.ESRCH) this.#check(tracee);
+    else throw new native.PtraceError('PTRACE_INTERRUPT', tracee.tid, errno);
+  }
+
+  /** Waits until the thread is stopped. Returns its state after at most `timeoutMs`. */
+  collect(tracee: Tracee, timeoutMs: number): Tracee['state'] {
+    let deadline = 0;
+    for (let spins = 0; tracee.state === 'running'; spins++) {
+      if (this.#check(tracee)) break;
+      if (spins < 200) continue;
+      // The thread waits for a processor that this loop may be holding.
+      const now = performance.now();
+      if (deadline === 0) deadline = now + timeoutMs;
+      if (now > deadline) break;
+      sleepSync(spins < 400 ? 0.02 : 0.2);
+    }
+    return tracee.state;
+  }
+
+  /** Lets a stopped thread go on, with the signal that stopped it, if one did. */
+  resume(tracee: Tracee): void {
+    if (tracee.state !== 'stopped') return;
+    const { stop } = tracee;
+    tracee.state = 'running';
+    const request =
+      stop.kind === 'groupStop'
+        ? native.PTRACE_LISTEN
+        : tracee.syscallStopsWanted > 0
+          ? native.PTRACE_SYSCALL
+          : native.PTRACE_CONT;
+    const signal = stop.kind === 'signalStop' ? stop.signal : 0;
+    const errno = native.tryPtrace(request, tracee.tid, 0, signal);
+    if (errno === native.ESRCH) this.#check(tracee);
+    else if (errno !== 0) throw new native.PtraceError('resuming', tracee.tid, errno);
+  }
+
+  /**
+   * Lets a stopped thread go for good. With an interrupt still under way it is driven to that stop first: a pending
+   * trap that vanishes with the tracer would surface as an EINTR of the interrupted system call.
+   */
+  detach(tracee: Tracee): void {
+    tracee.syscallStopsWanted = 0;
+    for (let i = 0; tracee.interruptPending && i < 100 && tracee.state !== 'gone'; i++) {
+      this.resume(tracee);
+      this.collect(tracee, 1000);
+    }
+    if (tracee.state === 'gone') return;
+    const signal = tracee.stop.kind === 'signalStop' ? tracee.stop.signal : 0;
+    const errno = native.tryPtrace(native.PTRACE_DETACH, tracee.tid, 0, signal);
+    if (errno !== 0 && errno !== native.ESRCH) {
+      throw new native.PtraceError('PTRACE_DETACH', tracee.tid, errno);
+    }
+    tracee.state = 'gone';
+    this.tracees.delete(tracee.tid);
+  }
+
+  /** Stops what still runs and detaches all. Threads that don't stop in time stay seized until this process ends. */
+  detachAll(timeoutMs: number): void {
+    const all = [...this.tracees.values()];
+    for (const tracee of all) this.interrupt(tracee);
+    for (const tracee of all) if (this.collect(tracee, timeoutMs) === 'stopped') this.detach(tracee);
+    // Children that were created while the others were being stopped.
+    if (this.tracees.size > 0 && [...this.tracees.values()].some((t) => !all.includes(t))) {
+      this.detachAll(timeoutMs);
+    }
+  }
+
+  /** Collects what has happened to running threads since the last call, without waiting. */
+  poll(): readonly TracerEvent[] {
+    for (const tracee of [...this.tracees.values()]) {
+      if (tracee.state === 'running' && this.#check(tracee)) this.#settle(tracee);
+    }
+    const events = this.#events;
+    this.#events = [];
+    return events;
+  }
+
+  /** Fetches the registers of a stopped thread. Returns false when it is gone. */
+  fetchRegisters(tracee: Tracee): boolean {
+    const errno = native.tryGetRegisters(tracee.tid, tracee.registers);
+    if (errno === native.ESRCH) {
+      this.#check(tracee);
+      return false;
+    }
+    if (errno !== 0) throw new native.PtraceError('PTRACE_GETREGS', tracee.tid, errno);
+    return true;
+  }
+
+  /** Runs one instruction of a stopped thread. Returns the stop that followed. */
+  singleStep(tracee: Tracee, timeoutMs: number): WaitEvent {
+    tracee.state = 'running';
+    native.ptrace(native.PTRACE_SINGLESTEP, 'PTRACE_SINGLESTEP', tracee.tid, 0, 0);
+    if (this.collect(tracee, timeoutMs) === 'running') {
+      throw new LivegraftError(
+        'thread-stuck',
+        `thread ${tracee.tid} did not finish one instruction in ${timeoutMs} ms`,
+        {
+          remedy: 'the machine may be overloaded: try again',
+          details: { tid: tracee.tid },
+        },
+      );
+    }
+    return tracee.stop;
+  }
+
+  /** Looks once whether the thread has stopped or ended, and notes it. True when its state changed. */
+  #check(tracee: Tracee): boolean {
+    const status = native.pollWait(tracee.tid);
+    if (status === undefined) return false;
+    if (status === 'none') {
+      this.#markGone(tracee);
+      return true;
+    }
+    const event = parseWaitStatus(status);
+    switch (event.kind) {
+      case 'exited':
+      case 'killed':
+        this.#markGone(tracee);
+        return true;
+      case 'interruptStop':
+      case 'groupStop':
+        tracee.interruptPending = false;
+        tracee.state = 'stopped';
+        tracee.stop = event;
+        this.#keepSyscallRestartable(tracee);
+        return true;
+      case 'cloneStop':
+      case 'forkStop':
+      case 'vforkStop':
+        tracee.state = 'stopped';
+        tracee.stop = event;
+        this.#adopt(tracee, event.kind);
+        return true;
+      case 'execStop':
+        tracee.state = 'stopped';
+        tracee.stop = event;
+        this.#events.push({ kind: 'exec', tracee });
+        return true;
+      case 'syscallStop':
+        tracee.syscallStopsWanted = Math.max(0, tracee.syscallStopsWanted - 1);
+        tracee.state = 'stopped';
+        tracee.stop = event;
+        return true;
+      case 'signalStop':
+        tracee.state = 'stopped';
+        tracee.stop = event;
+        return true;
+    }
+  }
+
+  /** Nobody waits for this stop: report it where it matters, else let the thread go on. */
+  #settle(tracee: Tracee): void {
+    if (tracee.state !== 'stopped') return;
+    if (tracee.stop.kind === 'syscallStop') this.#events.push({ kind: 'syscallStop', tracee });
+    else if (tracee.stop.kind !== 'execStop') this.resume(tracee);
+  }
+
+  #markGone(tracee: Tracee): void {
+    tracee.state = 'gone';
+    this.tracees.delete(tracee.tid);
+    this.#events.push({ kind: 'gone', tracee });
+  }
+
+  #adopt(parent: Tracee, stop: 'cloneStop' | 'forkStop' | 'vforkStop'): void {
+    const tid = native.getEventMessage(parent.tid);
+    const how = stop === 'cloneStop' ? 'thread' : stop === 'forkStop' ? 'process' : 'vfork';
+    const child = new Tracee(tid, how === 'process' ? tid : parent.pid);
+    this.tracees.set(tid, child);
+    // It was attached by the kernel and stops before its first instruction in user mode.
+    if (this.collect(child, 1000) !== 'stopped') return;
+    this.onCreated(child, parent, how);
+    this.#events.push({ kind: 'created', tracee: child, parent, how });
+    this.resume(child);
+  }
+
+  /**
+   * Some system calls answer any wake-up with EINTR, also the one that our stop causes (signal(7), "Interruption of
+   * system calls … by stop signals"). Turned into ERESTARTNOHAND, the kernel itself decides when the thread goes on:
+   * restart where no signal handler runs, EINTR where one does.
+   */
+  #keepSyscallRestartable(tracee: Tracee): void {
+    if (!this.fetchRegisters(tracee)) return;
+    const syscall = readRegister(tracee.registers, ORIG_RAX);
+    if (syscall < 0 || readRegister(tracee.registers, RAX) !== -EINTR) return;
+    if (!interruptedSyscallRestarts(syscall)) return;
+    native.pokeRegister(tracee.tid, RAX, -ERESTARTNOHAND);
+    this.fetchRegisters(tracee);
+  }
+}
+
+function seizeError(pid: number, tid: number, errno: number): LivegraftError {
+  const tracer = Number(readStatus(pid)?.get('TracerPid') ?? 0);
+  if (tracer > 0) {
+    return new LivegraftError('already-traced', `process ${pid} is being traced by process ${tracer}`, {
+      remedy: `stop that tracer (a debugger or strace), then try again`,
+      details: { pid, tracer },
+    });
+  }
+  if (errno === native.EPERM || errno === native.EACCES) {
+    return new LivegraftError(
+      'no-permission',
+      `process ${pid}: thread ${tid} may not be traced by this user`,
+      {
+        remedy:
+          'run livegraft as root (or with CAP_SYS_PTRACE); see also kernel.yama.ptrace_scope and prctl(PR_SET_DUMPABLE)',
+        details: { pid, tid },
+      },
+    );
+  }
+  return new native.PtraceError('PTRACE_SEIZE', tid, errno);
+}
