@@ -1,0 +1,87 @@
+/**
+ * What livegraft knows about its work in a process, kept in that process. Plain JSON: addresses are numbers (user
+ * addresses are exact), bytes are hexadecimal text. A later livegraft needs nothing else but the pid.
+ */
+export interface Registry {
+  readonly slots: SlotArea;
+  /** Oldest first. */
+  readonly patches: readonly RegisteredPatch[];
+  readonly transition: RegisteredTransition | undefined;
+  /** Memory of removed patches that could not be unmapped since something still points into it. */
+  readonly retired: readonly MemoryRange[];
+}
+
+export interface MemoryRange {
+  readonly address: number;
+  readonly sizeBytes: number;
+}
+
+/** Where the state of each task lies: see `src/arch/architecture.ts`, StateSlotLocation. */
+export interface SlotArea extends MemoryRange {
+  readonly kind: 'gsBase' | 'threadPointerTable';
+}
+
+export interface RegisteredPatch {
+  readonly id: string;
+  readonly name: string;
+  /** ISO 8601. */
+  readonly appliedAt: string;
+  readonly state: 'applying' | 'applied' | 'reverting';
+  readonly forced: boolean;
+  readonly image: MemoryRange;
+  /** Readable parts of the image: code first. */
+  readonly text: MemoryRange;
+  readonly ehFrame: MemoryRange | undefined;
+  readonly symbols: readonly { readonly name: string; readonly address: number; readonly sizeBytes: number }[];
+  readonly functions: readonly RegisteredFunction[];
+}
+
+export interface RegisteredFunction {
+  readonly object: string;
+  readonly name: string;
+  /** The original function, in the target's addresses. */
+  readonly old: MemoryRange;
+  /** Parts that were split from it (`f.cold`). */
+  readonly oldParts: readonly MemoryRange[];
+  readonly new: MemoryRange;
+  readonly redirect: Redirect;
+}
+
+export interface Redirect {
+  /** The overwritten bytes at the entry. */
+  readonly site: MemoryRange;
+  /** What the entry holds without this patch: the original bytes, or the jump of the patch below. */
+  readonly below: string;
+  /** Jump to the trampoline, while a transition runs. */
+  readonly choosing: string;
+  /** Jump straight to the new function. */
+  readonly direct: string;
+  /** Five bytes of padding that hold the long jump when `site` has only room for a short one. */
+  readonly hop: Hop | undefined;
+  readonly trampoline: Trampoline;
+}
+
+/** The short jump at the site never changes once it is there; the long one in the padding does. */
+export interface Hop {
+  readonly site: MemoryRange;
+  readonly below: string;
+  readonly choosing: string;
+  readonly direct: string;
+}
+
+export interface Trampoline extends MemoryRange {
+  /** Offset after which the state byte has been read. */
+  readonly stateReadAt: number;
+  /** Where the version below starts: displaced instructions in the trampoline, or an earlier patch's function. */
+  readonly belowEntry: number;
+  /** Displaced instructions: (address of the copy, address of the original), ascending. */
+  readonly displaced: readonly { readonly copy: number; readonly original: number }[];
+}
+
+export interface RegisteredTransition {
+  readonly patchId: string;
+  readonly direction: 'patch' | 'unpatch';
+  readonly model: string;
+  /** `installing`: some entries may choose already. `running`: all do. `finishing`: every task has switched. */
+  readonly phase: 'installing' | 'running' | 'finishing';
+}
