@@ -7,7 +7,6 @@ import * as reg from './registers.js';
 import { expectSyscallsAllowed } from './seccomp.js';
 import { SYS_restart_syscall } from './syscalls.js';
 import type { Tracee, Tracer } from './tracer.js';
-import { SIGTRAP } from './wait-status.js';
 
 /**
  * System calls made by a stopped thread of the target on our behalf.
@@ -98,35 +97,43 @@ export class RemoteCaller {
       // Only now: a mask that outlives us in an unhijacked thread would stay for good.
       native.setSignalMask(this.#tracee.tid, ALL_SIGNALS);
     }
-    for (let stops = 0; ; stops++) {
-      const stop = this.#tracer.singleStep(this.#tracee, STEP_TIMEOUT_MS);
-      if (this.#tracee.state === 'gone' || !this.#tracer.fetchRegisters(this.#tracee))
-        throw goneError(this.#tracee);
-      const at = reg.readRegister(this.#tracee.registers, reg.RIP);
-      if (stop.kind === 'signalStop' && stop.signal === SIGTRAP && at === this.#landing.syscall + 2) break;
-      // A stop that is not ours came first (a group stop, the rest of an interrupt): step again.
-      if (at !== this.#landing.syscall || stops > 16) {
-        throw new LivegraftError(
-          'remote-call-lost',
-          `thread ${this.#tracee.tid} stopped at ${hex(at)} in a remote call`,
-          {
-            details: { tid: this.#tracee.tid, syscall: number },
-          },
-        );
+    // One stop at the entry, one at the exit.
+    for (let entered = false, stops = 0; ; stops++) {
+      const stop = this.#tracer.runToSyscallStop(this.#tracee, STEP_TIMEOUT_MS);
+      if (this.#tracee.state === 'gone' || !this.#tracer.fetchRegisters(this.#tracee)) throw goneError(this.#tracee);
+      if (stop.kind === 'syscallStop') {
+        if (entered) break;
+        entered = true;
+      } else if (stops > 16) {
+        // Stops that are not ours (a group stop, the rest of an interrupt) may come between, but not for ever.
+        const at = hex(reg.readRegister(this.#tracee.registers, reg.RIP));
+        throw new LivegraftError('remote-call-lost', `thread ${this.#tracee.tid} stopped at ${at} in a remote call`, {
+          details: { tid: this.#tracee.tid, syscall: number },
+        });
       }
     }
     return reg.readRegister(this.#tracee.registers, reg.RAX);
   }
 
-  /** Puts the thread back where it was. Safe to call twice. */
+  /**
+   * Puts the thread back where it was. Safe to call twice.
+   *
+   * The kernel restarts an interrupted system call only on its way out of a signal or trap, not out of a system-call
+   * stop. So the thread is led into a trap while it is still hijacked, and gets its registers back there.
+   */
   restore(): void {
     if (!this.#hijacked || this.#tracee.state !== 'stopped') return;
+    this.#tracee.stop = { kind: 'interruptStop' };
+    this.#tracer.interrupt(this.#tracee);
+    for (let stops = 0; this.#tracee.interruptPending && stops < 16; stops++) {
+      this.#tracee.syscallStopsWanted = 0;
+      this.#tracer.resume(this.#tracee);
+      if (this.#tracer.collect(this.#tracee, STEP_TIMEOUT_MS) === 'gone') return;
+    }
     native.setSignalMask(this.#tracee.tid, this.#savedMask);
     native.setRegisters(this.#tracee.tid, this.#saved);
     this.#saved.copy(this.#tracee.registers);
     this.#hijacked = false;
-    // The step's own SIGTRAP must not be delivered when the thread goes on.
-    this.#tracee.stop = { kind: 'interruptStop' };
   }
 }
 

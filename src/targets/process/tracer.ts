@@ -78,7 +78,7 @@ export class Tracer {
 
   /** Asks a running thread to stop. Its stop is seen by {@link collect} or {@link poll}. */
   interrupt(tracee: Tracee): void {
-    if (tracee.state !== 'running' || tracee.interruptPending) return;
+    if (tracee.state === 'gone' || tracee.interruptPending) return;
     const errno = native.tryPtrace(native.PTRACE_INTERRUPT, tracee.tid, 0, 0);
     if (errno === 0) tracee.interruptPending = true;
     else if (errno === native.ESRCH) this.#check(tracee);
@@ -169,19 +169,18 @@ export class Tracer {
     return true;
   }
 
-  /** Runs one instruction of a stopped thread. Returns the stop that followed. */
-  singleStep(tracee: Tracee, timeoutMs: number): WaitEvent {
+  /**
+   * Lets a stopped thread run to its next system-call entry or exit and returns the stop that followed. Never by
+   * single steps: the SIGTRAP of a step is delivered, and kills, when the tracer dies while the thread is stopped at it.
+   */
+  runToSyscallStop(tracee: Tracee, timeoutMs: number): WaitEvent {
     tracee.state = 'running';
-    native.ptrace(native.PTRACE_SINGLESTEP, 'PTRACE_SINGLESTEP', tracee.tid, 0, 0);
+    native.ptrace(native.PTRACE_SYSCALL, 'PTRACE_SYSCALL', tracee.tid, 0, 0);
     if (this.collect(tracee, timeoutMs) === 'running') {
-      throw new LivegraftError(
-        'thread-stuck',
-        `thread ${tracee.tid} did not finish one instruction in ${timeoutMs} ms`,
-        {
-          remedy: 'the machine may be overloaded: try again',
-          details: { tid: tracee.tid },
-        },
-      );
+      throw new LivegraftError('thread-stuck', `thread ${tracee.tid} made no progress in ${timeoutMs} ms`, {
+        remedy: 'the machine may be overloaded: try again',
+        details: { tid: tracee.tid },
+      });
     }
     return tracee.stop;
   }
