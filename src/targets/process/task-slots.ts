@@ -1,0 +1,171 @@
+import { targetAddress } from '../../base/brand.js';
+import type { ProcessMemory } from './memory.js';
+import * as native from './native.js';
+import { FS_BASE, GS_BASE, readRegister } from './registers.js';
+import type { SlotArea } from './registry.js';
+import type { Tracee } from './tracer.js';
+
+/**
+ * The state byte of every thread, in the target's memory, where redirects read it: 0 runs the version below a
+ * redirect, 1 the new one.
+ *
+ * With `gsBase` each thread's GS base points at its own slot, and clone hands it to the child: a new thread has its
+ * parent's state, also when nobody watches. With `threadPointerTable` (for a target that uses GS itself) a table is
+ * keyed by the thread pointer; a thread that is not in it runs the version below.
+ */
+export interface TaskSlots {
+  readonly area: SlotArea;
+  /** Gives a stopped thread a slot of its own with this state. Keeps the slot it has unless another thread has it too. */
+  assign(tracee: Tracee, state: 0 | 1): void;
+  /** The state of a thread that was assigned one; of an unknown one, what redirects would read for it. */
+  stateOf(tracee: Tracee): 0 | 1;
+  /** The thread must be stopped. */
+  setState(tracee: Tracee, state: 0 | 1): void;
+  /** The thread has ended. */
+  release(tracee: Tracee): void;
+  /** Takes the slot from a stopped thread: nothing of ours may read it any more. */
+  giveBack(tracee: Tracee): void;
+}
+
+export const SLOT_BYTES = 16;
+
+/** Slots for this many threads, with room for ones to come. */
+export function slotCount(threads: number): number {
+  return 2 ** Math.ceil(Math.log2(threads * 4 + 512));
+}
+
+export function createTaskSlots(memory: ProcessMemory, area: SlotArea): TaskSlots {
+  return area.kind === 'gsBase' ? new GsBaseSlots(memory, area) : new ThreadPointerSlots(memory, area);
+}
+
+/** Whether the registers show a GS base that is neither unused nor ours. */
+export function usesGsBase(tracee: Tracee, area: SlotArea | undefined): boolean {
+  const base = readRegister(tracee.registers, GS_BASE);
+  if (base === 0) return false;
+  return area === undefined || base < area.address || base >= area.address + area.sizeBytes;
+}
+
+class GsBaseSlots implements TaskSlots {
+  readonly area: SlotArea;
+  readonly #memory: ProcessMemory;
+  readonly #slotOf = new Map<number, number>();
+  readonly #taken = new Set<number>();
+  #next = 0;
+
+  constructor(memory: ProcessMemory, area: SlotArea) {
+    this.#memory = memory;
+    this.area = area;
+  }
+
+  assign(tracee: Tracee, state: 0 | 1): void {
+    const current = readRegister(tracee.registers, GS_BASE);
+    const isOurs = current >= this.area.address && current < this.area.address + this.area.sizeBytes;
+    const slot = isOurs && !this.#taken.has(current) ? current : this.#findFree();
+    this.#taken.add(slot);
+    this.#slotOf.set(tracee.tid, slot);
+    // The state first: from the next instruction on, the thread may read it.
+    this.#memory.write(slot, Uint8Array.of(state));
+    if (slot !== current) native.pokeRegister(tracee.tid, GS_BASE, slot);
+  }
+
+  stateOf(tracee: Tracee): 0 | 1 {
+    const slot = this.#slotOf.get(tracee.tid) ?? readRegister(tracee.registers, GS_BASE);
+    if (slot < this.area.address || slot >= this.area.address + this.area.sizeBytes) return 0;
+    return this.#memory.readExactly(slot, 1)[0] === 0 ? 0 : 1;
+  }
+
+  setState(tracee: Tracee, state: 0 | 1): void {
+    const slot = this.#slotOf.get(tracee.tid);
+    if (slot === undefined) this.assign(tracee, state);
+    else this.#memory.write(slot, Uint8Array.of(state));
+  }
+
+  release(tracee: Tracee): void {
+    const slot = this.#slotOf.get(tracee.tid);
+    if (slot !== undefined) this.#taken.delete(slot);
+    this.#slotOf.delete(tracee.tid);
+  }
+
+  giveBack(tracee: Tracee): void {
+    const base = readRegister(tracee.registers, GS_BASE);
+    if (base >= this.area.address && base < this.area.address + this.area.sizeBytes) {
+      native.pokeRegister(tracee.tid, GS_BASE, 0);
+    }
+    this.release(tracee);
+  }
+
+  #findFree(): number {
+    const count = Math.floor(this.area.sizeBytes / SLOT_BYTES);
+    for (let i = 0; i < count; i++) {
+      const slot = this.area.address + ((this.#next + i) % count) * SLOT_BYTES;
+      if (this.#taken.has(slot)) continue;
+      this.#next = (this.#next + i + 1) % count;
+      return slot;
+    }
+    // More threads than slots: sharing the first would tie two states together, so this must not pass unseen.
+    throw new RangeError(`all ${count} task slots at ${targetAddress(this.area.address)} are taken`);
+  }
+}
+
+/** Bytes of an entry: the thread pointer, then the state. */
+const ENTRY_BYTES = 16;
+
+class ThreadPointerSlots implements TaskSlots {
+  readonly area: SlotArea;
+  readonly #memory: ProcessMemory;
+  readonly #entries: number;
+  readonly #entryOf = new Map<number, number>();
+
+  constructor(memory: ProcessMemory, area: SlotArea) {
+    this.#memory = memory;
+    this.area = area;
+    this.#entries = area.sizeBytes / ENTRY_BYTES;
+  }
+
+  assign(tracee: Tracee, state: 0 | 1): void {
+    const key = readRegister(tracee.registers, FS_BASE);
+    const entry = this.#locate(key);
+    this.#entryOf.set(tracee.tid, entry);
+    this.#memory.write(entry + 8, Uint8Array.of(state));
+    const bytes = Buffer.alloc(8);
+    bytes.writeBigUInt64LE(BigInt(key));
+    this.#memory.write(entry, bytes);
+  }
+
+  stateOf(tracee: Tracee): 0 | 1 {
+    const entry = this.#entryOf.get(tracee.tid) ?? this.#locate(readRegister(tracee.registers, FS_BASE));
+    return this.#memory.readExactly(entry + 8, 1)[0] === 0 ? 0 : 1;
+  }
+
+  setState(tracee: Tracee, state: 0 | 1): void {
+    const entry = this.#entryOf.get(tracee.tid);
+    if (entry === undefined) this.assign(tracee, state);
+    else this.#memory.write(entry + 8, Uint8Array.of(state));
+  }
+
+  /** The entry stays: removing one would break the probe sequences of others. A new thread with this key reuses it. */
+  release(tracee: Tracee): void {
+    this.#entryOf.delete(tracee.tid);
+  }
+
+  giveBack(tracee: Tracee): void {
+    this.release(tracee);
+  }
+
+  /** The entry of a thread pointer, or the free one where it belongs: the probe sequence of the redirect's own code. */
+  #locate(key: number): number {
+    const mask = this.#entries - 1;
+    for (let i = 0, index = threadPointerHash(key, this.#entries); i < this.#entries; i++, index = (index + 1) & mask) {
+      const at = this.area.address + index * ENTRY_BYTES;
+      const found = this.#memory.readExactly(at, 8).readBigUInt64LE(0);
+      if (found === 0n || found === BigInt(key)) return at;
+    }
+    throw new RangeError(`all ${this.#entries} task slots are taken`);
+  }
+}
+
+/** Must equal the hash in the redirect's state test (`src/arch/x86-64`); `entries` is a power of two. */
+export function threadPointerHash(threadPointer: number, entries: number): number {
+  const page = Math.floor(threadPointer / 4096) >>> 0;
+  return (Math.imul(page, 0x9e3779b1) >>> 0) >>> (32 - Math.log2(entries));
+}
