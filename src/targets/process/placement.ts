@@ -39,7 +39,10 @@ export function findFreeRange(
     throw new LivegraftError(
       'no-room',
       `no ${size} bytes of free address space within 2 GiB of the object at ${hex(near.start)}-${hex(near.end)}`,
-      { remedy: 'the process has filled the space around its code; restart it with the fix', details: { sizeBytes: size } },
+      {
+        remedy: 'the process has filled the space around its code; restart it with the fix',
+        details: { sizeBytes: size },
+      },
     );
   }
   return best;

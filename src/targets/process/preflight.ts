@@ -32,10 +32,14 @@ export function expectPatchableProcess(pid: number): void {
     });
   }
   if ((stat.flags & PF_KTHREAD) !== 0) {
-    throw new LivegraftError('kernel-thread', `${pid} (${stat.name}) is a kernel thread: it has no program to patch`, {
-      remedy: 'give the pid of a user process',
-      details: { pid, name: stat.name },
-    });
+    throw new LivegraftError(
+      'kernel-thread',
+      `${pid} (${stat.name}) is a kernel thread: it has no program to patch`,
+      {
+        remedy: 'give the pid of a user process',
+        details: { pid, name: stat.name },
+      },
+    );
   }
   const tracer = Number(status.get('TracerPid') ?? 0);
   if (tracer > 0) {

@@ -1,6 +1,6 @@
-import { crc32 } from '../../base/crc32.js';
-import { decodeText } from '../../base/byte-reader.js';
 import { hex } from '../../base/brand.js';
+import { decodeText } from '../../base/byte-reader.js';
+import { crc32 } from '../../base/crc32.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { ProcessMemory } from './memory.js';
 import type { Mapping } from './proc.js';
@@ -87,6 +87,9 @@ export class RegistryStore {
     if (sizeBytes > COPY_BYTES - HEADER_BYTES) return undefined;
     const text = this.#memory.readExactly(at + HEADER_BYTES, sizeBytes);
     if (crc32(text) !== header.readUInt32LE(20)) return undefined;
-    return { sequence: Number(header.readBigUInt64LE(8)), registry: JSON.parse(decodeText(text)) as Registry };
+    return {
+      sequence: Number(header.readBigUInt64LE(8)),
+      registry: JSON.parse(decodeText(text)) as Registry,
+    };
   }
 }

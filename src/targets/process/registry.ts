@@ -8,7 +8,12 @@ export interface Registry {
   readonly patches: readonly RegisteredPatch[];
   readonly transition: RegisteredTransition | undefined;
   /** Memory of removed patches that could not be unmapped since something still points into it. */
-  readonly retired: readonly MemoryRange[];
+  readonly retired: readonly RetiredImage[];
+}
+
+/** `inUse`: a thread was still inside when the patch was removed. */
+export interface RetiredImage extends MemoryRange {
+  readonly inUse: boolean;
 }
 
 export interface MemoryRange {
@@ -29,10 +34,16 @@ export interface RegisteredPatch {
   readonly state: 'applying' | 'applied' | 'reverting';
   readonly forced: boolean;
   readonly image: MemoryRange;
-  /** Readable parts of the image: code first. */
+  /** New functions and stubs. */
+  readonly code: MemoryRange;
+  /** Code, stubs and trampolines: everything executable. */
   readonly text: MemoryRange;
   readonly ehFrame: MemoryRange | undefined;
-  readonly symbols: readonly { readonly name: string; readonly address: number; readonly sizeBytes: number }[];
+  readonly symbols: readonly {
+    readonly name: string;
+    readonly address: number;
+    readonly sizeBytes: number;
+  }[];
   readonly functions: readonly RegisteredFunction[];
 }
 
@@ -44,6 +55,7 @@ export interface RegisteredFunction {
   /** Parts that were split from it (`f.cold`). */
   readonly oldParts: readonly MemoryRange[];
   readonly new: MemoryRange;
+  readonly newParts: readonly MemoryRange[];
   readonly redirect: Redirect;
 }
 

@@ -100,16 +100,21 @@ export class RemoteCaller {
     // One stop at the entry, one at the exit.
     for (let entered = false, stops = 0; ; stops++) {
       const stop = this.#tracer.runToSyscallStop(this.#tracee, STEP_TIMEOUT_MS);
-      if (this.#tracee.state === 'gone' || !this.#tracer.fetchRegisters(this.#tracee)) throw goneError(this.#tracee);
+      if (this.#tracee.state === 'gone' || !this.#tracer.fetchRegisters(this.#tracee))
+        throw goneError(this.#tracee);
       if (stop.kind === 'syscallStop') {
         if (entered) break;
         entered = true;
       } else if (stops > 16) {
         // Stops that are not ours (a group stop, the rest of an interrupt) may come between, but not for ever.
         const at = hex(reg.readRegister(this.#tracee.registers, reg.RIP));
-        throw new LivegraftError('remote-call-lost', `thread ${this.#tracee.tid} stopped at ${at} in a remote call`, {
-          details: { tid: this.#tracee.tid, syscall: number },
-        });
+        throw new LivegraftError(
+          'remote-call-lost',
+          `thread ${this.#tracee.tid} stopped at ${at} in a remote call`,
+          {
+            details: { tid: this.#tracee.tid, syscall: number },
+          },
+        );
       }
     }
     return reg.readRegister(this.#tracee.registers, reg.RAX);

@@ -155,7 +155,11 @@ class ThreadPointerSlots implements TaskSlots {
   /** The entry of a thread pointer, or the free one where it belongs: the probe sequence of the redirect's own code. */
   #locate(key: number): number {
     const mask = this.#entries - 1;
-    for (let i = 0, index = threadPointerHash(key, this.#entries); i < this.#entries; i++, index = (index + 1) & mask) {
+    for (
+      let i = 0, index = threadPointerHash(key, this.#entries);
+      i < this.#entries;
+      i++, index = (index + 1) & mask
+    ) {
       const at = this.area.address + index * ENTRY_BYTES;
       const found = this.#memory.readExactly(at, 8).readBigUInt64LE(0);
       if (found === 0n || found === BigInt(key)) return at;

@@ -1,0 +1,86 @@
+import { hex } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import type { ProcessMemory } from './memory.js';
+import { fromHex } from './redirect-plan.js';
+import type { MemoryRange, Redirect, RegisteredFunction } from './registry.js';
+
+/** What a function's entry can hold with respect to one patch. */
+export type EntryState = 'below' | 'choosing' | 'direct';
+
+interface EntryWrite {
+  readonly function: string;
+  readonly site: MemoryRange;
+  readonly bytes: Buffer;
+}
+
+/**
+ * The writes that bring every entry to `to`, those that hold it already left out. Where a short jump goes through
+ * padding, the padding is written first when the jump appears and last when it disappears.
+ */
+export function planEntryWrites(
+  memory: ProcessMemory,
+  functions: readonly RegisteredFunction[],
+  to: EntryState,
+): readonly EntryWrite[] {
+  const writes: EntryWrite[] = [];
+  for (const { name, redirect } of functions) {
+    const site = expectKnownEntry(memory, name, redirect.site, redirect, to);
+    const hop =
+      redirect.hop === undefined
+        ? undefined
+        : expectKnownEntry(memory, name, redirect.hop.site, redirect.hop, to);
+    for (const write of to === 'below' ? [site, hop] : [hop, site])
+      if (write !== undefined) writes.push(write);
+  }
+  return writes;
+}
+
+/** The bytes that no thread may be in the middle of while `writes` happen. */
+export function isInsideWrites(writes: readonly EntryWrite[], address: number): boolean {
+  return writes.some(({ site }) => address > site.address && address < site.address + site.sizeBytes);
+}
+
+/** Writes all entries, or puts back what it has written and throws. No thread may run the target's code meanwhile. */
+export function writeEntries(memory: ProcessMemory, writes: readonly EntryWrite[]): void {
+  const undo: { readonly at: number; readonly bytes: Buffer }[] = [];
+  try {
+    for (const { site, bytes } of writes) {
+      const before = memory.readExactly(site.address, site.sizeBytes);
+      undo.unshift({ at: site.address, bytes: before });
+      memory.write(site.address, bytes);
+    }
+  } catch (cause) {
+    for (const { at, bytes } of undo) memory.write(at, bytes);
+    throw new LivegraftError(
+      'entry-unwritable',
+      `process ${memory.pid}: an entry could not be written; all are as before`,
+      {
+        remedy: 'check that the program does not lock its own code (a sealed mapping, mseal(2))',
+        cause,
+      },
+    );
+  }
+}
+
+/** Undefined when the entry holds the wanted bytes; throws when it holds something that is not of this patch. */
+function expectKnownEntry(
+  memory: ProcessMemory,
+  name: string,
+  site: MemoryRange,
+  states: Pick<Redirect, EntryState>,
+  to: EntryState,
+): EntryWrite | undefined {
+  const now = memory.readExactly(site.address, site.sizeBytes).toString('hex');
+  if (now === states[to]) return undefined;
+  if (now !== states.below && now !== states.choosing && now !== states.direct) {
+    throw new LivegraftError(
+      'entry-changed',
+      `function ${name}: its entry at ${hex(site.address)} holds ${now}, which livegraft did not put there (expected ${states.below})`,
+      {
+        remedy: 'another tool has changed the code (a debugger, a probe): remove it first',
+        details: { function: name, address: hex(site.address), found: now, expected: states.below },
+      },
+    );
+  }
+  return { function: name, site, bytes: fromHex(states[to]) };
+}

@@ -1,0 +1,95 @@
+import { ProcessMemory } from './memory.js';
+import { listThreads, PF_IO_WORKER, PF_USER_WORKER, readThreadStat } from './proc.js';
+import type { RegisteredPatch, RegisteredTransition, Registry } from './registry.js';
+import { RegistryStore } from './registry-store.js';
+import type { StackInspector } from './stack-inspector.js';
+import { TaskRecord } from './task-record.js';
+import { createTaskSlots, type TaskSlots } from './task-slots.js';
+import type { Tracee, Tracer } from './tracer.js';
+
+/** One address space that carries the registry: the process itself, or a child that it forked in mid-transition. */
+export class ProcessSpace {
+  readonly pid: number;
+  readonly isFork: boolean;
+  readonly memory: ProcessMemory;
+  readonly inspector: StackInspector;
+  readonly store: RegistryStore;
+  readonly slots: TaskSlots;
+  readonly tasks = new Map<number, TaskRecord>();
+  registry: Registry;
+
+  constructor(options: {
+    readonly pid: number;
+    readonly memory: ProcessMemory;
+    readonly inspector: StackInspector;
+    readonly registryAddress: number;
+    readonly registry: Registry;
+    readonly isFork: boolean;
+  }) {
+    this.pid = options.pid;
+    this.memory = options.memory;
+    this.inspector = options.inspector;
+    this.isFork = options.isFork;
+    this.registry = options.registry;
+    this.store = new RegistryStore(options.memory, options.registryAddress);
+    // Learns which copy is the older one.
+    this.store.read();
+    this.slots = createTaskSlots(options.memory, options.registry.slots);
+  }
+
+  /** The same space in a child that fork has just copied from this one. */
+  fork(pid: number): ProcessSpace {
+    const memory = new ProcessMemory(pid);
+    return new ProcessSpace({
+      pid,
+      memory,
+      inspector: this.inspector.forProcess(pid, memory),
+      registryAddress: this.store.address,
+      registry: this.registry,
+      isFork: true,
+    });
+  }
+
+  adopt(tracee: Tracee): TaskRecord {
+    const record = new TaskRecord(this, tracee);
+    this.tasks.set(tracee.tid, record);
+    return record;
+  }
+
+  updateRegistry(change: Partial<Registry>): void {
+    this.registry = { ...this.registry, ...change };
+    this.store.write(this.registry);
+  }
+
+  setTransition(transition: RegisteredTransition | undefined): void {
+    this.updateRegistry({ transition });
+  }
+
+  updatePatch(id: string, change: Partial<RegisteredPatch>): void {
+    this.updateRegistry({
+      patches: this.registry.patches.map((patch) => (patch.id === id ? { ...patch, ...change } : patch)),
+    });
+  }
+}
+
+/**
+ * Seizes every thread of a process that can run user code. New threads appear while this goes on, and those that
+ * seized threads create attach by themselves, so it repeats until a pass finds nothing new.
+ */
+export function seizeAllThreads(tracer: Tracer, pid: number): void {
+  for (;;) {
+    let found = 0;
+    for (const tid of listThreads(pid) ?? []) {
+      if (tracer.tracees.has(tid) || !canRunUserCode(pid, tid)) continue;
+      if (tracer.seize(pid, tid) !== undefined) found++;
+    }
+    if (found === 0) return;
+  }
+}
+
+/** io_uring workers are listed among the threads, refuse to be traced, and never leave the kernel. */
+function canRunUserCode(pid: number, tid: number): boolean {
+  const stat = readThreadStat(pid, tid);
+  if (stat === undefined || stat.state === 'Z' || stat.state === 'X') return false;
+  return (stat.flags & (PF_IO_WORKER | PF_USER_WORKER)) === 0;
+}

@@ -1,0 +1,445 @@
+import { LivegraftError } from '../../base/errors.js';
+import type {
+  Direction,
+  PatchState,
+  StragglerReason,
+  SwitchOutcome,
+  TargetEvent,
+  TaskId,
+  TaskInfo,
+  TransitionTarget,
+} from '../../engine/target.js';
+import { type EntryState, isInsideWrites, planEntryWrites, writeEntries } from './entry-writer.js';
+import { readThreadStat, readTimeslices } from './proc.js';
+import { type ProcessSpace, seizeAllThreads } from './process-space.js';
+import { RIP, readRegister } from './registers.js';
+import type { MemoryRange, RegisteredPatch } from './registry.js';
+import type { TaskRecord } from './task-record.js';
+import { sleepSync, type Tracee, type Tracer, type TracerEvent } from './tracer.js';
+import { leaveTrampoline, rangesBelow } from './trampolines.js';
+
+const STOP_TIMEOUT_MS = 300;
+const STOP_ALL_ATTEMPTS = 20;
+/** System-call stops that a refused thread is watched for: a restarted call's entry and exit, and the next ones. */
+const WATCHED_STOPS = 6;
+
+/** One patch's transition in one process and the children that it forks meanwhile. */
+export class ProcessTransition implements TransitionTarget {
+  readonly name: string;
+  readonly #tracer: Tracer;
+  readonly #spaces: ProcessSpace[];
+  readonly #patchId: string;
+  readonly #model: string;
+  #direction: Direction;
+  #events: TargetEvent[] = [];
+  /** Threads that are stopped since the install and wait for their first look. */
+  readonly #held = new Set<TaskRecord>();
+  #goneError: LivegraftError | undefined;
+
+  constructor(tracer: Tracer, space: ProcessSpace, patchId: string, direction: Direction, model: string) {
+    this.#tracer = tracer;
+    this.#spaces = [space];
+    this.#patchId = patchId;
+    this.#direction = direction;
+    this.#model = model;
+    this.name = `process ${space.pid}`;
+    for (const tracee of tracer.tracees.values()) space.adopt(tracee);
+    tracer.onCreated = (tracee, parent, how) => this.#adoptCreated(tracee, parent, how);
+  }
+
+  get spaces(): readonly ProcessSpace[] {
+    return this.#spaces;
+  }
+
+  install(direction: Direction): void {
+    this.#direction = direction;
+    const [space] = this.#spaces as [ProcessSpace];
+    const resumed = space.registry.transition?.phase === 'running';
+    if (!resumed) space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
+    seizeAllThreads(this.#tracer, space.pid);
+    for (const tracee of this.#tracer.tracees.values()) if (!space.tasks.has(tracee.tid)) space.adopt(tracee);
+
+    const from = direction === 'patch' ? 0 : 1;
+    const runners = this.#stopAll(space, 'choosing', (record) => {
+      // A resumed transition keeps what threads have; so does one whose entries choose already.
+      space.slots.assign(record.tracee, resumed ? space.slots.stateOf(record.tracee) : from);
+    });
+    for (const record of runners) this.#tracer.resume(record.tracee);
+    for (const record of space.tasks.values()) {
+      if (record.tracee.state === 'stopped') this.#held.add(record);
+    }
+    space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
+  }
+
+  tasks(): readonly TaskInfo[] {
+    this.#pump();
+    const infos: TaskInfo[] = [];
+    for (const space of this.#spaces) {
+      const held = [...space.tasks.values()].filter((record) => this.#held.has(record));
+      const others = [...space.tasks.values()].filter((record) => !this.#held.has(record));
+      for (const record of [...held, ...others]) infos.push(this.#infoOf(record));
+    }
+    return infos;
+  }
+
+  trySwitch(task: TaskId, to: 'unpatched' | 'patched', check: 'checked' | 'unchecked'): SwitchOutcome {
+    const record = this.#find(task);
+    if (record === undefined || record.tracee.state === 'gone') return this.#goneOutcome(record);
+    const { tracee, space } = record;
+    const timeslices = readTimeslices(space.pid, tracee.tid);
+    if (tracee.state === 'running') {
+      if (record.refusal !== undefined && !record.mayHaveMoved(performance.now())) {
+        return { kind: 'refused', reason: record.refusal.reason };
+      }
+      this.#tracer.interrupt(tracee);
+      if (this.#tracer.collect(tracee, STOP_TIMEOUT_MS) === 'running') {
+        return this.#refuse(record, unstoppable(record), timeslices);
+      }
+    }
+    if ((tracee.state as Tracee['state']) === 'gone' || !this.#tracer.fetchRegisters(tracee)) {
+      return this.#goneOutcome(record);
+    }
+    const reason = check === 'unchecked' ? undefined : this.#checkStack(record);
+    if (reason !== undefined) {
+      tracee.syscallStopsWanted =
+        tracee.stop.kind === 'syscallStop' ? tracee.syscallStopsWanted : WATCHED_STOPS;
+      this.#release(record);
+      return this.#refuse(record, reason, timeslices);
+    }
+    space.slots.setState(tracee, to === 'patched' ? 1 : 0);
+    record.refusal = undefined;
+    tracee.syscallStopsWanted = 0;
+    this.#release(record);
+    return { kind: 'switched' };
+  }
+
+  trySwitchAll(
+    to: 'unpatched' | 'patched',
+    check: 'checked' | 'unchecked',
+  ): { switched: true } | { switched: false; refusals: ReadonlyMap<TaskId, StragglerReason> } {
+    const refusals = new Map<TaskId, StragglerReason>();
+    const stopped: TaskRecord[] = [];
+    for (const space of this.#spaces) {
+      for (const record of this.#stopTogether(space)) {
+        stopped.push(record);
+        if (record.tracee.state === 'running') refusals.set(record.id, unstoppable(record));
+        else if (record.tracee.state === 'stopped' && this.#tracer.fetchRegisters(record.tracee)) {
+          const reason = check === 'unchecked' ? this.#decidedReason(record) : this.#checkStack(record);
+          if (reason !== undefined) refusals.set(record.id, reason);
+        }
+      }
+    }
+    if (refusals.size === 0) {
+      for (const record of stopped) {
+        if (record.tracee.state === 'stopped')
+          record.space.slots.setState(record.tracee, to === 'patched' ? 1 : 0);
+      }
+    }
+    for (const record of stopped) this.#release(record);
+    return refusals.size === 0 ? { switched: true } : { switched: false, refusals };
+  }
+
+  /** Refused threads are resumed up to their next system-call stops as it is; see {@link WATCHED_STOPS}. */
+  watchTask(task: TaskId): boolean {
+    return this.#find(task) !== undefined;
+  }
+
+  async waitForEvents(timeoutMs: number): Promise<readonly TargetEvent[]> {
+    const until = performance.now() + timeoutMs;
+    for (;;) {
+      this.#pump();
+      if (this.#events.length > 0 || performance.now() >= until) break;
+      // Yields to the event loop, where signals of the operator and the live view wait.
+      await new Promise((resolve) => setTimeout(resolve, Math.min(1, until - performance.now())));
+    }
+    const events = this.#events;
+    this.#events = [];
+    return events;
+  }
+
+  reverse(direction: Direction): void {
+    this.#direction = direction;
+    for (const space of this.#spaces) {
+      space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
+      for (const record of space.tasks.values()) record.refusal = undefined;
+    }
+  }
+
+  finish(direction: Direction): void {
+    this.#direction = direction;
+    const entry: EntryState = direction === 'patch' ? 'direct' : 'below';
+    for (const space of this.#spaces) {
+      space.setTransition({ ...this.#transitionEntry(), phase: 'finishing' });
+      const runners = this.#stopAll(space, entry, () => {});
+      const release = (record: TaskRecord) => {
+        leaveTrampoline(record.tracee, this.#patchOf(space), space.slots.area, direction);
+        space.slots.giveBack(record.tracee);
+        this.#tracer.detach(record.tracee);
+      };
+      const all = [...space.tasks.values()].filter((record) => record.tracee.state === 'stopped');
+      const sleepers = all.filter((record) => !runners.includes(record));
+      const mayStillRun = direction === 'unpatch' ? all.filter((record) => this.#isInImage(record)) : [];
+      for (const record of [...runners, ...sleepers]) release(record);
+      this.#record(space, direction, mayStillRun.length > 0);
+    }
+  }
+
+  /** Puts every thread back under its own steam, whatever happened. */
+  releaseAll(): void {
+    this.#held.clear();
+    this.#tracer.detachAll(1000);
+  }
+
+  #record(space: ProcessSpace, direction: Direction, imageInUse: boolean): void {
+    if (direction === 'patch') {
+      space.updatePatch(this.#patchId, { state: 'applied' });
+      space.setTransition(undefined);
+      return;
+    }
+    const patch = this.#patchOf(space);
+    space.updateRegistry({
+      patches: space.registry.patches.filter((other) => other.id !== this.#patchId),
+      transition: undefined,
+      retired: [...space.registry.retired, { ...patch.image, inUse: imageInUse }],
+    });
+  }
+
+  #isInImage(record: TaskRecord): boolean {
+    const { image } = this.#patchOf(record.space);
+    return record.space.inspector.check(record.tracee, [image]) !== undefined;
+  }
+
+  /**
+   * Stops every thread of a space and brings its entries to `state`. Sleeping threads are stopped first, while the
+   * others run on; these are stopped last and are returned, still stopped, to be let go at once.
+   */
+  #stopAll(
+    space: ProcessSpace,
+    state: EntryState,
+    whenStopped: (record: TaskRecord) => void,
+  ): readonly TaskRecord[] {
+    const patch = this.#patchOf(space);
+    for (let attempt = 0; attempt < STOP_ALL_ATTEMPTS; attempt++) {
+      this.#expectAlive();
+      const known = new Set<number>();
+      const runners: TaskRecord[] = [];
+      const sleepers: TaskRecord[] = [];
+      for (const record of space.tasks.values()) {
+        known.add(record.tracee.tid);
+        const isRunning =
+          record.tracee.state === 'running' && readThreadStat(space.pid, record.tracee.tid)?.state === 'R';
+        (isRunning ? runners : sleepers).push(record);
+      }
+      const late = this.#stopThese(sleepers, whenStopped);
+      const writes = planEntryWrites(space.memory, patch.functions, state);
+      late.push(...this.#stopThese(runners, whenStopped));
+      const stopped = [...sleepers, ...runners].filter((record) => record.tracee.state === 'stopped');
+      const isNew = [...space.tasks.keys()].some((tid) => !known.has(tid));
+      const inside = stopped.some((r) => isInsideWrites(writes, readRegister(r.tracee.registers, RIP)));
+      if (late.length === 0 && !isNew && !inside) {
+        writeEntries(space.memory, writes);
+        return runners;
+      }
+      for (const record of stopped) this.#release(record);
+      sleepSync(attempt < 5 ? 0.2 : 5);
+    }
+    throw new LivegraftError(
+      'install-timeout',
+      `${this.name}: its threads could not all be stopped outside of the bytes to change, in ${STOP_ALL_ATTEMPTS} tries`,
+      {
+        remedy:
+          'a thread may be in uninterruptible sleep (a vfork parent, a hanging disk): see livegraft stack --pid, and try again',
+        details: { pid: space.pid },
+      },
+    );
+  }
+
+  /** Interrupts all, then waits for each. Returns those that did not stop in time. */
+  #stopThese(records: readonly TaskRecord[], whenStopped: (record: TaskRecord) => void): TaskRecord[] {
+    for (const record of records)
+      if (record.tracee.state === 'running') this.#tracer.interrupt(record.tracee);
+    const late: TaskRecord[] = [];
+    for (const record of records) {
+      if (this.#tracer.collect(record.tracee, STOP_TIMEOUT_MS) === 'running') late.push(record);
+      else if (record.tracee.state === 'stopped' && this.#tracer.fetchRegisters(record.tracee))
+        whenStopped(record);
+    }
+    return late;
+  }
+
+  #stopTogether(space: ProcessSpace): TaskRecord[] {
+    for (;;) {
+      const records = [...space.tasks.values()];
+      const late = this.#stopThese(records, () => {});
+      if (late.length > 0 || records.length === space.tasks.size) return records;
+    }
+  }
+
+  #checkStack(record: TaskRecord): StragglerReason | undefined {
+    return (
+      this.#decidedReason(record) ??
+      record.space.inspector.check(record.tracee, this.#leavingRanges(record.space))
+    );
+  }
+
+  /** A thread between the reading of its state and the jump that follows has decided already. */
+  #decidedReason(record: TaskRecord): StragglerReason | undefined {
+    const ip = readRegister(record.tracee.registers, RIP);
+    for (const { name, redirect } of this.#patchOf(record.space).functions) {
+      const { address, belowEntry } = redirect.trampoline;
+      if (ip > address && ip < belowEntry) {
+        return {
+          kind: 'busy',
+          function: name,
+          frame: 0,
+          frames: record.space.inspector.report(record.tracee),
+        };
+      }
+    }
+    return undefined;
+  }
+
+  /** Everything that a switched thread must not return into: the versions that this direction takes away. */
+  #leavingRanges(space: ProcessSpace): readonly MemoryRange[] {
+    const patch = this.#patchOf(space);
+    if (this.#direction === 'unpatch') return [patch.code];
+    return rangesBelow(space.registry, patch);
+  }
+
+  #patchOf(space: ProcessSpace): RegisteredPatch {
+    const patch = space.registry.patches.find((p) => p.id === this.#patchId);
+    if (patch === undefined) throw new Error(`patch ${this.#patchId} is not in the registry`);
+    return patch;
+  }
+
+  #transitionEntry() {
+    return { patchId: this.#patchId, direction: this.#direction, model: this.#model };
+  }
+
+  #find(task: TaskId): TaskRecord | undefined {
+    for (const space of this.#spaces) {
+      for (const record of space.tasks.values()) if (record.id === task) return record;
+    }
+    return undefined;
+  }
+
+  #infoOf(record: TaskRecord): TaskInfo {
+    const state: PatchState = record.space.slots.stateOf(record.tracee) === 1 ? 'patched' : 'unpatched';
+    return { id: record.id, name: record.name, state };
+  }
+
+  #release(record: TaskRecord): void {
+    this.#held.delete(record);
+    this.#tracer.resume(record.tracee);
+  }
+
+  #refuse(record: TaskRecord, reason: StragglerReason, timeslices: number | undefined): SwitchOutcome {
+    record.noteRefusal(reason, timeslices, performance.now());
+    return { kind: 'refused', reason };
+  }
+
+  #goneOutcome(record: TaskRecord | undefined): SwitchOutcome {
+    if (record !== undefined) this.#forget(record);
+    return { kind: 'gone' };
+  }
+
+  #forget(record: TaskRecord): void {
+    record.space.slots.release(record.tracee);
+    record.space.tasks.delete(record.tracee.tid);
+    this.#held.delete(record);
+  }
+
+  #adoptCreated(tracee: Tracee, parent: Tracee, how: 'thread' | 'process' | 'vfork'): void {
+    // A vfork child runs on its parent's memory and stack, in its parent's slot, until it executes a program.
+    if (how === 'vfork') return;
+    const parentRecord = this.#recordOf(parent);
+    if (parentRecord === undefined) return;
+    let { space } = parentRecord;
+    if (how === 'process') {
+      space = space.fork(tracee.pid);
+      this.#spaces.push(space);
+    }
+    const record = space.adopt(tracee);
+    if (!this.#tracer.fetchRegisters(tracee)) return;
+    // Rule 2: it has the state of its parent at this instant.
+    space.slots.assign(tracee, parentRecord.space.slots.stateOf(parent));
+    this.#events.push({ kind: 'taskCreated', task: this.#infoOf(record), parent: parentRecord.id });
+  }
+
+  #recordOf(tracee: Tracee): TaskRecord | undefined {
+    for (const space of this.#spaces) {
+      const record = space.tasks.get(tracee.tid);
+      if (record?.tracee === tracee) return record;
+    }
+    return undefined;
+  }
+
+  #pump(): void {
+    for (const event of this.#tracer.poll()) this.#note(event);
+    this.#expectAlive();
+  }
+
+  #note(event: TracerEvent): void {
+    const record = this.#recordOf(event.tracee);
+    switch (event.kind) {
+      case 'created':
+        return;
+      case 'gone':
+        if (record === undefined) return;
+        this.#forget(record);
+        this.#events.push({ kind: 'taskExited', task: record.id });
+        this.#dropEmptySpaces();
+        return;
+      case 'syscallStop':
+        if (record === undefined) this.#tracer.resume(event.tracee);
+        else this.#events.push({ kind: 'taskMoved', task: record.id });
+        return;
+      case 'exec':
+        this.#noteExec(event.tracee, record);
+        return;
+    }
+  }
+
+  #noteExec(tracee: Tracee, record: TaskRecord | undefined): void {
+    if (record !== undefined) {
+      const { space } = record;
+      for (const other of [...space.tasks.values()]) {
+        this.#forget(other);
+        this.#events.push({ kind: 'taskExited', task: other.id });
+      }
+      if (!space.isFork) {
+        this.#goneError = new LivegraftError('target-replaced', `${this.name} has executed another program`, {
+          remedy: 'nothing of the patch is left in it; build a patch for the new program if it needs one',
+          details: { pid: space.pid },
+        });
+      }
+    }
+    this.#tracer.detach(tracee);
+    this.#dropEmptySpaces();
+  }
+
+  #dropEmptySpaces(): void {
+    for (const space of [...this.#spaces]) {
+      if (space.tasks.size > 0) continue;
+      if (space.isFork) {
+        this.#spaces.splice(this.#spaces.indexOf(space), 1);
+        space.memory.close();
+      } else {
+        this.#goneError ??= new LivegraftError('target-gone', `${this.name} has ended`, {
+          remedy: 'nothing was left behind; give the pid of a running process',
+          details: { pid: space.pid },
+        });
+      }
+    }
+  }
+
+  #expectAlive(): void {
+    if (this.#goneError !== undefined) throw this.#goneError;
+  }
+}
+
+function unstoppable(record: TaskRecord): StragglerReason {
+  const state = readThreadStat(record.space.pid, record.tracee.tid)?.state ?? '?';
+  const why = state === 'D' ? 'it is in uninterruptible sleep' : `it is in state ${state}`;
+  return { kind: 'unstoppable', detail: `did not stop within ${STOP_TIMEOUT_MS} ms: ${why}` };
+}

@@ -1,0 +1,129 @@
+import type { Redirector, RedirectSite, StateSlotLocation } from '../../arch/architecture.js';
+import { hex } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import type { MemoryRange, Redirect, RegisteredFunction, SlotArea } from './registry.js';
+import { SLOT_BYTES } from './task-slots.js';
+
+/** Room for one trampoline: the longest state test, displaced instructions at their longest, the jump back. */
+export const TRAMPOLINE_BYTES = 256;
+
+export interface RedirectRequest {
+  readonly name: string;
+  /** The original function in the target's addresses. */
+  readonly old: MemoryRange;
+  readonly newAddress: number;
+  /** Original code around the function, as the file has it; `code[functionStart]` is its first byte. */
+  readonly code: Uint8Array;
+  readonly functionStart: number;
+  /** Where the trampoline goes: {@link TRAMPOLINE_BYTES} of the patch's own code memory. */
+  readonly trampoline: number;
+  readonly slots: SlotArea;
+  /** The newest version before this one, when an earlier patch has redirected the function already. */
+  readonly earlier: RegisteredFunction | undefined;
+}
+
+export interface PlannedRedirect {
+  readonly redirect: Redirect;
+  readonly trampolineBytes: Uint8Array;
+}
+
+/** Decides how one function's entry is redirected. Throws `not-redirectable` naming the function and why. */
+export function planRedirect(redirector: Redirector, request: RedirectRequest): PlannedRedirect {
+  const { old, code, functionStart, trampoline, earlier } = request;
+  const refuse = (why: string): never => {
+    throw new LivegraftError(
+      'not-redirectable',
+      `function ${request.name} at ${hex(old.address)} can't be redirected: ${why}`,
+      {
+        remedy: 'leave it out of the patch, or patch its callers instead',
+        details: { function: request.name, address: hex(old.address), why },
+      },
+    );
+  };
+  const chosen = redirector.chooseSite(code, functionStart, old.sizeBytes, old.address);
+  if ('refused' in chosen) return refuse(chosen.refused);
+  const test = redirector.encodeStateTest(trampoline, request.newAddress, slotLocation(request.slots));
+  const belowEntry = trampoline + test.bytes.length;
+
+  let below: Uint8Array;
+  let displaced: { copy: number; original: number }[] = [];
+  if (earlier === undefined) {
+    const copy = redirector.displace(code, functionStart, chosen, old.address, belowEntry);
+    if ('refused' in copy) return refuse(copy.refused);
+    below = copy.bytes;
+    displaced = copy.map.map((pair) => ({
+      copy: belowEntry + pair.copy,
+      original: old.address + pair.original,
+    }));
+  } else {
+    below = redirector.encodeJump(belowEntry, earlier.new.address, 5);
+  }
+  const trampolineBytes = new Uint8Array(test.bytes.length + below.length);
+  trampolineBytes.set(test.bytes);
+  trampolineBytes.set(below, test.bytes.length);
+  if (trampolineBytes.length > TRAMPOLINE_BYTES) return refuse('its first instructions are too long to move');
+
+  return {
+    trampolineBytes,
+    redirect: {
+      ...encodeEntry(redirector, request, chosen),
+      trampoline: {
+        address: trampoline,
+        sizeBytes: trampolineBytes.length,
+        stateReadAt: test.stateReadAt,
+        belowEntry,
+        displaced,
+      },
+    },
+  };
+}
+
+function encodeEntry(
+  redirector: Redirector,
+  request: RedirectRequest,
+  site: RedirectSite,
+): Omit<Redirect, 'trampoline'> {
+  const { old, code, functionStart, earlier } = request;
+  const siteAddress = old.address + site.offset;
+  const original = (offset: number, sizeBytes: number) =>
+    toHex(code.subarray(functionStart + offset, functionStart + offset + sizeBytes));
+  const jumps = (at: number) => ({
+    choosing: toHex(redirector.encodeJump(at, request.trampoline, 5)),
+    direct: toHex(redirector.encodeJump(at, request.newAddress, 5)),
+  });
+  if (site.hopOffset === undefined) {
+    return {
+      site: { address: siteAddress, sizeBytes: 5 },
+      below: earlier?.redirect.direct ?? original(site.offset, 5),
+      ...jumps(siteAddress),
+      hop: undefined,
+    };
+  }
+  const hopAddress = old.address + site.hopOffset;
+  const short = toHex(redirector.encodeJump(siteAddress, hopAddress, 2));
+  return {
+    site: { address: siteAddress, sizeBytes: 2 },
+    below: earlier?.redirect.direct ?? original(site.offset, 2),
+    choosing: short,
+    direct: short,
+    hop: {
+      site: { address: hopAddress, sizeBytes: 5 },
+      below: earlier?.redirect.hop?.direct ?? original(site.hopOffset, 5),
+      ...jumps(hopAddress),
+    },
+  };
+}
+
+function slotLocation(area: SlotArea): StateSlotLocation {
+  return area.kind === 'gsBase'
+    ? { kind: 'gsBase' }
+    : { kind: 'threadPointerTable', table: area.address, entries: area.sizeBytes / SLOT_BYTES };
+}
+
+export function toHex(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('hex');
+}
+
+export function fromHex(text: string): Buffer {
+  return Buffer.from(text, 'hex');
+}

@@ -1,0 +1,41 @@
+import { type StragglerReason, type TaskId, taskId } from '../../engine/target.js';
+import { readThreadStat, readTimeslices } from './proc.js';
+import type { ProcessSpace } from './process-space.js';
+import type { Tracee } from './tracer.js';
+
+/** A thread as a task of the transition. */
+export class TaskRecord {
+  readonly id: TaskId;
+  readonly name: string;
+  readonly space: ProcessSpace;
+  readonly tracee: Tracee;
+  /** Why it was last refused, and how often it had been scheduled by then. */
+  refusal:
+    | { readonly reason: StragglerReason; readonly timeslices: number | undefined; readonly atMs: number }
+    | undefined;
+
+  constructor(space: ProcessSpace, tracee: Tracee) {
+    this.space = space;
+    this.tracee = tracee;
+    this.id = taskId(space.isFork ? `${space.pid}/${tracee.tid}` : `${tracee.tid}`);
+    this.name = readThreadStat(space.pid, tracee.tid)?.name ?? '?';
+  }
+
+  /**
+   * Whether the thread can have moved since it was refused. Our own stop wakes it twice (into the trap, and back to
+   * sleep); every further time slice is its own. Looked at afresh now and then all the same.
+   */
+  mayHaveMoved(nowMs: number): boolean {
+    if (this.refusal === undefined || nowMs - this.refusal.atMs > RECHECK_AFTER_MS) return true;
+    if (this.refusal.timeslices === undefined) return true;
+    const now = readTimeslices(this.space.pid, this.tracee.tid);
+    return now === undefined || now - this.refusal.timeslices > OWN_WAKEUPS;
+  }
+
+  noteRefusal(reason: StragglerReason, timeslices: number | undefined, atMs: number): void {
+    this.refusal = { reason, timeslices, atMs };
+  }
+}
+
+const OWN_WAKEUPS = 2;
+const RECHECK_AFTER_MS = 1000;
