@@ -45,11 +45,13 @@ export interface Redirector {
    * Chooses how to redirect a function.
    * `code` holds the surroundings of the function: `code[functionStart]` is its first byte, `functionSize` its size;
    * bytes outside it serve to find padding. A jump back into the displaced bytes refuses, or selects a hop.
+   * `address` is the function's: the overwritten bytes never lie on two pages.
    */
   chooseSite(
     code: Uint8Array,
     functionStart: number,
     functionSizeBytes: number,
+    address: number,
   ): RedirectSite | RedirectRefusal;
   /** Relocates the displaced instructions of a site from `from` (address of the function) to run at `to`. */
   displace(

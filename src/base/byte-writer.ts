@@ -74,6 +74,11 @@ export class ByteWriter {
     return this;
   }
 
+  patchU8(offset: number, value: number): this {
+    this.#view.setUint8(offset, value);
+    return this;
+  }
+
   patchU32(offset: number, value: number): this {
     this.#view.setUint32(offset, value, true);
     return this;

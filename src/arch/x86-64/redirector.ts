@@ -1,0 +1,340 @@
+import { ByteWriter } from '../../base/byte-writer.js';
+import type {
+  DisplacedCode,
+  Redirector,
+  RedirectRefusal,
+  RedirectSite,
+  StateSlotLocation,
+  StateTest,
+} from '../architecture.js';
+import type { Instruction } from '../instruction.js';
+import { decoder } from './decoder.js';
+
+const PAGE_BYTES = 4096;
+const LONG_JUMP_BYTES = 5;
+const SHORT_JUMP_BYTES = 2;
+
+/** Redirects of x86-64: `jmp rel32` at the entry, or `jmp rel8` to one that lies in padding. */
+export const redirector: Redirector = {
+  chooseSite(code, functionStart, functionSizeBytes, address): RedirectSite | RedirectRefusal {
+    const body = decodeFunction(code, functionStart, functionSizeBytes);
+    if ('refused' in body) return body;
+    const offset = startsWithEndbr64(code, functionStart) ? 4 : 0;
+    const long = coverBytes(body, offset, LONG_JUMP_BYTES, address);
+    if (!('refused' in long)) return { ...long, hopOffset: undefined };
+    const short = coverBytes(body, offset, SHORT_JUMP_BYTES, address);
+    if ('refused' in short) return short;
+    const hopOffset = findPadding(code, functionStart, functionSizeBytes, body, offset, address);
+    if (hopOffset === undefined) {
+      return { refused: `${long.refused}, and there is no padding within reach of a short jump` };
+    }
+    return { ...short, hopOffset };
+  },
+
+  displace(code, functionStart, site, from, to): DisplacedCode | RedirectRefusal {
+    return displaceInstructions(code, functionStart, site, from, to);
+  },
+
+  encodeJump(at, to, sizeBytes): Uint8Array {
+    const relative = to - (at + sizeBytes);
+    if (sizeBytes === SHORT_JUMP_BYTES) {
+      if (relative < -128 || relative > 127) throw new RangeError(`short jump of ${relative} bytes`);
+      return Uint8Array.of(0xeb, relative & 0xff);
+    }
+    return new ByteWriter(8).writeU8(0xe9).writeI32(expectRel32(relative)).toBytes();
+  },
+
+  encodeFarJump(to): Uint8Array {
+    // jmp *0(%rip), then the address.
+    return new ByteWriter(16).writeU8(0xff).writeU8(0x25).writeU32(0).writeU64(to).toBytes();
+  },
+
+  encodeStateTest(at, patched, slot): StateTest {
+    return slot.kind === 'gsBase' ? testGsBase(at, patched) : testThreadPointerTable(at, patched, slot);
+  },
+};
+
+function expectRel32(relative: number): number {
+  if (relative < -(2 ** 31) || relative >= 2 ** 31)
+    throw new RangeError(`jump of ${relative} bytes is out of reach`);
+  return relative;
+}
+
+function startsWithEndbr64(code: Uint8Array, at: number): boolean {
+  return code[at] === 0xf3 && code[at + 1] === 0x0f && code[at + 2] === 0x1e && code[at + 3] === 0xfa;
+}
+
+/** All instructions of the function, offsets and targets counted from its first byte. */
+function decodeFunction(
+  code: Uint8Array,
+  functionStart: number,
+  sizeBytes: number,
+): readonly Instruction[] | RedirectRefusal {
+  const instructions: Instruction[] = [];
+  for (let offset = 0; offset < sizeBytes; ) {
+    const instruction = decoder.decode(code, functionStart + offset, offset, functionStart + sizeBytes);
+    if (instruction === undefined) return { refused: `its code can't be decoded at offset ${offset}` };
+    instructions.push(instruction);
+    offset += instruction.lengthBytes;
+  }
+  return instructions;
+}
+
+type Cover = Omit<RedirectSite, 'hopOffset'>;
+
+/** Whole instructions that make room for a jump at `offset`, when nothing leads into the middle of that jump. */
+function coverBytes(
+  body: readonly Instruction[],
+  offset: number,
+  jumpSizeBytes: number,
+  address: number,
+): Cover | RedirectRefusal {
+  // A write inside one page can't be torn by the death of the writer.
+  const page = (address + offset) % PAGE_BYTES;
+  if (page + jumpSizeBytes > PAGE_BYTES) return { refused: 'its first bytes lie on two pages' };
+  let end = offset;
+  for (const instruction of body) {
+    if (instruction.offset < offset) continue;
+    if (end - offset >= jumpSizeBytes) break;
+    end = instruction.offset + instruction.lengthBytes;
+    const endsFlow =
+      instruction.flow === 'jump' || instruction.flow === 'return' || instruction.flow === 'indirectJump';
+    if (endsFlow && end - offset < jumpSizeBytes) break;
+  }
+  if (end - offset < jumpSizeBytes)
+    return { refused: `it has only ${end - offset} bytes to place a jump in` };
+  const jumpEnd = offset + jumpSizeBytes;
+  for (const instruction of body) {
+    const { target, flow } = instruction;
+    // A jump to the site itself meets the redirect again, which is consistent: a task switches only outside of the
+    // function, so the redirect leads it to the version that it came from.
+    if (target !== undefined && target > offset && target < jumpEnd) {
+      return {
+        refused: `the jump at offset ${instruction.offset} leads to offset ${target}, inside its first ${jumpEnd} bytes`,
+      };
+    }
+    const returnsTo = instruction.offset + instruction.lengthBytes;
+    if (
+      (flow === 'call' || flow === 'indirectCall' || flow === 'systemCall') &&
+      returnsTo > offset &&
+      returnsTo < jumpEnd
+    ) {
+      return {
+        refused: `the call at offset ${instruction.offset} returns to offset ${returnsTo}, inside its first ${jumpEnd} bytes`,
+      };
+    }
+  }
+  return { offset, jumpSizeBytes, displacedSizeBytes: end - offset };
+}
+
+/** Offset of five bytes that no code uses, within reach of a short jump at `offset`. */
+function findPadding(
+  code: Uint8Array,
+  functionStart: number,
+  sizeBytes: number,
+  body: readonly Instruction[],
+  offset: number,
+  address: number,
+): number | undefined {
+  const last = body[body.length - 1];
+  const endsFlow =
+    last !== undefined &&
+    ['jump', 'return', 'indirectJump', 'deadEnd', 'interruptReturn'].includes(last.flow);
+  // Behind the function: fill up to the next aligned entry.
+  if (endsFlow) {
+    const room = paddingBytes(code, functionStart + sizeBytes, address + sizeBytes);
+    const reachable = sizeBytes - (offset + SHORT_JUMP_BYTES) <= 127;
+    const page = (address + sizeBytes) % PAGE_BYTES;
+    if (room >= LONG_JUMP_BYTES && reachable && page + LONG_JUMP_BYTES <= PAGE_BYTES) return sizeBytes;
+  }
+  // Before it: int3 and multi-byte nops can't be told from operands when read backwards, so only runs of one-byte
+  // fillers that reach back to a return or jump are taken.
+  let run = 0;
+  while (run < 15 && isOneByteFiller(code[functionStart - 1 - run])) run++;
+  const before = code[functionStart - 1 - run];
+  const page = (((address - LONG_JUMP_BYTES) % PAGE_BYTES) + PAGE_BYTES) % PAGE_BYTES;
+  if (run >= LONG_JUMP_BYTES && before === 0xc3 && page + LONG_JUMP_BYTES <= PAGE_BYTES)
+    return -LONG_JUMP_BYTES;
+  return undefined;
+}
+
+function isOneByteFiller(byte: number | undefined): boolean {
+  return byte === 0x90 || byte === 0xcc;
+}
+
+/** How many bytes of fill follow before the next 16-byte boundary. */
+function paddingBytes(code: Uint8Array, position: number, address: number): number {
+  const room = (16 - (address % 16)) % 16;
+  let used = 0;
+  while (used < room) {
+    const at = position + used;
+    if (at >= code.length) break;
+    if (code[at] === 0xcc || code[at] === 0x00) {
+      used++;
+      continue;
+    }
+    const length = nopLength(code, at);
+    if (length === 0) break;
+    used += length;
+  }
+  return Math.min(used, room);
+}
+
+/** 90, the long nops 0f 1f /0, and either behind 66 and 2e prefixes, as assemblers fill with. */
+function nopLength(code: Uint8Array, at: number): number {
+  const length = decoder.length(code, at);
+  let opcode = at;
+  while (code[opcode] === 0x66 || code[opcode] === 0x2e) opcode++;
+  const isNop = code[opcode] === 0x90 || (code[opcode] === 0x0f && code[opcode + 1] === 0x1f);
+  return isNop ? length : 0;
+}
+
+function displaceInstructions(
+  code: Uint8Array,
+  functionStart: number,
+  site: RedirectSite,
+  from: number,
+  to: number,
+): DisplacedCode | RedirectRefusal {
+  const out = new ByteWriter(64);
+  const map: { copy: number; original: number }[] = [];
+  const pending: { readonly at: number; readonly original: number }[] = [];
+  const end = site.offset + site.displacedSizeBytes;
+  let fallsThrough = true;
+  for (let offset = site.offset; offset < end; ) {
+    const at = functionStart + offset;
+    const instruction = decoder.decode(code, at, offset);
+    const fields = decoder.fields(code, at);
+    if (instruction === undefined || fields === undefined)
+      return { refused: `its code can't be decoded at offset ${offset}` };
+    map.push({ copy: out.length, original: offset });
+    const bytes = code.subarray(at, at + instruction.lengthBytes);
+    const { target } = instruction;
+    fallsThrough = !['jump', 'return', 'indirectJump', 'deadEnd', 'interruptReturn'].includes(
+      instruction.flow,
+    );
+    if (target !== undefined) {
+      const refused = writeRelative(out, bytes, instruction, fields.relativeTargetSizeBytes);
+      if (refused !== undefined) return { refused };
+      pending.push({ at: out.length - 4, original: target });
+    } else {
+      const start = out.length;
+      out.writeBytes(bytes);
+      if (fields.ripDisplacementAt !== undefined) {
+        const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+        const operand =
+          from + offset + instruction.lengthBytes + view.getInt32(fields.ripDisplacementAt, true);
+        const relative = operand - (to + start + instruction.lengthBytes);
+        if (relative < -(2 ** 31) || relative >= 2 ** 31)
+          return { refused: 'the data it uses is out of reach' };
+        out.patchU32(start + fields.ripDisplacementAt, relative >>> 0);
+      }
+    }
+    offset += instruction.lengthBytes;
+  }
+  if (fallsThrough) {
+    out.writeU8(0xe9).writeI32(0);
+    pending.push({ at: out.length - 4, original: end });
+  }
+  for (const { at, original } of pending) {
+    const inside = map.find((pair) => pair.original === original);
+    const target = inside !== undefined && original < end ? to + inside.copy : from + original;
+    out.patchU32(at, expectRel32(target - (to + at + 4)) >>> 0);
+  }
+  return { bytes: out.toBytes(), map };
+}
+
+/** Writes a relative jump, branch or call in its form with a 32-bit displacement, which is left to be filled in. */
+function writeRelative(
+  out: ByteWriter,
+  bytes: Uint8Array,
+  instruction: Instruction,
+  size: number,
+): string | undefined {
+  if (size === 4) {
+    out.writeBytes(bytes.subarray(0, bytes.length - 4)).writeI32(0);
+    return undefined;
+  }
+  const opcode = bytes[bytes.length - 2] as number;
+  if (instruction.flow === 'jump') out.writeU8(0xe9).writeI32(0);
+  else if (opcode >= 0x70 && opcode <= 0x7f)
+    out
+      .writeU8(0x0f)
+      .writeU8(opcode + 0x10)
+      .writeI32(0);
+  else if (opcode >= 0xe0 && opcode <= 0xe3) {
+    // loop and jrcxz have no long form: over a short jump to the long one.
+    out
+      .writeBytes(bytes.subarray(0, bytes.length - 1))
+      .writeU8(2)
+      .writeU8(0xeb)
+      .writeU8(5)
+      .writeU8(0xe9)
+      .writeI32(0);
+  } else return `the branch at offset ${instruction.offset} has no long form`;
+  return undefined;
+}
+
+/** cmpb $0, %gs:0 ; jne patched */
+function testGsBase(at: number, patched: number): StateTest {
+  const out = new ByteWriter(16);
+  out.writeBytes(Uint8Array.of(0x65, 0x80, 0x3c, 0x25, 0, 0, 0, 0, 0));
+  const stateReadAt = out.length;
+  out
+    .writeU8(0x0f)
+    .writeU8(0x85)
+    .writeI32(expectRel32(patched - (at + out.length + 6)));
+  return { bytes: out.toBytes(), stateReadAt };
+}
+
+/**
+ * Looks the thread pointer up in an open-addressing table of {key, state}. Three registers are borrowed; they are
+ * saved below the red zone, since a jump back to the entry may come here with the red zone in use.
+ */
+function testThreadPointerTable(
+  at: number,
+  patched: number,
+  slot: Extract<StateSlotLocation, { kind: 'threadPointerTable' }>,
+): StateTest {
+  const bits = Math.log2(slot.entries);
+  const out = new ByteWriter(160);
+  const emit = (...bytes: number[]) => out.writeBytes(Uint8Array.from(bytes));
+  emit(0x48, 0x8d, 0xa4, 0x24, 0x80, 0xff, 0xff, 0xff); // lea -128(%rsp), %rsp
+  emit(0x50, 0x51, 0x52); // push %rax, %rcx, %rdx
+  emit(0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0); // mov %fs:0, %rax
+  emit(0x48, 0x89, 0xc1); // mov %rax, %rcx
+  emit(0x48, 0xc1, 0xe9, 12); // shr $12, %rcx
+  emit(0x69, 0xc9, 0xb1, 0x79, 0x37, 0x9e); // imul $0x9e3779b1, %ecx, %ecx
+  emit(0xc1, 0xe9, 32 - bits); // shr $(32-bits), %ecx
+  emit(0xc1, 0xe1, 4); // shl $4, %ecx
+  emit(0x48, 0xba); // movabs $table, %rdx
+  out.writeU64(slot.table);
+  const probe = out.length;
+  emit(0x48, 0x3b, 0x04, 0x0a); // cmp (%rdx,%rcx), %rax
+  emit(0x74, 0); // je found
+  const found = out.length - 1;
+  emit(0x48, 0x83, 0x3c, 0x0a, 0x00); // cmpq $0, (%rdx,%rcx)
+  emit(0x74, 0); // je below
+  const below = out.length - 1;
+  emit(0x83, 0xc1, 16); // add $16, %ecx
+  emit(0x81, 0xe1); // and $mask, %ecx
+  out.writeU32((slot.entries - 1) * 16);
+  emit(0xeb, 0);
+  patchShort(out, out.length - 1, probe);
+  patchShort(out, found, out.length);
+  emit(0x80, 0x7c, 0x0a, 0x08, 0x00); // cmpb $0, 8(%rdx,%rcx)
+  const stateReadAt = out.length;
+  emit(0x74, 0); // je below
+  const alsoBelow = out.length - 1;
+  const restore = [0x5a, 0x59, 0x58, 0x48, 0x8d, 0xa4, 0x24, 0x80, 0, 0, 0]; // pops; lea 128(%rsp), %rsp
+  emit(...restore, 0xe9);
+  out.writeI32(expectRel32(patched - (at + out.length + 4)));
+  patchShort(out, below, out.length);
+  patchShort(out, alsoBelow, out.length);
+  emit(...restore);
+  return { bytes: out.toBytes(), stateReadAt };
+}
+
+function patchShort(out: ByteWriter, at: number, target: number): void {
+  out.patchU8(at, (target - (at + 1)) & 0xff);
+}
