@@ -52,6 +52,8 @@ export type TransitionResult =
       readonly direction: Direction;
       readonly tasks: number;
       readonly durationMs: number;
+      /** Some tasks were switched without a look at their stacks. */
+      readonly forced: boolean;
     }
   /** Time ran out or the caller asked to stop. The target is consistent; the transition can be continued or reversed. */
   | {
