@@ -18,7 +18,7 @@ export interface InstructionDecoder {
 /** A relocated copy of a function's first instructions, ending in a jump back behind them. */
 export interface DisplacedCode {
   readonly bytes: Uint8Array;
-  /** Pairs of (offset in `bytes`, offset in the original function), one per original instruction, ascending. */
+  /** Pairs of (offset in `bytes`, offset in the original function), one per original instruction and one for the jump back, ascending. */
   readonly map: readonly { readonly copy: number; readonly original: number }[];
 }
 

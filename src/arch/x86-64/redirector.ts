@@ -233,6 +233,7 @@ function displaceInstructions(
     offset += instruction.lengthBytes;
   }
   if (fallsThrough) {
+    map.push({ copy: out.length, original: end });
     out.writeU8(0xe9).writeI32(0);
     pending.push({ at: out.length - 4, original: end });
   }
