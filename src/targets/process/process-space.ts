@@ -43,7 +43,7 @@ export class ProcessSpace {
     return new ProcessSpace({
       pid,
       memory,
-      inspector: this.inspector.forProcess(pid, memory),
+      inspector: this.inspector.forProcess(memory),
       registryAddress: this.store.address,
       registry: this.registry,
       isFork: true,

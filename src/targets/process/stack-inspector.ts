@@ -1,0 +1,186 @@
+import type { Architecture } from '../../arch/architecture.js';
+import type { ReportedFrame, StragglerReason } from '../../engine/target.js';
+import { type CodeModule, createElfModule, createMemoryModule } from '../../unwind/code-module.js';
+import { type DisplacedRange, ModuleMap } from '../../unwind/module-map.js';
+import {
+  type Frame,
+  findFrameIn,
+  type StackLimits,
+  type WalkResult,
+  walkReliable,
+} from '../../unwind/walk-reliable.js';
+import type { ProcessMemory } from './memory.js';
+import { type LoadedModule, listModules } from './modules.js';
+import { type Mapping, readMappings } from './proc.js';
+import { toDwarfRegisters } from './registers.js';
+import type { MemoryRange, RegisteredPatch } from './registry.js';
+import { Symbolizer } from './symbolizer.js';
+import type { Tracee } from './tracer.js';
+
+/** Walks the stacks of one process's stopped threads and says what they hold. */
+export class StackInspector {
+  readonly #arch: Architecture;
+  readonly #memory: ProcessMemory;
+  readonly #patches: () => readonly RegisteredPatch[];
+  readonly #registers: Float64Array = new Float64Array(17);
+  #mappings: readonly Mapping[];
+  #modules: readonly LoadedModule[];
+  #map: ModuleMap;
+  #symbolizer: Symbolizer;
+
+  /** `patches`: what livegraft has put into the process, as the registry says it now. */
+  constructor(
+    arch: Architecture,
+    memory: ProcessMemory,
+    mappings: readonly Mapping[],
+    modules: readonly LoadedModule[],
+    patches: () => readonly RegisteredPatch[],
+  ) {
+    this.#arch = arch;
+    this.#memory = memory;
+    this.#patches = patches;
+    this.#mappings = mappings;
+    this.#modules = modules;
+    this.#symbolizer = new Symbolizer(modules, patches());
+    this.#map = this.#buildMap();
+  }
+
+  /** For a forked child: the same code at the same places, in memory of its own. */
+  forProcess(memory: ProcessMemory): StackInspector {
+    return new StackInspector(this.#arch, memory, this.#mappings, this.#modules, this.#patches);
+  }
+
+  /** Takes in what has been mapped since: libraries, new stacks, our own patch memory. */
+  refresh(): void {
+    this.#mappings = readMappings(this.#memory.pid) ?? [];
+    const known = new Map(this.#modules.map((m) => [`${m.path} ${m.start} ${m.end}`, m]));
+    this.#modules = listModules(this.#memory, this.#mappings).map(
+      (m) => known.get(`${m.path} ${m.start} ${m.end}`) ?? m,
+    );
+    this.#symbolizer = new Symbolizer(this.#modules, this.#patches());
+    this.#map = this.#buildMap();
+  }
+
+  /** The walk of a stopped thread whose registers have been fetched. */
+  walk(tracee: Tracee): WalkResult {
+    const first = this.#walkOnce(tracee);
+    if (first.reliable || (first.reason.code !== 'unknown-code' && first.reason.code !== 'outside-stack'))
+      return first;
+    // Code or a stack that was mapped after the last look.
+    this.refresh();
+    return this.#walkOnce(tracee);
+  }
+
+  /** Undefined when the stack is reliable and holds none of the ranges. */
+  check(tracee: Tracee, ranges: readonly MemoryRange[]): StragglerReason | undefined {
+    const result = this.walk(tracee);
+    if (!result.reliable) {
+      const { code, detail } = result.reason;
+      return { kind: 'unreliable', cause: code, detail, frames: this.reportFrames(result.frames) };
+    }
+    const index = findFrameIn(result.frames, ranges);
+    const frame = result.frames[index];
+    if (frame === undefined) return undefined;
+    const symbol = this.#symbolizer.find(frame.lookup);
+    return {
+      kind: 'busy',
+      function: symbol?.name ?? frame.module.name,
+      frame: index,
+      frames: this.reportFrames(result.frames),
+    };
+  }
+
+  report(tracee: Tracee): readonly ReportedFrame[] {
+    return this.reportFrames(this.walk(tracee).frames);
+  }
+
+  reportFrames(frames: readonly Frame[]): readonly ReportedFrame[] {
+    return frames.slice(0, MAX_REPORTED_FRAMES).map((frame) => ({
+      address: frame.pc,
+      symbol: this.#symbolizer.describe(frame.lookup, frame.by === 'call' ? 1 : 0),
+      module: frame.module.name,
+    }));
+  }
+
+  #walkOnce(tracee: Tracee): WalkResult {
+    return walkReliable({
+      registers: toDwarfRegisters(tracee.registers, this.#registers),
+      readMemory: (address, into) => this.#memory.read(address, into),
+      stackLimits: (address) => this.#stackLimits(address),
+      modules: this.#map,
+    });
+  }
+
+  #stackLimits(address: number): StackLimits | undefined {
+    let low = 0;
+    let high = this.#mappings.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((this.#mappings[middle] as Mapping).start <= address) low = middle + 1;
+      else high = middle;
+    }
+    const mapping = this.#mappings[low - 1];
+    if (mapping === undefined || address >= mapping.end || !mapping.readable || !mapping.writable)
+      return undefined;
+    return { low: mapping.start, high: mapping.end };
+  }
+
+  #buildMap(): ModuleMap {
+    const patches = this.#patches();
+    return new ModuleMap({
+      decoder: this.#arch.decoder,
+      modules: [
+        ...this.#modules.flatMap((module) => lazyModules(module)),
+        ...patches.map((patch) => patchModule(this.#memory, patch)),
+      ],
+      displaced: patches.flatMap((patch) => displacedRanges(patch)),
+    });
+  }
+}
+
+const MAX_REPORTED_FRAMES = 64;
+
+/** One code module for each executable mapping of a file, whose tables are read when a frame first needs them. */
+function lazyModules(module: LoadedModule): CodeModule[] {
+  let parsed: CodeModule | undefined;
+  const get = () => {
+    parsed ??= createElfModule(module.name, module.elf, module.bias, module.start, module.end);
+    return parsed;
+  };
+  return module.mappings
+    .filter((mapping) => mapping.executable)
+    .map((mapping) => ({
+      name: module.name,
+      start: mapping.start,
+      end: mapping.end,
+      isText: () => true,
+      findRow: (address) => get().findRow(address),
+      codeBefore: (address, sizeBytes) => get().codeBefore(address, sizeBytes),
+    }));
+}
+
+/** The new functions of a patch, with the unwind table that was loaded with them. */
+function patchModule(memory: ProcessMemory, patch: RegisteredPatch): CodeModule {
+  const { text, ehFrame } = patch;
+  return createMemoryModule({
+    name: `patch ${patch.name}`,
+    address: text.address,
+    code: memory.readExactly(text.address, text.sizeBytes),
+    ehFrame: ehFrame && {
+      address: ehFrame.address,
+      bytes: memory.readExactly(ehFrame.address, ehFrame.sizeBytes),
+    },
+  });
+}
+
+/**
+ * A trampoline up to its state test counts as the entry of the original function. The table's test moves the stack
+ * pointer, so only its first instruction does.
+ */
+function displacedRanges(patch: RegisteredPatch): DisplacedRange[] {
+  return patch.functions.map(({ old, redirect: { trampoline } }) => ({
+    start: trampoline.address,
+    end: trampoline.address + trampoline.sizeBytes,
+    map: [{ copy: trampoline.address, original: old.address }, ...trampoline.displaced],
+  }));
+}
