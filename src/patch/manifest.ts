@@ -1,0 +1,65 @@
+import { z } from 'zod';
+
+/** What a patch file says about itself. Addresses are link addresses in `0x…` text. Version 1. */
+export const MANIFEST_VERSION = 1;
+
+const address = z.string().regex(/^0x[0-9a-f]{1,16}$/);
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+
+const rangeSchema = z.strictObject({
+  name: z.string(),
+  address,
+  sizeBytes: z.int().positive(),
+  /** Of the bytes in the file that the patch was made for. */
+  sha256,
+});
+
+const functionSchema = z.strictObject({
+  name: z.string(),
+  sympos: z.int().nonnegative(),
+  old: rangeSchema,
+  /** Parts that the compiler split from it: `f.cold` and the like. */
+  parts: z.array(rangeSchema),
+  /** The symbol of the new version in this file, and of its own split parts. */
+  newSymbol: z.string(),
+  newParts: z.array(z.string()),
+});
+
+const symbolSchema = z.strictObject({
+  name: z.string(),
+  sympos: z.int().nonnegative(),
+  kind: z.enum(['func', 'object', 'tls']),
+  address,
+});
+
+const objectSchema = z.strictObject({
+  /** Last component of the file's path, or the SONAME of a library. */
+  name: z.string().min(1),
+  identity: z.discriminatedUnion('kind', [
+    z.strictObject({ kind: z.literal('buildId'), hex: z.string().regex(/^([0-9a-f]{2})+$/) }),
+    /** For a file without a build-id: SHA-256 over its executable segments. */
+    z.strictObject({ kind: z.literal('textHash'), sha256 }),
+  ]),
+  functions: z.array(functionSchema).min(1),
+  /** What the new code refers to in the object, resolved when the patch was built. */
+  symbols: z.array(symbolSchema),
+});
+
+export const manifestSchema = z.strictObject({
+  formatVersion: z.literal(MANIFEST_VERSION),
+  name: z.string().min(1),
+  description: z.string(),
+  createdAt: z.string(),
+  tool: z.string(),
+  architecture: z.literal('x86-64'),
+  objects: z.array(objectSchema).min(1),
+  newFunctions: z.array(z.string()),
+  newData: z.array(z.strictObject({ name: z.string(), sizeBytes: z.int().nonnegative() })),
+  /** What the builder compared and saw: for people. */
+  notes: z.array(z.string()),
+});
+
+export type PatchManifest = z.infer<typeof manifestSchema>;
+export type PatchObject = z.infer<typeof objectSchema>;
+export type PatchFunction = z.infer<typeof functionSchema>;
+export type PatchSymbolAddress = z.infer<typeof symbolSchema>;
