@@ -1,0 +1,273 @@
+import { createHash } from 'node:crypto';
+import { hex, linkAddress } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import { PF_X, PT_LOAD } from '../../elf/constants.js';
+import type { Patch } from '../../patch/content.js';
+import { layoutPatch } from '../../patch/layout.js';
+import { type ExternalSymbol, type LinkedImage, linkPatch, type SymbolSource } from '../../patch/link.js';
+import type { PatchFunction, PatchObject } from '../../patch/manifest.js';
+import type { LoadedModule } from './modules.js';
+import { findFreeRange } from './placement.js';
+import type { ProcessSession } from './process-session.js';
+import { planRedirect, TRAMPOLINE_BYTES, toHex } from './redirect-plan.js';
+import type { MemoryRange, RegisteredFunction, RegisteredPatch, Registry } from './registry.js';
+import { SymbolResolver } from './symbol-resolver.js';
+import { type PartToMap, PROT_EXEC, PROT_READ, PROT_WRITE, roundUp } from './target-memory.js';
+import { findNewestVersion } from './trampolines.js';
+
+/** Code around a function that is searched for padding. */
+const MARGIN_BYTES = 32;
+
+export function sha256(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex');
+}
+
+/** The mapped file that a patch is for, checked against its identity. */
+export function expectPatchedModule(session: ProcessSession, object: PatchObject): LoadedModule {
+  const byName = session.modules.filter(
+    (m) => m.name === object.name || (m.path.startsWith('/') && m.elf.soname === object.name),
+  );
+  // A renamed executable is still the one: its identity decides.
+  const candidates = byName.length > 0 ? byName : session.modules.filter((m) => m.name !== '[vdso]');
+  const found = candidates.find((m) => hasIdentity(m, object));
+  if (found !== undefined) return found;
+  const [named] = byName;
+  if (named === undefined) {
+    throw new LivegraftError(
+      'object-not-loaded',
+      `process ${session.pid} has not loaded ${object.name}, which the patch is for`,
+      {
+        remedy: `check with: grep ${object.name} /proc/${session.pid}/maps`,
+        details: { pid: session.pid, object: object.name },
+      },
+    );
+  }
+  const wanted = object.identity.kind === 'buildId' ? object.identity.hex : object.identity.sha256;
+  const has = object.identity.kind === 'buildId' ? (named.elf.buildId ?? 'none') : textHash(named);
+  throw new LivegraftError(
+    'wrong-build-id',
+    `process ${session.pid}: ${named.path} is another build than the patch was made for (build-id ${has}, patch ${wanted})`,
+    {
+      remedy: 'build the patch for this very binary',
+      details: { pid: session.pid, object: object.name, has, wanted },
+    },
+  );
+}
+
+function hasIdentity(module: LoadedModule, { identity }: PatchObject): boolean {
+  return identity.kind === 'buildId'
+    ? module.elf.buildId === identity.hex
+    : textHash(module) === identity.sha256;
+}
+
+function textHash(module: LoadedModule): string {
+  const hash = createHash('sha256');
+  for (const segment of module.elf.segments) {
+    if (segment.type !== PT_LOAD || (segment.flags & PF_X) === 0) continue;
+    hash.update(module.elf.bytes.subarray(segment.offset, segment.offset + segment.fileSizeBytes));
+  }
+  return hash.digest('hex');
+}
+
+/** Checks that memory holds the code that the patch was made for, apart from what livegraft itself wrote there. */
+export function expectOldCode(session: ProcessSession, object: PatchObject, module: LoadedModule): void {
+  for (const fn of object.functions) {
+    for (const range of [fn.old, ...fn.parts]) {
+      const address = Number(range.address) + module.bias;
+      const live = session.memory.readExactly(address, range.sizeBytes);
+      if (session.registry !== undefined) undoEntries(session.registry, live, address);
+      if (sha256(live) === range.sha256) continue;
+      const file =
+        module.elf.bytesAt(linkAddress(Number(range.address)), range.sizeBytes) ?? new Uint8Array();
+      const at = live.findIndex((byte, i) => byte !== file[i]);
+      throw new LivegraftError(
+        'code-differs',
+        at < 0
+          ? `function ${range.name} of ${module.path} is not the code that the patch was made for`
+          : `process ${session.pid}: function ${range.name} differs in memory from ${module.path}, first at offset ${at} (${hex(address + at)})`,
+        {
+          remedy:
+            'another tool has changed the code (a debugger, a probe, another patcher): remove that first',
+          details: { function: range.name, offset: at, address: hex(address) },
+        },
+      );
+    }
+  }
+}
+
+/** Puts the original bytes of redirected entries back into a copy of the code. */
+function undoEntries(registry: Registry, code: Buffer, address: number): void {
+  for (const patch of registry.patches.toReversed()) {
+    for (const { redirect } of patch.functions) {
+      for (const { site, below } of redirect.hop === undefined ? [redirect] : [redirect, redirect.hop]) {
+        const at = site.address - address;
+        if (at >= 0 && at + site.sizeBytes <= code.length) code.write(below, at, 'hex');
+      }
+    }
+  }
+}
+
+/** A patch whose memory is mapped and filled in, and what the registry is to say of it. */
+export interface LoadedPatch {
+  readonly registered: RegisteredPatch;
+}
+
+/**
+ * Maps memory near the object and puts the relocated patch and its trampolines there. Nothing runs it yet. Everything
+ * that can be refused is refused before the memory is mapped; a failure afterwards unmaps it.
+ */
+export function loadPatch(session: ProcessSession, patch: Patch, registry: Registry): LoadedPatch {
+  const [object] = patch.manifest.objects;
+  if (object === undefined || patch.manifest.objects.length > 1) {
+    throw new LivegraftError(
+      'several-objects',
+      'the patch changes several objects; one patch file can change one',
+      {
+        remedy: 'build one patch for each object',
+      },
+    );
+  }
+  const module = expectPatchedModule(session, object);
+  expectOldCode(session, object, module);
+  const layout = layoutPatch(patch, object.functions.length * TRAMPOLINE_BYTES);
+  const base = findFreeRange(session.mappings, layout.sizeBytes, { start: module.start, end: module.end });
+  const image = linkPatch(
+    patch,
+    layout,
+    base,
+    symbolSource(session, object, module),
+    session.arch.redirector,
+  );
+  const functions = object.functions.map((fn, index) => {
+    const trampoline = base + layout.redirectOffset + index * TRAMPOLINE_BYTES;
+    const planned = planFunction(session, registry, module, object, fn, image, trampoline);
+    image.bytes.set(planned.trampolineBytes, trampoline - base);
+    return planned.registered;
+  });
+
+  const part = (
+    { offset, sizeBytes }: { offset: number; sizeBytes: number },
+    protection: number,
+  ): PartToMap[] =>
+    sizeBytes === 0 ? [] : [{ address: base + offset, sizeBytes: roundUp(sizeBytes), protection }];
+  const parts = [
+    ...part(layout.text, PROT_READ | PROT_EXEC),
+    ...part(layout.readOnly, PROT_READ),
+    ...part(layout.readWrite, PROT_READ | PROT_WRITE),
+  ];
+  const target = session.targetMemory();
+  target.map(patch.manifest.name, parts);
+  try {
+    for (const { address, sizeBytes } of parts) {
+      const offset = address - base;
+      session.memory.write(address, image.bytes.subarray(offset, offset + sizeBytes));
+    }
+  } catch (error) {
+    target.unmap(parts);
+    throw error;
+  }
+  return {
+    registered: {
+      id: patch.id,
+      name: patch.manifest.name,
+      appliedAt: new Date().toISOString(),
+      state: 'applying',
+      forced: false,
+      image: { address: base, sizeBytes: layout.sizeBytes },
+      code: { address: base, sizeBytes: layout.codeSizeBytes },
+      text: { address: base, sizeBytes: layout.text.sizeBytes },
+      ehFrame: layout.ehFrame && {
+        address: base + layout.ehFrame.offset,
+        sizeBytes: layout.ehFrame.sizeBytes,
+      },
+      symbols: image.functions,
+      functions,
+    },
+  };
+}
+
+function planFunction(
+  session: ProcessSession,
+  registry: Registry,
+  module: LoadedModule,
+  object: PatchObject,
+  fn: PatchFunction,
+  image: LinkedImage,
+  trampoline: number,
+): { registered: RegisteredFunction; trampolineBytes: Uint8Array } {
+  const find = (name: string): MemoryRange => {
+    const found = image.functions.find((f) => f.name === name);
+    if (found === undefined) {
+      throw new LivegraftError(
+        'patch-malformed',
+        `the patch says that ${name} is its code, but does not hold it`,
+      );
+    }
+    return { address: found.address, sizeBytes: found.sizeBytes };
+  };
+  const link = Number(fn.old.address);
+  const old = { address: link + module.bias, sizeBytes: fn.old.sizeBytes };
+  const start = linkAddress(Math.max(0, link - MARGIN_BYTES));
+  const before = link - start;
+  const code = module.elf.bytesAt(start, before + old.sizeBytes + MARGIN_BYTES);
+  if (code === undefined) {
+    throw new LivegraftError(
+      'patch-malformed',
+      `${fn.name} at ${fn.old.address} lies outside of ${module.path}`,
+    );
+  }
+  const newRange = find(fn.newSymbol);
+  const { redirect, trampolineBytes } = planRedirect(session.arch.redirector, {
+    name: fn.name,
+    old,
+    newAddress: newRange.address,
+    code,
+    functionStart: before,
+    trampoline,
+    slots: registry.slots,
+    earlier: findNewestVersion(registry, old.address),
+  });
+  const ours = toHex(session.memory.readExactly(redirect.site.address, redirect.site.sizeBytes));
+  if (ours !== redirect.below) {
+    throw new LivegraftError(
+      'code-differs',
+      `function ${fn.name}: its entry holds ${ours} instead of ${redirect.below}`,
+      {
+        remedy: 'another tool has changed the code: remove that first',
+        details: { function: fn.name },
+      },
+    );
+  }
+  return {
+    trampolineBytes,
+    registered: {
+      object: object.name,
+      name: fn.name,
+      old,
+      oldParts: fn.parts.map((p) => ({ address: Number(p.address) + module.bias, sizeBytes: p.sizeBytes })),
+      new: newRange,
+      newParts: fn.newParts.map(find),
+      redirect,
+    },
+  };
+}
+
+function symbolSource(session: ProcessSession, object: PatchObject, module: LoadedModule): SymbolSource {
+  const others = session.modules.filter((m) => m.name !== '[vdso]');
+  const resolver = new SymbolResolver(session.memory, module, others);
+  const known = new Map(object.symbols.map((s) => [`${s.name},${s.sympos}`, Number(s.address)]));
+  const lookUp = (symbol: ExternalSymbol) => known.get(`${symbol.name},${symbol.sympos}`);
+  return {
+    resolve(symbol) {
+      if (symbol.object === '*') return resolver.resolve(symbol.name);
+      const link = lookUp(symbol);
+      return link === undefined ? undefined : link + module.bias;
+    },
+    threadOffset(symbol) {
+      const value = lookUp(symbol);
+      return value === undefined ? undefined : resolver.threadOffset(value);
+    },
+    moduleOffset: lookUp,
+    moduleId: () => resolver.tlsModuleId(),
+  };
+}

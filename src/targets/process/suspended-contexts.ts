@@ -1,0 +1,91 @@
+import type { InstructionDecoder } from '../../arch/architecture.js';
+import { hex } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import type { ProcessMemory } from './memory.js';
+import type { Mapping } from './proc.js';
+import type { MemoryRange } from './registry.js';
+import { isOwnMapping } from './target-memory.js';
+
+/** Memory beyond this is not searched, which is said. */
+const SCAN_LIMIT_BYTES = 2 ** 30;
+const CHUNK_BYTES = 2 ** 20;
+
+export interface MemoryScan {
+  readonly hits: readonly { readonly at: number; readonly value: number }[];
+  readonly isComplete: boolean;
+}
+
+/** Looks for aligned 8-byte values that lie in one of the ranges, in private writable memory outside of `skip`. */
+export function scanForPointers(
+  memory: ProcessMemory,
+  mappings: readonly Mapping[],
+  ranges: readonly MemoryRange[],
+  skip: (mapping: Mapping) => boolean,
+  accept: (value: number) => boolean = () => true,
+  maxHits = 8,
+): MemoryScan {
+  const hits: { at: number; value: number }[] = [];
+  const low = Math.min(...ranges.map((r) => r.address));
+  const high = Math.max(...ranges.map((r) => r.address + r.sizeBytes));
+  const buffer = Buffer.alloc(CHUNK_BYTES);
+  const words = new Uint32Array(buffer.buffer, buffer.byteOffset, CHUNK_BYTES / 4);
+  const [lowTop, highTop] = [Math.floor(low / 2 ** 32), Math.floor(high / 2 ** 32)];
+  let left = SCAN_LIMIT_BYTES;
+  for (const mapping of mappings) {
+    if (!mapping.writable || !mapping.readable || mapping.shared || isOwnMapping(mapping) || skip(mapping))
+      continue;
+    for (let at = mapping.start; at < mapping.end; at += CHUNK_BYTES) {
+      if (left <= 0) return { hits, isComplete: false };
+      const count = memory.read(at, buffer.subarray(0, Math.min(CHUNK_BYTES, mapping.end - at)));
+      left -= count;
+      for (let i = 1; i < count / 4; i += 2) {
+        const top = words[i] as number;
+        if (top < lowTop || top > highTop) continue;
+        const value = top * 2 ** 32 + (words[i - 1] as number);
+        if (value < low || value >= high) continue;
+        if (!ranges.some((r) => value >= r.address && value < r.address + r.sizeBytes) || !accept(value))
+          continue;
+        hits.push({ at: at + (i - 1) * 4, value });
+        if (hits.length >= maxHits) return { hits, isComplete: false };
+      }
+    }
+  }
+  return { hits, isComplete: true };
+}
+
+/**
+ * Refuses when something that looks like a return address into a function to be replaced lies in memory that is no
+ * thread's stack: a suspended coroutine or swapcontext would return into it unseen. Saved contexts that are encrypted
+ * (setjmp of glibc) can't be seen. `stackPointers` tell which mappings are stacks that the walk covers.
+ */
+export function expectNoSuspendedContext(options: {
+  readonly memory: ProcessMemory;
+  readonly mappings: readonly Mapping[];
+  readonly stackPointers: readonly number[];
+  readonly ranges: readonly MemoryRange[];
+  readonly decoder: InstructionDecoder;
+}): { readonly isComplete: boolean } {
+  const { memory, mappings, stackPointers, ranges, decoder } = options;
+  if (ranges.length === 0) return { isComplete: true };
+  const isStack = (mapping: Mapping) =>
+    mapping.name.startsWith('[stack') || stackPointers.some((sp) => sp >= mapping.start && sp < mapping.end);
+  const isReturnAddress = (value: number): boolean => {
+    const code = Buffer.alloc(9);
+    const count = memory.read(value - code.length, code);
+    return count === code.length && decoder.isPrecededByCall(code, code.length);
+  };
+  const scan = scanForPointers(memory, mappings, ranges, isStack, isReturnAddress, 1);
+  const [hit] = scan.hits;
+  if (hit !== undefined) {
+    throw new LivegraftError(
+      'suspended-context',
+      `process ${memory.pid}: ${hex(hit.at)}, in no thread's stack, holds the return address ${hex(hit.value)} into a function to be replaced; a suspended context (coroutine, swapcontext) may return there`,
+      {
+        remedy:
+          'apply when no such context is suspended; or, if the value is stale, repeat with --allow-suspended-contexts',
+        details: { pid: memory.pid, at: hex(hit.at), value: hex(hit.value) },
+      },
+    );
+  }
+  return { isComplete: scan.isComplete };
+}

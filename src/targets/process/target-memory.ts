@@ -1,0 +1,191 @@
+import { closeSync, ftruncateSync, openSync } from 'node:fs';
+import { hex } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import type { ProcessMemory } from './memory.js';
+import { PAGE_BYTES } from './placement.js';
+import { type Mapping, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
+import { findLanding, type Landing, RemoteCaller } from './remote-call.js';
+import { SYS_close, SYS_memfd_create, SYS_mmap, SYS_munmap, usesRestartBlock } from './syscalls.js';
+import type { Tracee, Tracer } from './tracer.js';
+
+export const PROT_READ = 1;
+export const PROT_WRITE = 2;
+export const PROT_EXEC = 4;
+const MAP_PRIVATE = 2;
+const MAP_FIXED_NOREPLACE = 0x100000;
+const MFD_CLOEXEC = 1;
+
+const NEEDED_SYSCALLS = [SYS_memfd_create, SYS_mmap, SYS_munmap, SYS_close] as const;
+
+export interface PartToMap {
+  readonly address: number;
+  readonly sizeBytes: number;
+  readonly protection: number;
+}
+
+/** Every mapping of ours is a memfd whose name begins so, private to the process (fork copies it). */
+export const MEMFD_PREFIX = 'livegraft:';
+
+export function isOwnMapping(mapping: Mapping): boolean {
+  return mapping.name.startsWith(`/memfd:${MEMFD_PREFIX}`);
+}
+
+/** Maps and unmaps memory in the target by borrowing one of its threads. */
+export class TargetMemory {
+  readonly #tracer: Tracer;
+  readonly #memory: ProcessMemory;
+  readonly #landing: Landing;
+
+  constructor(tracer: Tracer, memory: ProcessMemory, mappings: readonly Mapping[]) {
+    this.#tracer = tracer;
+    this.#memory = memory;
+    this.#landing = findLanding(memory, mappings);
+  }
+
+  /**
+   * Maps the parts, which lie in one contiguous image, from a new memfd. All or nothing. Addresses that were free a
+   * moment ago may be taken by now: `address-taken` then, to be tried again elsewhere.
+   */
+  map(name: string, parts: readonly PartToMap[]): void {
+    const base = Math.min(...parts.map((p) => p.address));
+    const end = Math.max(...parts.map((p) => p.address + p.sizeBytes));
+    this.#borrow((caller) => {
+      const text = Buffer.from(`${MEMFD_PREFIX}${name}`.slice(0, 200).replaceAll('\0', ''));
+      const argument = caller.placeArgument(Buffer.concat([text, Buffer.of(0)]));
+      const fd = expectResult(
+        this.#memory.pid,
+        'memfd_create',
+        caller.call(SYS_memfd_create, argument, MFD_CLOEXEC),
+      );
+      const mapped: PartToMap[] = [];
+      try {
+        // Its size is set from outside: one remote call less.
+        const own = openSync(`/proc/${this.#memory.pid}/fd/${fd}`, 'r+');
+        try {
+          ftruncateSync(own, end - base);
+        } finally {
+          closeSync(own);
+        }
+        for (const part of parts) {
+          const flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE;
+          const { address, sizeBytes, protection } = part;
+          const result = caller.call(SYS_mmap, address, sizeBytes, protection, flags, fd, address - base);
+          expectResult(this.#memory.pid, 'mmap', result);
+          mapped.push(part);
+        }
+      } catch (error) {
+        for (const part of mapped) caller.call(SYS_munmap, part.address, part.sizeBytes);
+        throw error;
+      } finally {
+        caller.call(SYS_close, fd);
+      }
+    });
+  }
+
+  /** Unmaps ranges of ours. Whatever of ours is in them must be out of use. */
+  unmap(ranges: readonly { readonly address: number; readonly sizeBytes: number }[]): void {
+    if (ranges.length === 0) return;
+    const own = (readMappings(this.#memory.pid) ?? []).filter(isOwnMapping);
+    this.#borrow((caller) => {
+      for (const { address, sizeBytes } of ranges) {
+        // Only what is ours: a range in an old record may be something else's by now.
+        for (const mapping of own) {
+          if (mapping.start < address || mapping.end > address + roundUp(sizeBytes)) continue;
+          caller.call(SYS_munmap, mapping.start, mapping.end - mapping.start);
+        }
+      }
+    });
+  }
+
+  #borrow(work: (caller: RemoteCaller) => void): void {
+    const problems: unknown[] = [];
+    for (const tracee of this.#candidates()) {
+      this.#tracer.interrupt(tracee);
+      if (this.#tracer.collect(tracee, 200) !== 'stopped') continue;
+      let caller: RemoteCaller | undefined;
+      try {
+        if (tracee.stop.kind === 'groupStop') {
+          problems.push(
+            new LivegraftError(
+              'target-stopped',
+              `process ${this.#memory.pid} is stopped (SIGSTOP): it can't map memory`,
+              {
+                remedy: `let it go on (kill -CONT ${this.#memory.pid}) and try again`,
+              },
+            ),
+          );
+          continue;
+        }
+        caller = new RemoteCaller(this.#tracer, tracee, this.#memory, this.#landing, NEEDED_SYSCALLS);
+      } catch (error) {
+        problems.push(error);
+        continue;
+      } finally {
+        if (caller === undefined) this.#tracer.resume(tracee);
+      }
+      try {
+        work(caller);
+      } finally {
+        caller.restore();
+        this.#tracer.resume(tracee);
+      }
+      return;
+    }
+    throw (
+      problems[0] ??
+      new LivegraftError(
+        'no-thread-to-borrow',
+        `process ${this.#memory.pid}: no thread could be stopped to map memory`,
+        {
+          remedy: 'try again; threads in uninterruptible sleep can not be used',
+        },
+      )
+    );
+  }
+
+  /** Sleeping threads first, those that wait on a timer last: the busy ones are not held up. */
+  #candidates(): readonly Tracee[] {
+    const rank = (tracee: Tracee): number => {
+      const state = readThreadStat(tracee.pid, tracee.tid)?.state;
+      if (state === 'D') return 3;
+      if (state !== 'S') return 2;
+      const syscall = readBlockingSyscall(tracee.pid, tracee.tid);
+      return syscall !== undefined && usesRestartBlock(syscall) ? 1 : 0;
+    };
+    const ranked: { tracee: Tracee; rank: number }[] = [];
+    for (const tracee of this.#tracer.tracees.values()) {
+      const entry = { tracee, rank: rank(tracee) };
+      ranked.push(entry);
+      if (entry.rank === 0) break;
+    }
+    return ranked.sort((a, b) => a.rank - b.rank).map((r) => r.tracee);
+  }
+}
+
+export function roundUp(sizeBytes: number): number {
+  return Math.ceil(sizeBytes / PAGE_BYTES) * PAGE_BYTES;
+}
+
+const EEXIST = 17;
+
+function expectResult(pid: number, call: string, result: number): number {
+  if (result >= 0) return result;
+  if (result === -EEXIST) {
+    throw new LivegraftError(
+      'address-taken',
+      `process ${pid}: the address chosen for the patch was taken meanwhile`,
+      {
+        remedy: 'try again',
+      },
+    );
+  }
+  throw new LivegraftError(
+    'map-failed',
+    `process ${pid}: ${call} in the process failed with errno ${-result}`,
+    {
+      remedy:
+        'check its limits (RLIMIT_AS, RLIMIT_NOFILE, vm.max_map_count, a memory cgroup) and policies (SELinux execmem)',
+      details: { pid, call, errno: -result, value: hex(result) },
+    },
+  );
+}
