@@ -101,12 +101,17 @@ export function readTimeslices(pid: number, tid: number): number | undefined {
   return field === undefined ? undefined : Number(field);
 }
 
-/** The number of the system call in which a sleeping thread waits; undefined when it runs or can't be read. */
-export function readBlockingSyscall(pid: number, tid: number): number | undefined {
+/** The system call in which a sleeping thread waits, and its stack pointer; undefined when it runs or can't be read. */
+export function readBlockingSyscall(
+  pid: number,
+  tid: number,
+): { readonly number: number; readonly stackPointer: number } | undefined {
   try {
-    const text = readFileSync(`/proc/${pid}/task/${tid}/syscall`, 'latin1');
-    const number = Number(text.split(' ')[0]);
-    return Number.isInteger(number) && number >= 0 ? number : undefined;
+    // Number, six arguments, stack pointer, program counter.
+    const fields = readFileSync(`/proc/${pid}/task/${tid}/syscall`, 'latin1').trim().split(' ');
+    const number = Number(fields[0]);
+    const stackPointer = Number(fields[7]);
+    return fields.length === 9 && number >= 0 ? { number, stackPointer } : undefined;
   } catch {
     return undefined;
   }

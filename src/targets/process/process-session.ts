@@ -4,7 +4,7 @@ import { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
 import { findFreeRange } from './placement.js';
 import { expectPatchableProcess } from './preflight.js';
-import { type Mapping, readMappings, readThreadStat } from './proc.js';
+import { type Mapping, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
 import { seizeAllThreads } from './process-space.js';
 import { RSP, readRegister } from './registers.js';
 import type { Registry, SlotArea } from './registry.js';
@@ -119,6 +119,11 @@ export class ProcessSession {
   stackPointers(): readonly number[] {
     const pointers: number[] = [];
     for (const tracee of this.tracer.tracees.values()) {
+      const blocked = readBlockingSyscall(this.pid, tracee.tid);
+      if (blocked !== undefined) {
+        pointers.push(blocked.stackPointer);
+        continue;
+      }
       this.tracer.interrupt(tracee);
       if (this.tracer.collect(tracee, 200) !== 'stopped') continue;
       if (this.tracer.fetchRegisters(tracee)) pointers.push(readRegister(tracee.registers, RSP));
@@ -161,6 +166,11 @@ export class ProcessSession {
     return stays.map(
       (range) => `${range.sizeBytes} bytes of a removed patch stay mapped: something still points into them`,
     );
+  }
+
+  /** After a failure, when nothing has run of what was mapped: nothing can point into it. */
+  cleanUpAfterFailure(): void {
+    this.cleanUp(() => false);
   }
 
   close(): void {

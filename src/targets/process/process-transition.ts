@@ -13,8 +13,9 @@ import { type EntryState, isInsideWrites, planEntryWrites, writeEntries } from '
 import { readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
-import type { MemoryRange, RegisteredPatch } from './registry.js';
+import type { MemoryRange, RegisteredPatch, RegisteredTransition } from './registry.js';
 import type { TaskRecord } from './task-record.js';
+import { expectGsUnused } from './task-slots.js';
 import { sleepSync, type Tracee, type Tracer, type TracerEvent } from './tracer.js';
 import { leaveTrampoline, rangesBelow } from './trampolines.js';
 
@@ -54,21 +55,33 @@ export class ProcessTransition implements TransitionTarget {
   install(direction: Direction): void {
     this.#direction = direction;
     const [space] = this.#spaces as [ProcessSpace];
-    const resumed = space.registry.transition?.phase === 'running';
-    if (!resumed) space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
+    const before = space.registry.transition;
+    const from = stateWithoutSlot(before, direction);
+    if (before?.phase !== 'running') space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
     seizeAllThreads(this.#tracer, space.pid);
     for (const tracee of this.#tracer.tracees.values()) if (!space.tasks.has(tracee.tid)) space.adopt(tracee);
 
-    const from = direction === 'patch' ? 0 : 1;
-    const runners = this.#stopAll(space, 'choosing', (record) => {
-      // A resumed transition keeps what threads have; so does one whose entries choose already.
-      space.slots.assign(record.tracee, resumed ? space.slots.stateOf(record.tracee) : from);
+    const runners = this.#stopAll(space, 'choosing', ({ tracee }) => {
+      expectGsUnused(tracee, space.slots.area);
+      // A transition that another run left half-done has given out states that count.
+      const keeps = before !== undefined && space.slots.hasSlot(tracee);
+      space.slots.assign(tracee, keeps ? space.slots.stateOf(tracee) : from);
     });
     for (const record of runners) this.#tracer.resume(record.tracee);
     for (const record of space.tasks.values()) {
       if (record.tracee.state === 'stopped') this.#held.add(record);
     }
     space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
+  }
+
+  /** After a refused install: takes the slots back. No entry was changed. */
+  undoInstall(): void {
+    this.#held.clear();
+    for (const space of this.#spaces) {
+      const records = [...space.tasks.values()];
+      this.#stopThese(records, ({ tracee }) => space.slots.giveBack(tracee));
+      for (const record of records) this.#tracer.resume(record.tracee);
+    }
   }
 
   tasks(): readonly TaskInfo[] {
@@ -436,6 +449,16 @@ export class ProcessTransition implements TransitionTarget {
   #expectAlive(): void {
     if (this.#goneError !== undefined) throw this.#goneError;
   }
+}
+
+/**
+ * The state of a thread that has no slot when a transition begins or goes on: before the entries choose, all have
+ * the version below (patch) or the new one (unpatch); while it finishes, slots are being given back by the switched.
+ */
+function stateWithoutSlot(before: RegisteredTransition | undefined, direction: Direction): 0 | 1 {
+  const began = before?.direction ?? direction;
+  const unswitched = began === 'patch' ? 0 : 1;
+  return before?.phase === 'finishing' ? (unswitched === 0 ? 1 : 0) : unswitched;
 }
 
 function unstoppable(record: TaskRecord): StragglerReason {

@@ -150,7 +150,7 @@ export class TargetMemory {
       if (state === 'D') return 3;
       if (state !== 'S') return 2;
       const syscall = readBlockingSyscall(tracee.pid, tracee.tid);
-      return syscall !== undefined && usesRestartBlock(syscall) ? 1 : 0;
+      return syscall !== undefined && usesRestartBlock(syscall.number) ? 1 : 0;
     };
     const ranked: { tracee: Tracee; rank: number }[] = [];
     for (const tracee of this.#tracer.tracees.values()) {

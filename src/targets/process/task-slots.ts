@@ -1,9 +1,11 @@
 import { targetAddress } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
 import type { ProcessMemory } from './memory.js';
 import * as native from './native.js';
+import { readThreadStat } from './proc.js';
 import { FS_BASE, GS_BASE, readRegister } from './registers.js';
 import type { SlotArea } from './registry.js';
-import type { Tracee } from './tracer.js';
+import type { Tracee, Tracer } from './tracer.js';
 
 /**
  * The state byte of every thread, in the target's memory, where redirects read it: 0 runs the version below a
@@ -17,6 +19,8 @@ export interface TaskSlots {
   readonly area: SlotArea;
   /** Gives a stopped thread a slot of its own with this state. Keeps the slot it has unless another thread has it too. */
   assign(tracee: Tracee, state: 0 | 1): void;
+  /** Whether a stopped thread's registers show that it was given a slot, by us or by a run before. */
+  hasSlot(tracee: Tracee): boolean;
   /** The state of a thread that was assigned one; of an unknown one, what redirects would read for it. */
   stateOf(tracee: Tracee): 0 | 1;
   /** The thread must be stopped. */
@@ -38,11 +42,39 @@ export function createTaskSlots(memory: ProcessMemory, area: SlotArea): TaskSlot
   return area.kind === 'gsBase' ? new GsBaseSlots(memory, area) : new ThreadPointerSlots(memory, area);
 }
 
-/** Whether the registers show a GS base that is neither unused nor ours. */
-export function usesGsBase(tracee: Tracee, area: SlotArea | undefined): boolean {
+/** Refuses a thread whose GS base is neither unused nor ours: the target uses it, and states need a table. */
+export function expectGsUnused(tracee: Tracee, area: SlotArea): void {
   const base = readRegister(tracee.registers, GS_BASE);
-  if (base === 0) return false;
-  return area === undefined || base < area.address || base >= area.address + area.sizeBytes;
+  if (area.kind !== 'gsBase' || base === 0 || isInside(area, base)) return;
+  throw new LivegraftError('gs-in-use', `thread ${tracee.tid} uses its GS base itself`, {
+    details: { tid: tracee.tid },
+  });
+}
+
+export function isGsInUse(error: unknown): boolean {
+  return error instanceof LivegraftError && error.code === 'gs-in-use';
+}
+
+/** The states of all seized threads as a half-done transition has left them. Stops each for a moment. */
+export function stateInTarget(
+  tracer: Tracer,
+  memory: ProcessMemory,
+  area: SlotArea,
+): { readonly tid: number; readonly name: string; readonly state: 'unpatched' | 'patched' }[] {
+  const slots = createTaskSlots(memory, area);
+  const states: { tid: number; name: string; state: 'unpatched' | 'patched' }[] = [];
+  for (const tracee of [...tracer.tracees.values()]) {
+    tracer.interrupt(tracee);
+    if (tracer.collect(tracee, 300) !== 'stopped' || !tracer.fetchRegisters(tracee)) continue;
+    const state = slots.stateOf(tracee) === 1 ? 'patched' : 'unpatched';
+    states.push({ tid: tracee.tid, name: readThreadStat(tracee.pid, tracee.tid)?.name ?? '?', state });
+    tracer.detach(tracee);
+  }
+  return states;
+}
+
+function isInside(area: SlotArea, address: number): boolean {
+  return address >= area.address && address < area.address + area.sizeBytes;
 }
 
 class GsBaseSlots implements TaskSlots {
@@ -59,7 +91,7 @@ class GsBaseSlots implements TaskSlots {
 
   assign(tracee: Tracee, state: 0 | 1): void {
     const current = readRegister(tracee.registers, GS_BASE);
-    const isOurs = current >= this.area.address && current < this.area.address + this.area.sizeBytes;
+    const isOurs = isInside(this.area, current);
     const slot = isOurs && !this.#taken.has(current) ? current : this.#findFree();
     this.#taken.add(slot);
     this.#slotOf.set(tracee.tid, slot);
@@ -68,9 +100,13 @@ class GsBaseSlots implements TaskSlots {
     if (slot !== current) native.pokeRegister(tracee.tid, GS_BASE, slot);
   }
 
+  hasSlot(tracee: Tracee): boolean {
+    return isInside(this.area, readRegister(tracee.registers, GS_BASE));
+  }
+
   stateOf(tracee: Tracee): 0 | 1 {
     const slot = this.#slotOf.get(tracee.tid) ?? readRegister(tracee.registers, GS_BASE);
-    if (slot < this.area.address || slot >= this.area.address + this.area.sizeBytes) return 0;
+    if (!isInside(this.area, slot)) return 0;
     return this.#memory.readExactly(slot, 1)[0] === 0 ? 0 : 1;
   }
 
@@ -88,7 +124,7 @@ class GsBaseSlots implements TaskSlots {
 
   giveBack(tracee: Tracee): void {
     const base = readRegister(tracee.registers, GS_BASE);
-    if (base >= this.area.address && base < this.area.address + this.area.sizeBytes) {
+    if (isInside(this.area, base)) {
       native.pokeRegister(tracee.tid, GS_BASE, 0);
     }
     this.release(tracee);
@@ -130,6 +166,11 @@ class ThreadPointerSlots implements TaskSlots {
     const bytes = Buffer.alloc(8);
     bytes.writeBigUInt64LE(BigInt(key));
     this.#memory.write(entry, bytes);
+  }
+
+  hasSlot(tracee: Tracee): boolean {
+    const key = readRegister(tracee.registers, FS_BASE);
+    return this.#memory.readExactly(this.#locate(key), 8).readBigUInt64LE(0) === BigInt(key);
   }
 
   stateOf(tracee: Tracee): 0 | 1 {

@@ -1,0 +1,399 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { x86_64 } from '../arch/x86-64/index.js';
+import { hex } from '../base/brand.js';
+import { LivegraftError } from '../base/errors.js';
+import type { Direction } from '../engine/target.js';
+import { runTransition, TransitionControl } from '../engine/transition.js';
+import type { Patch } from '../patch/content.js';
+import { parsePatch } from '../patch/file.js';
+import { expectOldCode, expectPatchedModule, loadPatch, sha256 } from '../targets/process/patch-loader.js';
+import { readExecutablePath, readMappings } from '../targets/process/proc.js';
+import { ProcessSession } from '../targets/process/process-session.js';
+import { ProcessSpace } from '../targets/process/process-space.js';
+import { ProcessTransition } from '../targets/process/process-transition.js';
+import type { RegisteredPatch, Registry } from '../targets/process/registry.js';
+import { findRegistryMapping } from '../targets/process/registry-store.js';
+import { expectNoSuspendedContext, scanForPointers } from '../targets/process/suspended-contexts.js';
+import { isGsInUse, stateInTarget } from '../targets/process/task-slots.js';
+import { rangesBelow } from '../targets/process/trampolines.js';
+import type {
+  ApplyOptions,
+  ApplyOutcome,
+  OperationEvent,
+  ProcessOperations,
+  ProcessStatus,
+  RevertOptions,
+  TaskStack,
+} from './operations.js';
+
+/** Joins the parts that patch a process: file, target, engine. */
+export function createProcessOperations(): ProcessOperations {
+  return { apply, revert, status, findPatchedProcesses, stacks };
+}
+
+type Steps = (step: Extract<OperationEvent, { kind: 'step' }>['step'], detail: string) => void;
+
+function stepsOf(onEvent: (event: OperationEvent) => void): { step: Steps; notice: (text: string) => void } {
+  const start = performance.now();
+  const atMs = () => performance.now() - start;
+  return {
+    step: (step, detail) => onEvent({ kind: 'step', step, detail, atMs: atMs() }),
+    notice: (text) => onEvent({ kind: 'notice', text, atMs: atMs() }),
+  };
+}
+
+async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
+  const { step, notice } = stepsOf(options.onEvent);
+  const patch = parsePatch(readPatchFile(options.patchPath), options.patchPath, sha256);
+  step('check', `process ${options.pid}, patch ${patch.manifest.name}`);
+  const session = new ProcessSession(options.pid, x86_64);
+  try {
+    const known = session.registry?.patches.find((p) => p.id === patch.id);
+    if (session.registry?.transition !== undefined) {
+      if (session.registry.transition.patchId !== patch.id)
+        throw transitionInProgress(session, session.registry);
+      notice('a transition of this patch was left half-done: it is continued');
+      session.seize();
+      return await transit(session, expectPatch(session.registry, patch.id), 'patch', options);
+    }
+    if (known !== undefined) {
+      throw new LivegraftError(
+        'already-applied',
+        `process ${options.pid}: patch ${known.name} is applied already`,
+        {
+          remedy: `nothing to do; see livegraft status --pid ${options.pid}`,
+          details: { pid: options.pid, patch: known.id },
+        },
+      );
+    }
+    checkTarget(session, patch);
+    session.seize();
+    step('prepare', `${session.tracer.tracees.size} threads`);
+    let registered = prepare(session, patch, 'gsBase');
+    if (!options.allowSuspendedContexts) refuseSuspendedContexts(session, registered, notice);
+    try {
+      return await transit(session, registered, 'patch', options);
+    } catch (error) {
+      if (!isGsInUse(error)) throw error;
+      notice('the process uses its GS register itself: task states are kept in a table instead');
+      unload(session, registered);
+      registered = prepare(session, patch, 'threadPointerTable');
+      return await transit(session, registered, 'patch', options);
+    }
+  } finally {
+    session.close();
+  }
+}
+
+function readPatchFile(path: string): Uint8Array {
+  try {
+    return readFileSync(path);
+  } catch (cause) {
+    throw new LivegraftError('patch-unreadable', `${path} can't be read: ${(cause as Error).message}`, {
+      remedy: 'give the path of a .lgp file',
+      details: { path },
+      cause,
+    });
+  }
+}
+
+/** What can be refused before any thread is touched. */
+function checkTarget(session: ProcessSession, patch: Patch): void {
+  for (const object of patch.manifest.objects)
+    expectOldCode(session, object, expectPatchedModule(session, object));
+}
+
+/** Maps, fills in and registers the patch. Its entries are untouched yet; a failure leaves nothing behind. */
+function prepare(
+  session: ProcessSession,
+  patch: Patch,
+  kind: 'gsBase' | 'threadPointerTable',
+): RegisteredPatch {
+  try {
+    const { store, registry } = session.expectRegistry(kind);
+    const { registered } = loadPatch(session, patch, registry);
+    session.registry = { ...registry, patches: [...registry.patches, registered] };
+    store.write(session.registry);
+    return registered;
+  } catch (error) {
+    session.cleanUpAfterFailure();
+    throw error;
+  }
+}
+
+/** Undoes {@link prepare}. */
+function unload(session: ProcessSession, patch: RegisteredPatch): void {
+  if (session.registry === undefined || session.store === undefined) return;
+  session.registry = {
+    ...session.registry,
+    patches: session.registry.patches.filter((p) => p.id !== patch.id),
+    transition: undefined,
+  };
+  session.store.write(session.registry);
+  session.cleanUpAfterFailure();
+}
+
+function refuseSuspendedContexts(
+  session: ProcessSession,
+  patch: RegisteredPatch,
+  notice: (text: string) => void,
+): void {
+  try {
+    const { isComplete } = expectNoSuspendedContext({
+      memory: session.memory,
+      mappings: session.mappings,
+      stackPointers: session.stackPointers(),
+      ranges: session.registry === undefined ? [] : rangesBelow(session.registry, patch),
+      decoder: session.arch.decoder,
+    });
+    if (!isComplete) notice('only the first GiB of memory was searched for suspended contexts');
+  } catch (error) {
+    unload(session, patch);
+    throw error;
+  }
+}
+
+type TransitOptions = Pick<ApplyOptions, 'model' | 'timeoutMs' | 'signal' | 'onEvent'>;
+
+async function transit(
+  session: ProcessSession,
+  patch: RegisteredPatch,
+  direction: Direction,
+  options: TransitOptions,
+): Promise<ApplyOutcome> {
+  const { step, notice } = stepsOf(options.onEvent);
+  const { store, registry } = session;
+  if (store === undefined || registry === undefined) throw new Error('no registry');
+  const inspector = session.inspector();
+  const space = new ProcessSpace({
+    pid: session.pid,
+    memory: session.memory,
+    inspector,
+    registryAddress: store.address,
+    registry,
+    isFork: false,
+  });
+  const transition = new ProcessTransition(session.tracer, space, patch.id, direction, options.model);
+  const control = new TransitionControl();
+  const stop = () => control.stop();
+  options.signal.addEventListener('abort', stop);
+  step('install', `${patch.functions.length} functions`);
+  const wasHalfDone = registry.transition !== undefined;
+  try {
+    const result = await runTransition(transition, {
+      direction,
+      model: options.model,
+      timeoutMs: options.timeoutMs,
+      clock: { nowMs: () => performance.now() },
+      control,
+      onEvent: options.onEvent,
+    });
+    session.registry = space.registry;
+    transition.releaseAll();
+    if (result.kind === 'complete' && result.direction === 'unpatch') {
+      step('cleanup', 'memory of the removed patch');
+      for (const text of cleanUp(session)) notice(text);
+    }
+    return { patch: { id: patch.id, name: patch.name }, result };
+  } catch (error) {
+    session.registry = space.registry;
+    const installed = space.registry.transition?.phase !== 'installing';
+    const gone =
+      error instanceof LivegraftError && (error.code === 'target-gone' || error.code === 'target-replaced');
+    if (!gone && !installed && !wasHalfDone) {
+      // Nothing was redirected: the entries are written together or not at all.
+      transition.undoInstall();
+      if (isGsInUse(error)) session.registry = { ...space.registry, transition: undefined };
+      else if (direction === 'patch') unload(session, patch);
+      else {
+        session.registry = { ...space.registry, transition: undefined };
+        store.write(session.registry);
+      }
+    }
+    throw error;
+  } finally {
+    options.signal.removeEventListener('abort', stop);
+    for (const child of transition.spaces) if (child.isFork) child.memory.close();
+  }
+}
+
+async function revert(options: RevertOptions): Promise<ApplyOutcome> {
+  const { step, notice } = stepsOf(options.onEvent);
+  step('check', `process ${options.pid}`);
+  const session = new ProcessSession(options.pid, x86_64);
+  try {
+    const { registry } = session;
+    const patch = findPatch(session, options.patch);
+    if (registry === undefined) throw new Error('unreachable');
+    if (registry.transition !== undefined && registry.transition.patchId !== patch.id) {
+      throw transitionInProgress(session, registry);
+    }
+    const above = registry.patches
+      .slice(registry.patches.indexOf(patch) + 1)
+      .find((p) => p.functions.some((f) => patch.functions.some((g) => g.old.address === f.old.address)));
+    if (above !== undefined) {
+      throw new LivegraftError(
+        'not-on-top',
+        `patch ${patch.name} lies below ${above.name}, which changes the same functions`,
+        {
+          remedy: `revert ${above.name} first`,
+          details: { patch: patch.id, above: above.id },
+        },
+      );
+    }
+    session.seize();
+    if (registry.transition === undefined && patch.state === 'applying') {
+      // It was loaded and never installed: nothing runs it.
+      unload(session, patch);
+      notice('the patch had been loaded but not installed: it was removed');
+      const result = {
+        kind: 'complete',
+        direction: 'unpatch',
+        tasks: 0,
+        durationMs: 0,
+        forced: false,
+      } as const;
+      return { patch: { id: patch.id, name: patch.name }, result };
+    }
+    if (registry.transition === undefined && !options.allowSuspendedContexts) {
+      expectNoSuspendedContext({
+        memory: session.memory,
+        mappings: session.mappings,
+        stackPointers: session.stackPointers(),
+        ranges: [patch.code],
+        decoder: session.arch.decoder,
+      });
+    }
+    return await transit(session, patch, 'unpatch', options);
+  } finally {
+    session.close();
+  }
+}
+
+function findPatch(session: ProcessSession, wanted: string | undefined): RegisteredPatch {
+  const patches = session.registry?.patches ?? [];
+  const found =
+    wanted === undefined
+      ? (patches.find((p) => p.id === session.registry?.transition?.patchId) ?? patches[patches.length - 1])
+      : patches.toReversed().find((p) => p.id === wanted || p.name === wanted);
+  if (found !== undefined) return found;
+  const names = patches.map((p) => p.name).join(', ');
+  throw new LivegraftError(
+    'no-such-patch',
+    wanted === undefined
+      ? `process ${session.pid} carries no patch`
+      : `process ${session.pid} carries no patch ${wanted}${names === '' ? '' : ` (it has: ${names})`}`,
+    { remedy: `see livegraft status --pid ${session.pid}`, details: { pid: session.pid } },
+  );
+}
+
+function expectPatch(registry: Registry, id: string): RegisteredPatch {
+  const patch = registry.patches.find((p) => p.id === id);
+  if (patch === undefined)
+    throw new LivegraftError(
+      'registry-damaged',
+      `the registry has a transition of patch ${id}, but no such patch`,
+    );
+  return patch;
+}
+
+function transitionInProgress(session: ProcessSession, registry: Registry): LivegraftError {
+  const patch = registry.patches.find((p) => p.id === registry.transition?.patchId);
+  return new LivegraftError(
+    'transition-in-progress',
+    `process ${session.pid}: the transition of patch ${patch?.name ?? '?'} is not complete`,
+    { remedy: 'apply that patch again to complete it, or revert it', details: { pid: session.pid } },
+  );
+}
+
+function cleanUp(session: ProcessSession): readonly string[] {
+  session.refreshMappings();
+  session.seize();
+  return session.cleanUp((range) => {
+    const scan = scanForPointers(session.memory, session.mappings, [range], () => false, undefined, 1);
+    return scan.hits.length > 0 || !scan.isComplete;
+  });
+}
+
+async function status(pid: number): Promise<ProcessStatus> {
+  const session = new ProcessSession(pid, x86_64);
+  try {
+    const { registry } = session;
+    const { transition } = registry ?? {};
+    if (transition !== undefined) session.seize();
+    return {
+      pid,
+      executable: readExecutablePath(pid) ?? '?',
+      patches: (registry?.patches ?? []).map((patch) => ({
+        id: patch.id,
+        name: patch.name,
+        state:
+          transition?.patchId === patch.id && transition.direction === 'unpatch' ? 'reverting' : patch.state,
+        forced: patch.forced,
+        appliedAt: patch.appliedAt,
+        functions: patch.functions.map((fn) => ({
+          object: fn.object,
+          name: fn.name,
+          oldAddress: hex(fn.old.address),
+          newAddress: hex(fn.new.address),
+        })),
+      })),
+      transition: transition && {
+        patchId: transition.patchId,
+        direction: transition.direction,
+        tasks: registry === undefined ? [] : stateInTarget(session.tracer, session.memory, registry.slots),
+      },
+    };
+  } finally {
+    session.close();
+  }
+}
+
+async function findPatchedProcesses(): Promise<readonly number[]> {
+  const pids = readdirSync('/proc').map(Number).filter(Number.isInteger);
+  return pids.filter((pid) => {
+    try {
+      return findRegistryMapping(readMappings(pid) ?? []) !== undefined;
+    } catch {
+      // Another user's process: it can't be one that this user has patched.
+      return false;
+    }
+  });
+}
+
+async function stacks(pid: number): Promise<readonly TaskStack[]> {
+  const session = new ProcessSession(pid, x86_64);
+  try {
+    session.seize();
+    const inspector = session.inspector();
+    const result: TaskStack[] = [];
+    for (const tracee of [...session.tracer.tracees.values()]) {
+      const common = { tid: tracee.tid, name: session.threadName(tracee.tid) };
+      session.tracer.interrupt(tracee);
+      if (session.tracer.collect(tracee, 300) !== 'stopped' || !session.tracer.fetchRegisters(tracee)) {
+        const reason = { code: 'unstoppable', detail: 'it did not stop within 300 ms' };
+        if (tracee.state === 'running') result.push({ ...common, reliable: false, reason, frames: [] });
+        continue;
+      }
+      const walk = inspector.walk(tracee);
+      session.tracer.detach(tracee);
+      const reported = inspector.reportFrames(walk.frames);
+      result.push({
+        ...common,
+        reliable: walk.reliable,
+        reason: walk.reliable ? undefined : walk.reason,
+        frames: walk.frames.slice(0, reported.length).map((frame, index) => ({
+          index,
+          address: hex(frame.pc),
+          stackPointer: hex(frame.stackPointer),
+          symbol: reported[index]?.symbol,
+          module: frame.module.name,
+          by: frame.by,
+        })),
+      });
+    }
+    return result;
+  } finally {
+    session.close();
+  }
+}
