@@ -45,10 +45,11 @@ class ParsedElf implements ElfFile {
   readonly #relocations = new Map<ElfSection, readonly ElfRelocation[]>();
 
   constructor(bytes: Uint8Array, source: string, options: ElfReaderOptions) {
-    this.bytes = bytes;
+    // A plain view: slices of Node's Buffer share memory, where everyone expects copies.
+    this.bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
     this.source = source;
     this.#options = options;
-    const reader = new ByteReader(bytes, source);
+    const reader = new ByteReader(this.bytes, source);
     expectIdentification(reader);
     reader.seek(16);
     this.type = reader.readU16();

@@ -1,0 +1,185 @@
+import * as c from '../elf/constants.js';
+import type { ElfRelocation, ElfSection } from '../elf/elf-file.js';
+import {
+  type Definition,
+  type ObjectModel,
+  parentOfPart,
+  type Reference,
+  relocatedBytes,
+  stableName,
+} from './object-model.js';
+
+/** What two compilations of one source file have in common, by the names of the patched one. */
+export interface Comparison {
+  /** Functions that exist in both and differ. */
+  readonly changedFunctions: readonly Pair[];
+  readonly newFunctions: readonly Definition[];
+  readonly changedData: readonly Pair[];
+  readonly newData: readonly Definition[];
+  /** For each definition of the patched object that the original has too. */
+  readonly counterpart: ReadonlyMap<Definition, Definition>;
+}
+
+export interface Pair {
+  readonly original: Definition;
+  readonly patched: Definition;
+}
+
+/** Compares two compilations function by function and variable by variable. */
+export function compareObjects(original: ObjectModel, patched: ObjectModel): Comparison {
+  const counterpart = correlate(original, patched);
+  const comparer = new Comparer(original, patched, counterpart);
+  const changed = (kind: (d: Definition) => boolean): Pair[] =>
+    [...patched.definitions.values()].flatMap((definition) => {
+      const other = counterpart.get(definition);
+      if (other === undefined || !kind(definition) || comparer.sameDefinition(other, definition)) return [];
+      return [{ original: other, patched: definition }];
+    });
+  const isNew = (d: Definition) => !counterpart.has(d);
+  const isFunction = (d: Definition) => d.kind === 'function';
+  const changedFunctions = changed(isFunction);
+  return {
+    counterpart,
+    changedFunctions: withParents(changedFunctions, patched, counterpart),
+    newFunctions: [...patched.definitions.values()].filter((d) => isFunction(d) && isNew(d)),
+    changedData: changed((d) => !isFunction(d)),
+    newData: [...patched.definitions.values()].filter((d) => !isFunction(d) && isNew(d)),
+  };
+}
+
+/** A changed `f.cold` is reached only through `f`: the function changes with its part. */
+function withParents(
+  changed: readonly Pair[],
+  patched: ObjectModel,
+  counterpart: ReadonlyMap<Definition, Definition>,
+): Pair[] {
+  const pairs = new Map<Definition, Pair>();
+  for (const pair of changed) {
+    const parentName = parentOfPart(pair.patched.name);
+    const parent = parentName === undefined ? undefined : patched.definitions.get(parentName);
+    if (parent === undefined) {
+      pairs.set(pair.patched, pair);
+      continue;
+    }
+    const original = counterpart.get(parent);
+    if (original !== undefined) pairs.set(parent, { original, patched: parent });
+  }
+  return [...pairs.values()];
+}
+
+/** Pairs definitions by name, then by name without the numbers that compilers append, in order of appearance. */
+function correlate(original: ObjectModel, patched: ObjectModel): Map<Definition, Definition> {
+  const pairs = new Map<Definition, Definition>();
+  const taken = new Set<Definition>();
+  const numbered = (name: string) => stableName(name) !== name;
+  const pair = (a: Definition, b: Definition) => {
+    pairs.set(b, a);
+    taken.add(a);
+  };
+  for (const definition of patched.definitions.values()) {
+    if (numbered(definition.name)) continue;
+    const same = original.definitions.get(definition.name);
+    if (same !== undefined && same.kind === definition.kind) pair(same, definition);
+  }
+  const groups = new Map<string, Definition[]>();
+  for (const definition of original.definitions.values()) {
+    if (!numbered(definition.name)) continue;
+    const key = `${definition.kind} ${stableName(definition.name)}`;
+    groups.set(key, [...(groups.get(key) ?? []), definition]);
+  }
+  for (const definition of patched.definitions.values()) {
+    if (!numbered(definition.name)) continue;
+    const group = groups.get(`${definition.kind} ${stableName(definition.name)}`) ?? [];
+    const free = group.filter((d) => !taken.has(d));
+    // Several static variables of one name: those of equal size and contents belong together, in order.
+    const match = free.find((d) => sameBytes(d.section.data, definition.section.data)) ?? free[0];
+    if (match !== undefined) pair(match, definition);
+  }
+  return pairs;
+}
+
+class Comparer {
+  readonly #original: ObjectModel;
+  readonly #patched: ObjectModel;
+  readonly #counterpart: ReadonlyMap<Definition, Definition>;
+  readonly #anonymous = new Map<string, boolean>();
+
+  constructor(original: ObjectModel, patched: ObjectModel, counterpart: ReadonlyMap<Definition, Definition>) {
+    this.#original = original;
+    this.#patched = patched;
+    this.#counterpart = counterpart;
+  }
+
+  sameDefinition(a: Definition, b: Definition): boolean {
+    const size = a.symbol.sizeBytes;
+    if (size !== b.symbol.sizeBytes || a.section.type !== b.section.type) return false;
+    if ((a.section.flags & COMPARED_FLAGS) !== (b.section.flags & COMPARED_FLAGS)) return false;
+    return this.#sameRange(a.section, a.symbol.value, b.section, b.symbol.value, size);
+  }
+
+  #sameRange(a: ElfSection, aStart: number, b: ElfSection, bStart: number, size: number): boolean {
+    if (a.type === c.SHT_NOBITS) return true;
+    const [aBytes, bBytes] = [a.data.slice(aStart, aStart + size), b.data.slice(bStart, bStart + size)];
+    const aRelocations = inRange(this.#original.relocationsOf(a), aStart, size);
+    const bRelocations = inRange(this.#patched.relocationsOf(b), bStart, size);
+    if (aRelocations.length !== bRelocations.length) return false;
+    for (let i = 0; i < aRelocations.length; i++) {
+      const [ra, rb] = [aRelocations[i] as ElfRelocation, bRelocations[i] as ElfRelocation];
+      const at = ra.offset - aStart;
+      if (at !== rb.offset - bStart || ra.type !== rb.type) return false;
+      if (!this.#sameReference(this.#original.referenceOf(a, ra), this.#patched.referenceOf(b, rb)))
+        return false;
+      aBytes.fill(0, at, at + relocatedBytes(ra.type));
+      bBytes.fill(0, at, at + relocatedBytes(rb.type));
+    }
+    return sameBytes(aBytes, bBytes);
+  }
+
+  #sameReference(a: Reference, b: Reference): boolean {
+    if (a.kind === 'definition' && b.kind === 'definition') {
+      return a.offset === b.offset && this.#counterpart.get(b.definition) === a.definition;
+    }
+    if (a.kind === 'undefined' && b.kind === 'undefined') return a.name === b.name && a.offset === b.offset;
+    if (a.kind === 'string' && b.kind === 'string') return sameBytes(a.bytes, b.bytes);
+    if (a.kind === 'anonymous' && b.kind === 'anonymous') return this.#sameAnonymous(a, b);
+    return false;
+  }
+
+  /** Constants and jump tables without a name: compared from where they are used to the end of what they are. */
+  #sameAnonymous(a: Reference & { kind: 'anonymous' }, b: Reference & { kind: 'anonymous' }): boolean {
+    const key = `${a.section.index} ${a.position} ${b.section.index} ${b.position}`;
+    const known = this.#anonymous.get(key);
+    if (known !== undefined) return known;
+    // A jump table refers to the function that is being compared: assume the best until shown otherwise.
+    this.#anonymous.set(key, true);
+    const width = Math.max(a.section.entrySizeBytes, 0);
+    let same: boolean;
+    if ((a.section.flags & c.SHF_MERGE) !== 0 && width > 0) {
+      same = sameBytes(
+        a.section.data.subarray(a.position, a.position + width),
+        b.section.data.subarray(b.position, b.position + width),
+      );
+    } else if ((a.section.flags & c.SHF_EXECINSTR) !== 0) {
+      same = stableName(a.section.name) === stableName(b.section.name) && a.position === b.position;
+    } else {
+      const size = a.section.sizeBytes - a.position;
+      same =
+        size === b.section.sizeBytes - b.position &&
+        this.#sameRange(a.section, a.position, b.section, b.position, size);
+    }
+    this.#anonymous.set(key, same);
+    return same;
+  }
+}
+
+const COMPARED_FLAGS = c.SHF_WRITE | c.SHF_ALLOC | c.SHF_EXECINSTR | c.SHF_TLS;
+
+export function inRange(relocations: readonly ElfRelocation[], start: number, size: number): ElfRelocation[] {
+  return relocations.filter((r) => r.offset >= start && r.offset < start + size);
+}
+
+export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
+}

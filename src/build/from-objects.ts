@@ -1,0 +1,93 @@
+import { createHash } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { basename, dirname } from 'node:path';
+import { inflateSync } from 'node:zlib';
+import { x86_64 } from '../arch/x86-64/index.js';
+import { LivegraftError } from '../base/errors.js';
+import type { ElfFile } from '../elf/elf-file.js';
+import { parseElf } from '../elf/reader.js';
+import { findDebugFile } from './debug-files.js';
+import { type CompiledPair, type MadePatch, makePatch } from './make-patch.js';
+import { ObjectModel } from './object-model.js';
+import { TargetModel } from './target-model.js';
+
+export interface BuildOptions {
+  readonly targetPath: string;
+  readonly name: string;
+  readonly description: string;
+  readonly onEvent: (event: BuildEvent) => void;
+}
+
+/** What a build tells while it works. */
+export type BuildEvent =
+  | {
+      readonly kind: 'step';
+      readonly step: 'copy' | 'compile' | 'compare' | 'prove' | 'write';
+      readonly detail: string;
+    }
+  | { readonly kind: 'notice'; readonly text: string };
+
+export interface BuildResult extends MadePatch {
+  readonly bytes: Uint8Array;
+}
+
+/** Makes a patch from two compilations of one source file (with `-ffunction-sections -fdata-sections`). */
+export function buildFromObjects(
+  options: BuildOptions & { readonly origPath: string; readonly patchedPath: string },
+): BuildResult {
+  const pair = { original: readObject(options.origPath), patched: readObject(options.patchedPath) };
+  return buildFromPairs([pair], options);
+}
+
+export function buildFromPairs(pairs: readonly CompiledPair[], options: BuildOptions): BuildResult {
+  const target = readTarget(options.targetPath);
+  return makePatch(pairs, target, {
+    name: options.name,
+    description: options.description,
+    decoder: x86_64.decoder,
+    digest: sha256,
+    createdAt: new Date().toISOString(),
+    onEvent: options.onEvent,
+  });
+}
+
+export function sha256(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex');
+}
+
+export function readObject(path: string): ObjectModel {
+  const elf = readElf(path);
+  if (elf.type !== 1) {
+    throw new LivegraftError('not-an-object', `${path} is no relocatable object (.o)`, {
+      remedy: 'give the outputs of two compilations with -c',
+      details: { path },
+    });
+  }
+  return new ObjectModel(elf, x86_64.decoder);
+}
+
+function readTarget(path: string): TargetModel {
+  const elf = readElf(path);
+  if (elf.type === 1) {
+    throw new LivegraftError('not-a-program', `${path} is a relocatable object, no executable or library`, {
+      remedy: 'give the file that runs, or the library that is loaded, as --target',
+      details: { path },
+    });
+  }
+  const symbolSource = elf.symbols.length > 0 ? elf : (findDebugFile(elf, path) ?? elf);
+  return new TargetModel(elf, symbolSource, elf.soname ?? basename(path));
+}
+
+export function readElf(path: string): ElfFile {
+  let bytes: Uint8Array;
+  try {
+    bytes = readFileSync(path);
+  } catch (cause) {
+    throw new LivegraftError('file-unreadable', `${path} can't be read: ${(cause as Error).message}`, {
+      remedy: `check the path (looked in ${dirname(path)})`,
+      details: { path },
+      cause,
+    });
+  }
+  return parseElf(bytes, path, { inflate: (data) => inflateSync(data) });
+}

@@ -1,0 +1,269 @@
+import type { InstructionDecoder } from '../arch/architecture.js';
+import type { Instruction } from '../arch/instruction.js';
+import { linkAddress } from '../base/brand.js';
+import * as c from '../elf/constants.js';
+import type { ElfRelocation } from '../elf/elf-file.js';
+import { inRange, sameBytes } from './compare.js';
+import {
+  type Definition,
+  type ObjectModel,
+  type Reference,
+  relocatedBytes,
+  stableName,
+} from './object-model.js';
+import type { TargetModel } from './target-model.js';
+
+/** Where a compiled function stops being the one in the target. */
+export interface CodeDifference {
+  /** Offset in the compiled function. */
+  readonly offset: number;
+  readonly compiled: string;
+  readonly inTarget: string;
+}
+
+/**
+ * Holds a compiled function against the target's code, instruction by instruction. The linker may have filled in
+ * relocated fields, shortened jumps, relaxed GOT and TLS accesses, and aligned differently; nothing else may differ.
+ * Undefined when they are the same code.
+ */
+export function findCodeDifference(
+  decoder: InstructionDecoder,
+  object: ObjectModel,
+  definition: Definition,
+  target: TargetModel,
+  address: number,
+  targetSizeBytes: number,
+): CodeDifference | undefined {
+  const linked = target.elf.bytesAt(linkAddress(address), targetSizeBytes);
+  if (linked === undefined) return { offset: 0, compiled: '', inTarget: '' };
+  return new CodeProof(decoder, object, definition, target, address, linked).run();
+}
+
+class CodeProof {
+  readonly #decoder: InstructionDecoder;
+  readonly #object: ObjectModel;
+  readonly #definition: Definition;
+  readonly #target: TargetModel;
+  readonly #address: number;
+  readonly #linked: Uint8Array;
+  readonly #start: number;
+  readonly #compiled: Uint8Array;
+  readonly #relocations: readonly ElfRelocation[];
+  /** Offsets in the compiled function to offsets in the target's. */
+  readonly #places = new Map<number, number>();
+  readonly #jumps: { readonly from: number; readonly to: number; readonly linkedTo: number }[] = [];
+
+  constructor(
+    decoder: InstructionDecoder,
+    object: ObjectModel,
+    definition: Definition,
+    target: TargetModel,
+    address: number,
+    linked: Uint8Array,
+  ) {
+    this.#decoder = decoder;
+    this.#object = object;
+    this.#definition = definition;
+    this.#target = target;
+    this.#address = address;
+    this.#linked = linked;
+    this.#start = definition.symbol.value;
+    const size = definition.symbol.sizeBytes;
+    this.#compiled = definition.section.data.subarray(this.#start, this.#start + size);
+    this.#relocations = inRange(object.relocationsOf(definition.section), this.#start, size).map((r) => ({
+      ...r,
+      offset: r.offset - this.#start,
+    }));
+  }
+
+  run(): CodeDifference | undefined {
+    let a = 0;
+    let b = 0;
+    while (a < this.#compiled.length || b < this.#linked.length) {
+      const left = this.#decode(this.#compiled, a);
+      const right = this.#decode(this.#linked, b);
+      const leftNop = left !== undefined && isPadding(this.#compiled, a, left);
+      const rightNop = right !== undefined && isPadding(this.#linked, b, right);
+      if (leftNop || rightNop) {
+        // Fill that aligns a loop differs with the function's place.
+        if (leftNop) this.#places.set(a, b);
+        a += leftNop ? left.lengthBytes : 0;
+        b += rightNop ? right.lengthBytes : 0;
+        continue;
+      }
+      if (left === undefined || right === undefined) return this.#difference(a, b);
+      this.#places.set(a, b);
+      const consumed = this.#sameInstruction(a, left, b, right);
+      if (consumed === undefined) return this.#difference(a, b);
+      a += consumed.compiled;
+      b += consumed.linked;
+    }
+    this.#places.set(a, b);
+    for (const { from, to, linkedTo } of this.#jumps) {
+      if (this.#places.get(to) !== linkedTo) return this.#difference(from, this.#places.get(from) ?? 0);
+    }
+    return undefined;
+  }
+
+  #sameInstruction(
+    a: number,
+    left: Instruction,
+    b: number,
+    right: Instruction,
+  ): { compiled: number; linked: number } | undefined {
+    const own = this.#relocations.filter((r) => r.offset >= a && r.offset < a + left.lengthBytes);
+    const [relocation] = own;
+    const both = { compiled: left.lengthBytes, linked: right.lengthBytes };
+    if (relocation === undefined) {
+      if (left.target !== undefined) {
+        if (!sameJump(this.#compiled, a, left, this.#linked, b, right)) return undefined;
+        this.#jumps.push({ from: a, to: left.target, linkedTo: right.target ?? -1 });
+        return both;
+      }
+      return left.lengthBytes === right.lengthBytes &&
+        sameBytes(this.#slice(a, left), this.#linkedSlice(b, right))
+        ? both
+        : undefined;
+    }
+    if (relocation.type === c.R_X86_64_TLSGD || relocation.type === c.R_X86_64_TLSLD)
+      return this.#relaxedTls(a, b, relocation.type);
+    const reference = this.#object.referenceOf(this.#definition.section, {
+      ...relocation,
+      offset: relocation.offset + this.#start,
+    });
+    if (left.target !== undefined) {
+      if (!sameJump(this.#compiled, a, left, this.#linked, b, right) || right.target === undefined)
+        return undefined;
+      return this.#means(reference, this.#address + right.target, true) ? both : undefined;
+    }
+    if (relocation.type === c.R_X86_64_GOTPCRELX || relocation.type === c.R_X86_64_REX_GOTPCRELX) {
+      const relaxed = this.#relaxedGot(a, left, b, right, reference);
+      if (relaxed !== undefined) return relaxed;
+    }
+    if (left.lengthBytes !== right.lengthBytes) return undefined;
+    // Initial-exec accesses may have become local-exec ones of the same length.
+    if (relocation.type === c.R_X86_64_GOTTPOFF) return both;
+    const [compiled, linked] = [this.#slice(a, left).slice(), this.#linkedSlice(b, right).slice()];
+    const view = new DataView(linked.buffer, linked.byteOffset, linked.length);
+    const field = relocation.offset - a;
+    const value = relocatedBytes(relocation.type) === 4 ? view.getInt32(field, true) : undefined;
+    for (const r of own) {
+      compiled.fill(0, r.offset - a, r.offset - a + relocatedBytes(r.type));
+      linked.fill(0, r.offset - a, r.offset - a + relocatedBytes(r.type));
+    }
+    if (!sameBytes(compiled, linked)) return undefined;
+    if (value === undefined) return both;
+    if (relocation.type === c.R_X86_64_PC32 || relocation.type === c.R_X86_64_PLT32) {
+      return this.#means(reference, this.#address + b + right.lengthBytes + value, false) ? both : undefined;
+    }
+    if (relocation.type === c.R_X86_64_32 || relocation.type === c.R_X86_64_32S) {
+      return this.#means(reference, value, false) ? both : undefined;
+    }
+    return both;
+  }
+
+  /** mov from the GOT becomes lea; calls and jumps through it become direct ones, padded to the same length. */
+  #relaxedGot(a: number, left: Instruction, b: number, right: Instruction, reference: Reference) {
+    const [x, y] = [this.#slice(a, left), this.#linkedSlice(b, right)];
+    const isLoad =
+      x.length === 7 && x[1] === 0x8b && y.length === 7 && y[0] === x[0] && y[1] === 0x8d && y[2] === x[2];
+    if (isLoad) {
+      const value = new DataView(y.buffer, y.byteOffset, y.length).getInt32(3, true);
+      const address = this.#address + b + 7 + value;
+      return this.#means(reference, address, false) ? { compiled: 7, linked: 7 } : undefined;
+    }
+    if (x[0] !== 0xff || right.target === undefined) return undefined;
+    if (!this.#means(reference, this.#address + right.target, true)) return undefined;
+    // addr32 call, or a jump and a nop.
+    return { compiled: left.lengthBytes, linked: right.lengthBytes === 5 ? 6 : right.lengthBytes };
+  }
+
+  /** General- and local-dynamic sequences: 16 (12) bytes that the linker may rewrite as a whole. */
+  #relaxedTls(a: number, b: number, type: number): { compiled: number; linked: number } {
+    let size = 0;
+    for (let count = 0; count < 2; count++) size += this.#decode(this.#compiled, a + size)?.lengthBytes ?? 0;
+    const linkedSize = type === c.R_X86_64_TLSGD ? 16 : size;
+    const call = this.#linked[b + linkedSize - 5];
+    return { compiled: size, linked: call === 0xe8 ? size : linkedSize };
+  }
+
+  /** Whether an address of the target is what the compiled code refers to. */
+  #means(reference: Reference, address: number, isBranch: boolean): boolean {
+    switch (reference.kind) {
+      case 'definition': {
+        const at = address - reference.offset;
+        const symbols = this.#target.symbolsAt(at);
+        // A variable may have no symbol of its own name there only when the table was trimmed; a wrong name is a no.
+        return (
+          symbols.length === 0 ||
+          symbols.some((s) => stableName(s.name) === stableName(reference.definition.name))
+        );
+      }
+      case 'undefined': {
+        const symbols = this.#target.symbolsAt(address - reference.offset);
+        if (symbols.some((s) => s.name === reference.name)) return true;
+        // A call to another object goes through a PLT entry, which has no symbol.
+        return isBranch
+          ? symbols.every((s) => s.kind !== 'func')
+          : this.#target.symbolsNamed(reference.name).length === 0;
+      }
+      case 'string': {
+        const found = this.#target.elf.bytesAt(linkAddress(address), reference.bytes.length);
+        return found !== undefined && sameBytes(found, reference.bytes);
+      }
+      case 'anonymous':
+        return true;
+    }
+  }
+
+  #decode(bytes: Uint8Array, at: number): Instruction | undefined {
+    return at < bytes.length ? this.#decoder.decode(bytes, at, at) : undefined;
+  }
+
+  #slice(a: number, instruction: Instruction): Uint8Array {
+    return this.#compiled.subarray(a, a + instruction.lengthBytes);
+  }
+
+  #linkedSlice(b: number, instruction: Instruction): Uint8Array {
+    return this.#linked.subarray(b, b + instruction.lengthBytes);
+  }
+
+  #difference(a: number, b: number): CodeDifference {
+    return { offset: a, compiled: hexOf(this.#compiled, a), inTarget: hexOf(this.#linked, b) };
+  }
+}
+
+/** The same jump in its short or long form. */
+function sameJump(
+  left: Uint8Array,
+  a: number,
+  x: Instruction,
+  right: Uint8Array,
+  b: number,
+  y: Instruction,
+): boolean {
+  if (x.flow !== y.flow) return false;
+  if (x.flow !== 'branch') return true;
+  return conditionOf(left, a, x) === conditionOf(right, b, y);
+}
+
+/** Condition nibble of jcc, the opcode of loop and jrcxz. */
+function conditionOf(bytes: Uint8Array, at: number, instruction: Instruction): number {
+  const end = at + instruction.lengthBytes;
+  if (instruction.lengthBytes >= 6) return (bytes[end - 5] as number) & 0x0f;
+  const opcode = bytes[end - 2] as number;
+  return opcode >= 0x70 && opcode <= 0x7f ? opcode & 0x0f : opcode;
+}
+
+function isPadding(bytes: Uint8Array, at: number, instruction: Instruction): boolean {
+  let opcode = at;
+  while (bytes[opcode] === 0x66 || bytes[opcode] === 0x2e) opcode++;
+  const end = at + instruction.lengthBytes;
+  return (
+    (bytes[opcode] === 0x90 && opcode + 1 === end) || (bytes[opcode] === 0x0f && bytes[opcode + 1] === 0x1f)
+  );
+}
+
+function hexOf(bytes: Uint8Array, at: number): string {
+  return Array.from(bytes.subarray(at, at + 8), (byte) => byte.toString(16).padStart(2, '0')).join(' ');
+}

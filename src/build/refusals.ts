@@ -1,0 +1,83 @@
+import { LivegraftError } from '../base/errors.js';
+import * as c from '../elf/constants.js';
+import type { Comparison } from './compare.js';
+import type { CompiledPair } from './make-patch.js';
+import type { Definition } from './object-model.js';
+
+/** Refuses, by name, changes that redirecting functions can't bring about in a running program. */
+export function refuseUnsafe(pair: CompiledPair, comparison: Comparison): void {
+  const { original, patched } = pair;
+  const file = original.fileName ?? original.source;
+  const { changedFunctions, changedData } = comparison;
+  const refuse = (code: string, what: string, names: readonly Definition[], remedy: string): void => {
+    if (names.length === 0) return;
+    const list = names.map((d) => d.name).join(', ');
+    throw new LivegraftError(code, `${file}: ${what}: ${list}`, { remedy, details: { file, symbols: list } });
+  };
+  const originalOf = (d: Definition) => comparison.counterpart.get(d);
+  refuse(
+    'tls-changed',
+    'the diff changes thread-local variables',
+    changedData.filter((p) => p.patched.kind === 'tls').map((p) => p.patched),
+    'thread-local data of running threads can not be changed',
+  );
+  const data = changedData.map((p) => p.patched).filter((d) => d.kind === 'data');
+  refuse(
+    'data-layout-changed',
+    'the diff changes the size of existing data',
+    data.filter((d) => d.symbol.sizeBytes !== originalOf(d)?.symbol.sizeBytes),
+    'the program is using the old layout; keep it, and put new state into new variables',
+  );
+  refuse(
+    'data-initial-value-changed',
+    'the diff changes the initial value of existing data',
+    data,
+    'the program has long since initialised it; set the value from code instead',
+  );
+  const sectionsRunAtStart = ['.init_array', '.ctors', '.preinit_array', '.init', '.fini_array', '.dtors'];
+  for (const name of sectionsRunAtStart) {
+    const [a, b] = [original, patched].map((m) =>
+      m.elf.sections
+        .filter((s) => s.name === name || s.name.startsWith(`${name}.`))
+        .reduce((sum, s) => sum + s.sizeBytes, 0),
+    );
+    if (a !== b) {
+      throw new LivegraftError(
+        'constructors-changed',
+        `${file}: the diff adds or removes functions that run at start or exit (${name})`,
+        {
+          remedy: 'a running program will not run them; do the work in a changed function',
+          details: { file, section: name },
+        },
+      );
+    }
+  }
+  const changed = changedFunctions.map((p) => p.patched);
+  refuse(
+    'ifunc-changed',
+    'the diff changes functions that choose an implementation at start (IFUNC)',
+    changed.filter((d) => d.symbol.type === c.STT_GNU_IFUNC),
+    'the choice was made when the program started; patch the implementations',
+  );
+  refuse(
+    'init-code-changed',
+    'the diff changes functions in sections that run only at start',
+    changed.filter((d) => /^\.(init|text\.startup)/.test(d.section.name) && d.name !== 'main'),
+    'they have run already',
+  );
+  refuse(
+    'no-function-sections',
+    'functions share a section, so that one can not be taken alone',
+    changed.filter((d) =>
+      patched
+        .definitionsIn(d.section)
+        .some(
+          (other) =>
+            other.kind === 'function' &&
+            other.symbol.value !== d.symbol.value &&
+            !other.name.startsWith('.L'),
+        ),
+    ),
+    'compile both versions with -ffunction-sections -fdata-sections',
+  );
+}

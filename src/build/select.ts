@@ -1,0 +1,360 @@
+import { LivegraftError } from '../base/errors.js';
+import * as c from '../elf/constants.js';
+import type { ElfRelocation, ElfSection } from '../elf/elf-file.js';
+import type { PatchSection, PatchSectionKind, PatchSymbol } from '../patch/content.js';
+import type { PatchSymbolAddress } from '../patch/manifest.js';
+import type { Comparison } from './compare.js';
+import { type Definition, type ObjectModel, parentOfPart, type Reference } from './object-model.js';
+import type { TargetModel, TargetSymbol } from './target-model.js';
+
+/** What goes into a patch of one compiled file. */
+export interface Selection {
+  readonly sections: readonly PatchSection[];
+  readonly symbols: readonly PatchSymbol[];
+  /** Symbols of the target that the code refers to. */
+  readonly targetSymbols: readonly PatchSymbolAddress[];
+  readonly newFunctions: readonly string[];
+  readonly newData: readonly { readonly name: string; readonly sizeBytes: number }[];
+}
+
+/** Picks the one target symbol that a definition of the source file is; throws by name when it can't be told. */
+export type FindInTarget = (definition: Definition) => TargetSymbol | undefined;
+
+/**
+ * Takes the changed functions, and what they need that the target does not have: new functions and data, strings,
+ * constants, jump tables. Everything else becomes a reference into the target.
+ */
+export function selectPatch(
+  patched: ObjectModel,
+  comparison: Comparison,
+  roots: readonly Definition[],
+  target: TargetModel,
+  findInTarget: FindInTarget,
+  prefix: string,
+): Selection {
+  const selector = new Selector(patched, comparison, target, findInTarget, prefix);
+  for (const root of roots) selector.include(root.section);
+  return selector.finish();
+}
+
+class Selector {
+  readonly #patched: ObjectModel;
+  readonly #comparison: Comparison;
+  readonly #target: TargetModel;
+  readonly #findInTarget: FindInTarget;
+  readonly #prefix: string;
+  readonly #order: ElfSection[] = [];
+  readonly #included = new Map<number, number>();
+  readonly #symbols: PatchSymbol[] = [];
+  readonly #symbolIndex = new Map<string, number>();
+  readonly #targetSymbols = new Map<string, PatchSymbolAddress>();
+  readonly #newFunctions: string[] = [];
+  readonly #newData: { name: string; sizeBytes: number }[] = [];
+
+  constructor(
+    patched: ObjectModel,
+    comparison: Comparison,
+    target: TargetModel,
+    findInTarget: FindInTarget,
+    prefix: string,
+  ) {
+    this.#patched = patched;
+    this.#comparison = comparison;
+    this.#target = target;
+    this.#findInTarget = findInTarget;
+    this.#prefix = prefix;
+  }
+
+  /** Queues a section of the patched object, once. Its own references are followed in {@link finish}. */
+  include(section: ElfSection): number {
+    const known = this.#included.get(section.index);
+    if (known !== undefined) return known;
+    const index = this.#order.length;
+    this.#order.push(section);
+    this.#included.set(section.index, index);
+    for (const definition of this.#patched.definitionsIn(section)) this.#noteNew(definition);
+    return index;
+  }
+
+  finish(): Selection {
+    const sections: PatchSection[] = [];
+    // Following references includes more sections: the list grows while it is gone through.
+    for (let i = 0; i < this.#order.length; i++) sections.push(this.#convert(this.#order[i] as ElfSection));
+    for (const section of this.#order) {
+      for (const { name, kind, symbol } of this.#patched.definitionsIn(section)) {
+        this.#defined(section, name, symbol.value, symbol.sizeBytes, kind === 'function');
+      }
+    }
+    const ehFrame = this.#convertFrames();
+    if (ehFrame !== undefined) sections.push(ehFrame);
+    return {
+      sections,
+      symbols: this.#symbols,
+      targetSymbols: [...this.#targetSymbols.values()],
+      newFunctions: this.#newFunctions,
+      newData: this.#newData,
+    };
+  }
+
+  #convert(section: ElfSection): PatchSection {
+    const kind = sectionKind(section);
+    const relocations = this.#patched
+      .relocationsOf(section)
+      .map((relocation) => this.#relocate(section, relocation));
+    return {
+      name: this.#sectionName(section, kind),
+      kind,
+      alignment: Math.max(1, section.alignment),
+      data: kind === 'zero' ? new Uint8Array() : section.data,
+      sizeBytes: section.sizeBytes,
+      relocations,
+    };
+  }
+
+  /** Sections of several files may have one name; a patch file keeps them apart. */
+  #sectionName(section: ElfSection, kind: PatchSectionKind): string {
+    return kind === 'text' ? section.name : `${section.name}.${this.#prefix}${section.index}`;
+  }
+
+  #relocate(section: ElfSection, relocation: ElfRelocation): ElfRelocation {
+    const reference = this.#patched.referenceOf(section, relocation);
+    const { offset, type } = relocation;
+    const symbol = this.#symbolValue(relocation);
+    switch (reference.kind) {
+      case 'undefined':
+        return { offset, type, symbolIndex: this.#undefinedSymbol(reference), addend: relocation.addend };
+      case 'definition': {
+        const external = this.#externalDefinition(
+          reference.definition,
+          isAddressOf(section, relocation, reference),
+        );
+        const inObject = symbol + relocation.addend;
+        if (external !== undefined) {
+          return {
+            offset,
+            type,
+            symbolIndex: external,
+            addend: inObject - reference.definition.symbol.value,
+          };
+        }
+        return { offset, type, symbolIndex: this.#local(reference.definition.section), addend: inObject };
+      }
+      case 'string':
+      case 'anonymous':
+        return {
+          offset,
+          type,
+          symbolIndex: this.#local(reference.section),
+          addend: symbol + relocation.addend,
+        };
+    }
+  }
+
+  #symbolValue(relocation: ElfRelocation): number {
+    return this.#patched.elf.symbols[relocation.symbolIndex]?.value ?? 0;
+  }
+
+  /** A symbol at the start of an included section. */
+  #local(section: ElfSection): number {
+    this.include(section);
+    return this.#defined(section, `.Lsection.${this.#prefix}${section.index}`, 0, 0, false);
+  }
+
+  #defined(section: ElfSection, name: string, value: number, sizeBytes: number, isFunction: boolean): number {
+    const index = this.include(section);
+    return this.#intern(`defined ${name}`, {
+      kind: 'defined',
+      name,
+      section: index,
+      value,
+      sizeBytes,
+      isFunction,
+    });
+  }
+
+  #intern(key: string, symbol: PatchSymbol): number {
+    let index = this.#symbolIndex.get(key);
+    if (index === undefined) {
+      index = this.#symbols.length;
+      this.#symbols.push(symbol);
+      this.#symbolIndex.set(key, index);
+    }
+    return index;
+  }
+
+  /** The symbol in the target that a definition is, undefined when it goes into the patch. */
+  #externalDefinition(definition: Definition, isAddress: boolean): number | undefined {
+    const original = this.#comparison.counterpart.get(definition);
+    // A function that was patched keeps its address for those who compare or store it; its old entry leads on.
+    if (this.#included.has(definition.section.index) && !(isAddress && original !== undefined))
+      return undefined;
+    // Split parts belong to their function's version.
+    if (parentOfPart(definition.name) !== undefined) return undefined;
+    if (original === undefined) {
+      if (definition.kind === 'tls') throw newThreadLocal(definition);
+      return undefined;
+    }
+    const found = this.#findInTarget(original);
+    if (found !== undefined) return this.#external(found);
+    if (definition.kind === 'function') return undefined;
+    if ((definition.section.flags & c.SHF_WRITE) !== 0 || definition.kind === 'tls') {
+      throw new LivegraftError(
+        'symbol-unresolved',
+        `${this.#patched.source}: ${definition.name} is not among the symbols of ${this.#target.objectName}`,
+        { remedy: 'use an unstripped target or its debug file', details: { symbol: definition.name } },
+      );
+    }
+    // A constant that the target keeps without a name: a copy has the same value.
+    return undefined;
+  }
+
+  #external(symbol: TargetSymbol): number {
+    const { name, sympos, kind, address } = symbol;
+    const key = `${name},${sympos}`;
+    this.#targetSymbols.set(`${kind === 'func'} ${key}`, {
+      name,
+      sympos,
+      kind,
+      address: `0x${address.toString(16)}`,
+    });
+    return this.#intern(`external ${kind === 'func'} ${key}`, {
+      kind: 'external',
+      object: this.#target.objectName,
+      name,
+      sympos,
+      isThreadLocal: kind === 'tls',
+      isWeak: false,
+    });
+  }
+
+  #undefinedSymbol(reference: Extract<Reference, { kind: 'undefined' }>): number {
+    const { name, isWeak } = reference;
+    // A definition in another file of the same program, or a library's variable that was copied into it.
+    const own = this.#target.symbolsNamed(name).find((s) => !s.isLocal);
+    if (own !== undefined) return this.#external(own);
+    const isThreadLocal = reference.symbol.type === c.STT_TLS;
+    return this.#intern(`external * ${name}`, {
+      kind: 'external',
+      object: '*',
+      name,
+      sympos: 0,
+      isThreadLocal,
+      isWeak,
+    });
+  }
+
+  #noteNew(definition: Definition): void {
+    if (this.#comparison.counterpart.has(definition) && definition.kind !== 'function') return;
+    if (definition.kind === 'function') {
+      const isPart = parentOfPart(definition.name) !== undefined;
+      const isNew = !this.#comparison.changedFunctions.some((pair) => pair.patched === definition);
+      if (isNew && !isPart) this.#newFunctions.push(definition.name);
+    } else this.#newData.push({ name: definition.name, sizeBytes: definition.symbol.sizeBytes });
+  }
+
+  /** The unwind entries of the included code, with the CIEs they use. */
+  #convertFrames(): PatchSection | undefined {
+    const frames = this.#patched.elf.findSection('.eh_frame');
+    if (frames === undefined) return undefined;
+    return cutFrames(this.#patched, frames, (section) => this.#included.has(section.index), {
+      local: (section) => this.#local(section),
+      name: `.eh_frame.${this.#prefix}`,
+    });
+  }
+}
+
+/** Whether a reference takes a function's address, instead of calling it or going to a place inside it. */
+function isAddressOf(
+  section: ElfSection,
+  relocation: ElfRelocation,
+  reference: Extract<Reference, { kind: 'definition' }>,
+): boolean {
+  const { definition, offset } = reference;
+  if (definition.kind !== 'function' || offset !== 0 || relocation.type === c.R_X86_64_PLT32) return false;
+  return definition.section.index !== section.index;
+}
+
+function sectionKind(section: ElfSection): PatchSectionKind {
+  if ((section.flags & c.SHF_EXECINSTR) !== 0) return 'text';
+  if ((section.flags & c.SHF_WRITE) === 0) return 'readOnly';
+  return section.type === c.SHT_NOBITS ? 'zero' : 'readWrite';
+}
+
+function newThreadLocal(definition: Definition): LivegraftError {
+  return new LivegraftError('tls-new', `the diff adds the thread-local variable ${definition.name}`, {
+    remedy: 'thread-local variables can not be added to a running program; keep the state elsewhere',
+    details: { symbol: definition.name },
+  });
+}
+
+/** Cuts the FDEs of the chosen sections out of an object's `.eh_frame`. */
+function cutFrames(
+  model: ObjectModel,
+  frames: ElfSection,
+  isIncluded: (section: ElfSection) => boolean,
+  emit: { readonly local: (section: ElfSection) => number; readonly name: string },
+): PatchSection | undefined {
+  const relocations = model.relocationsOf(frames);
+  const view = new DataView(frames.data.buffer, frames.data.byteOffset, frames.data.length);
+  const chunks: Uint8Array[] = [];
+  const out: ElfRelocation[] = [];
+  const cieAt = new Map<number, number>();
+  let size = 0;
+  const copy = (start: number, end: number): number => {
+    const at = size;
+    chunks.push(frames.data.slice(start, end));
+    size += end - start;
+    return at;
+  };
+  for (let offset = 0; offset + 8 <= frames.data.length; ) {
+    const length = view.getUint32(offset, true);
+    if (length === 0 || length === 0xffffffff) break;
+    const end = offset + 4 + length;
+    const id = view.getUint32(offset + 4, true);
+    const location = relocations.find((r) => r.offset === offset + 8);
+    if (id !== 0 && location !== undefined) {
+      const symbol = model.elf.symbols[location.symbolIndex];
+      const section = model.elf.sections[symbol?.sectionIndex ?? 0];
+      if (symbol !== undefined && section !== undefined && isIncluded(section)) {
+        const own = relocations.filter((r) => r.offset > offset + 8 && r.offset < end);
+        if (own.length > 0) throw exceptionData(model, section);
+        const cie = offset + 4 - id;
+        const cieEnd = cie + 4 + view.getUint32(cie, true);
+        if (relocations.some((r) => r.offset >= cie && r.offset < cieEnd))
+          throw exceptionData(model, section);
+        const newCie = cieAt.get(cie) ?? copy(cie, cieEnd);
+        cieAt.set(cie, newCie);
+        const at = copy(offset, end);
+        const chunk = chunks[chunks.length - 1] as Uint8Array;
+        new DataView(chunk.buffer).setUint32(4, at + 4 - newCie, true);
+        out.push({
+          offset: at + 8,
+          type: location.type,
+          symbolIndex: emit.local(section),
+          addend: symbol.value + location.addend,
+        });
+      }
+    }
+    offset = end;
+  }
+  if (size === 0) return undefined;
+  const data = new Uint8Array(size);
+  let at = 0;
+  for (const chunk of chunks) {
+    data.set(chunk, at);
+    at += chunk.length;
+  }
+  return { name: emit.name, kind: 'ehFrame', alignment: 8, data, sizeBytes: size, relocations: out };
+}
+
+function exceptionData(model: ObjectModel, section: ElfSection): LivegraftError {
+  const name = model.definitionsIn(section)[0]?.name ?? section.name;
+  return new LivegraftError(
+    'exception-data',
+    `${name} has exception handling data: an exception could not pass through its new version, which the program's runtime does not know`,
+    {
+      remedy: 'patch its callers or callees instead, or compile the file with -fno-exceptions',
+      details: { function: name },
+    },
+  );
+}

@@ -1,0 +1,121 @@
+import { LivegraftError } from '../base/errors.js';
+import * as c from '../elf/constants.js';
+import type { ElfFile, ElfSymbol } from '../elf/elf-file.js';
+import { stableName } from './object-model.js';
+
+/** A function or variable of the target file. */
+export interface TargetSymbol {
+  readonly name: string;
+  /** 0 when the name is unique among symbols of its kind, else its place by address, from 1. */
+  readonly sympos: number;
+  readonly address: number;
+  readonly sizeBytes: number;
+  readonly kind: 'func' | 'object' | 'tls';
+  readonly isLocal: boolean;
+  /** The source file that a local symbol belongs to, as the linker recorded it. */
+  readonly fileName: string | undefined;
+}
+
+/** The executable or library that is to be patched, by symbol. */
+export class TargetModel {
+  readonly elf: ElfFile;
+  /** Last component of its path, or its SONAME. */
+  readonly objectName: string;
+  readonly #byName = new Map<string, TargetSymbol[]>();
+  readonly #byStableName = new Map<string, TargetSymbol[]>();
+  readonly #byAddress = new Map<number, TargetSymbol[]>();
+
+  /** `symbolSource` is the separate debug file of a stripped target, else the target itself. */
+  constructor(elf: ElfFile, symbolSource: ElfFile, objectName: string) {
+    this.elf = elf;
+    this.objectName = objectName;
+    if (symbolSource.symbols.length === 0) {
+      throw new LivegraftError(
+        'target-stripped',
+        `${elf.source} has no symbol table and no separate debug file was found`,
+        {
+          remedy:
+            'install its debug symbols (the -dbgsym package), or keep an unstripped copy of the build and use that as --target',
+          details: { target: elf.source },
+        },
+      );
+    }
+    const drafts: Omit<TargetSymbol, 'sympos'>[] = [];
+    let fileName: string | undefined;
+    for (const symbol of symbolSource.symbols) {
+      if (symbol.type === c.STT_FILE) fileName = symbol.name === '' ? undefined : symbol.name;
+      const kind = kindOf(symbol);
+      if (kind === undefined || symbol.sectionIndex === c.SHN_UNDEF || symbol.name === '') continue;
+      const isLocal = symbol.binding === c.STB_LOCAL;
+      drafts.push({
+        // The linker appends the version to names that come from libraries.
+        name: symbol.name.replace(/@.*/, ''),
+        address: symbol.value,
+        sizeBytes: symbol.sizeBytes,
+        kind,
+        isLocal,
+        fileName: isLocal ? fileName : undefined,
+      });
+    }
+    const groups = new Map<string, Omit<TargetSymbol, 'sympos'>[]>();
+    for (const draft of drafts) push(groups, `${draft.kind === 'func'} ${draft.name}`, draft);
+    for (const group of groups.values()) {
+      group.sort((a, b) => a.address - b.address);
+      group.forEach((draft, i) => {
+        const symbol: TargetSymbol = { ...draft, sympos: group.length === 1 ? 0 : i + 1 };
+        push(this.#byName, symbol.name, symbol);
+        push(this.#byStableName, stableName(symbol.name), symbol);
+        push(this.#byAddress, symbol.address, symbol);
+      });
+    }
+  }
+
+  symbolsAt(address: number): readonly TargetSymbol[] {
+    return this.#byAddress.get(address) ?? [];
+  }
+
+  symbolsNamed(name: string): readonly TargetSymbol[] {
+    return this.#byName.get(name) ?? [];
+  }
+
+  /**
+   * The symbols that a definition of a source file can be: a global by its name; a static one by name and file, or,
+   * when its name carries a number, by the name without it.
+   */
+  candidates(
+    name: string,
+    isLocal: boolean,
+    fileName: string | undefined,
+    isFunction: boolean,
+  ): readonly TargetSymbol[] {
+    const fits = (s: TargetSymbol) => (s.kind === 'func') === isFunction;
+    if (!isLocal) return this.symbolsNamed(name).filter((s) => fits(s) && !s.isLocal);
+    const baseName = fileName?.replace(/^.*\//, '');
+    const inFile = (s: TargetSymbol) =>
+      s.fileName === undefined || s.fileName.replace(/^.*\//, '') === baseName;
+    const exact = this.symbolsNamed(name).filter((s) => fits(s) && s.isLocal && inFile(s));
+    if (exact.length > 0) return exact;
+    return (this.#byStableName.get(stableName(name)) ?? []).filter((s) => fits(s) && s.isLocal && inFile(s));
+  }
+}
+
+function kindOf(symbol: ElfSymbol): TargetSymbol['kind'] | undefined {
+  switch (symbol.type) {
+    case c.STT_FUNC:
+    case c.STT_GNU_IFUNC:
+      return 'func';
+    case c.STT_OBJECT:
+    case c.STT_COMMON:
+      return 'object';
+    case c.STT_TLS:
+      return 'tls';
+    default:
+      return undefined;
+  }
+}
+
+function push<K, V>(map: Map<K, V[]>, key: K, value: V): void {
+  const list = map.get(key);
+  if (list === undefined) map.set(key, [value]);
+  else list.push(value);
+}
