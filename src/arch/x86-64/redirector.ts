@@ -281,10 +281,8 @@ function testGsBase(at: number, patched: number): StateTest {
   const out = new ByteWriter(16);
   out.writeBytes(Uint8Array.of(0x65, 0x80, 0x3c, 0x25, 0, 0, 0, 0, 0));
   const stateReadAt = out.length;
-  out
-    .writeU8(0x0f)
-    .writeU8(0x85)
-    .writeI32(expectRel32(patched - (at + out.length + 6)));
+  out.writeU8(0x0f).writeU8(0x85);
+  out.writeI32(expectRel32(patched - (at + out.length + 4)));
   return { bytes: out.toBytes(), stateReadAt };
 }
 

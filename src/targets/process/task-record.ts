@@ -1,5 +1,5 @@
 import { type StragglerReason, type TaskId, taskId } from '../../engine/target.js';
-import { readThreadStat, readTimeslices } from './proc.js';
+import { readBlockingSyscall, readThreadStat, readTimeslices } from './proc.js';
 import type { ProcessSpace } from './process-space.js';
 import type { Tracee } from './tracer.js';
 
@@ -28,6 +28,8 @@ export class TaskRecord {
   mayHaveMoved(nowMs: number): boolean {
     if (this.refusal === undefined || nowMs - this.refusal.atMs > RECHECK_AFTER_MS) return true;
     if (this.refusal.timeslices === undefined) return true;
+    // A thread that keeps its processor moves without a new time slice.
+    if (readBlockingSyscall(this.space.pid, this.tracee.tid) === undefined) return true;
     const now = readTimeslices(this.space.pid, this.tracee.tid);
     return now === undefined || now - this.refusal.timeslices > OWN_WAKEUPS;
   }
