@@ -152,7 +152,7 @@ export const ONE_BYTE = parseMap([
   '.*16',
   'x x P m P P P P  z mz b mb .*4', // 60
   'j*16',
-  'mb mz x mb m*12', // 80
+  'mb mz x mb m*11 P', // 80
   '.*8  . . x .*5',
   'o*4 .*4  b z .*6', // a0
   'b*8  v*8',
@@ -169,14 +169,14 @@ export const ONE_BYTE_RESTRICTIONS = parseRestrictions(ONE_BYTE, {
   '8f': '*:m0 r0',
   c6: '*:m0 r0 xf8',
   c7: '*:m0 r0 xf8',
-  d9: '*:m0234567 r0135 r6 r7 xd0 xe0 xe1 xe4 xe5 xe8 xe9 xea xeb xec xed xee',
+  d9: '*:m0234567 r01367 xd0 xe0 xe1 xe4 xe5 xe8 xe9 xea xeb xec xed xee',
   da: '*:m r0123 xe9',
   db: '*:m012357 r0123 xe0 xe1 xe2 xe3 xe4 r56',
   dd: '*:m0123467 r012345',
   de: '*:m r012 xd9 r4567',
-  df: '*:m r0123 xe0 xe1 xe2 r56',
+  df: '*:m r0123 xe0 r56',
   fe: '*:m01 r01',
-  ff: '*:m0123456 r0246',
+  ff: '*:m0123456 r01246',
 });
 
 export const TWO_BYTE = parseMap([
@@ -202,11 +202,11 @@ export const TWO_BYTE_RESTRICTIONS = parseRestrictions(TWO_BYTE, {
   '00': '*:m012345 r012345, 2:m6 r6',
   '01':
     '*:m0123467 r46 xf8 xf9, 3:m5, ' +
-    'n:xc0 xc1 xc2 xc3 xc4 xc5 xc6 xc8 xc9 xca xcb xcf xd0 xd1 xd4 xd5 xd6 xd7, ' +
+    'n:xc0 xc1 xc2 xc3 xc4 xc5 xc6 xc7 xc8 xc9 xca xcb xcf xd0 xd1 xd4 xd5 xd6 xd7, ' +
     '2:xc6 xca, 3:xc6 xca, 6:xcc xcd xce xcf, ' +
     '*:xd8 xd9 xda xdb xdc xdd xde xdf, ' +
     'n:xe8 xee xef, 2:xe8 xe9, 3:xe8 xea xec xed xee xef, ' +
-    'n:xfa xfb xfc xfd xfe xff, 3:xfa xfc xfd xfe xff, 2:xfd xfe xff',
+    'n:xfa xfb xfd xfe xff, 3:xfa xfd xfe xff, 2:xfe xff, *:xfc',
   '10 11': '*:m r',
   '12': 'n:m r, 6:m, 3:m r, 2:m r',
   '13 17': 'n6:m',
@@ -228,8 +228,8 @@ export const TWO_BYTE_RESTRICTIONS = parseRestrictions(TWO_BYTE, {
   '78': 'n:m r, 6:r0, 2:r',
   '79': 'n:m r, 62:r',
   '7c 7d': '62:m r',
-  a6: '*:xc0 xc8 xd0',
-  a7: '*:xc0 xc8 xd0 xd8 xe0 xe8',
+  a6: '3:r1234567',
+  a7: '*:r0, 3:r1234567',
   ae: 'n:m r567, 6:m67 r6, 3:m46 r0123456, 2:r6',
   b2: '*:m',
   'b4 b5': '*:m',
@@ -290,11 +290,11 @@ for (const map of [MAP_0F38, MAP_0F3A]) {
   }
 }
 
-/** Suffixes of 0F 0F (3DNow!): AMD64 manual volume 3, table A-13; 86h and 87h are the Geode's. */
+/** Suffixes of 0F 0F (3DNow!): AMD64 manual volume 3, table A-13. */
 export const IS_3DNOW_SUFFIX = new Uint8Array(256);
 for (const suffix of [
-  0x0c, 0x0d, 0x1c, 0x1d, 0x86, 0x87, 0x8a, 0x8e, 0x90, 0x94, 0x96, 0x97, 0x9a, 0x9e, 0xa0, 0xa4, 0xa6, 0xa7,
-  0xaa, 0xae, 0xb0, 0xb4, 0xb6, 0xb7, 0xbb, 0xbf,
+  0x0c, 0x0d, 0x1c, 0x1d, 0x8a, 0x8e, 0x90, 0x94, 0x96, 0x97, 0x9a, 0x9e, 0xa0, 0xa4, 0xa6, 0xa7, 0xaa, 0xae,
+  0xb0, 0xb4, 0xb6, 0xb7, 0xbb, 0xbf,
 ]) {
   IS_3DNOW_SUFFIX[suffix] = 1;
 }

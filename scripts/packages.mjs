@@ -1,0 +1,24 @@
+// Debian packages that each task needs, and the command to look for on other systems.
+const COMPILER = [
+  { name: 'gcc', command: 'gcc' },
+  { name: 'libc6-dev' },
+  { name: 'make', command: 'make' },
+  { name: 'patch', command: 'patch' },
+];
+const ORACLES = [
+  { name: 'binutils', command: 'readelf' },
+  { name: 'gdb', command: 'gdb' },
+];
+
+export const PACKAGES = {
+  test: [...COMPILER, ...ORACLES],
+  demo: COMPILER,
+  'demo:redis': [
+    ...COMPILER,
+    { name: 'dpkg-dev', command: 'dpkg-source' },
+    { name: 'pkg-config', command: 'pkg-config' },
+  ],
+  'bench:apply': COMPILER,
+  'bench:stack': [...COMPILER, { name: 'elfutils', command: 'eu-stack' }, { name: 'libunwind-dev' }],
+  'oracle:decoder': [{ name: 'libssl3' }],
+};

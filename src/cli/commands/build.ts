@@ -1,0 +1,58 @@
+import { writeFileSync } from 'node:fs';
+import { basename } from 'node:path';
+import { CommanderError } from 'commander';
+import { type BuildEvent, buildFromObjects } from '../../build/from-objects.js';
+import { buildFromSource } from '../../build/from-source.js';
+import { type BuildCommandOptions, EXIT } from '../main.js';
+import type { Output } from '../output.js';
+
+export async function build(
+  command: readonly string[],
+  options: BuildCommandOptions,
+  output: Output,
+): Promise<void> {
+  const usage = (text: string): never => {
+    output.io.err(`error: ${text}\n`);
+    throw new CommanderError(EXIT.usage, 'livegraft.build', text);
+  };
+  const onEvent = (event: BuildEvent) => {
+    if (event.kind === 'step') {
+      output.json({ event: 'step', step: event.step, detail: event.detail });
+      output.text(`${event.step}: ${event.detail}`);
+    } else {
+      output.json({ event: 'notice', text: event.text });
+      output.text(`note: ${event.text}`);
+    }
+  };
+  const { source, diff, orig, patched, target } = options;
+  const common = { targetPath: target, description: '', onEvent };
+  const nameOf = (path: string) => options.name ?? basename(path).replace(/\.(patch|diff|o)$/, '');
+  let result: Awaited<ReturnType<typeof buildFromSource>>;
+  if (source !== undefined && diff !== undefined && orig === undefined && patched === undefined) {
+    if (command.length === 0) usage('give the build command behind --, for example: -- make');
+    result = await buildFromSource({
+      ...common,
+      sourceDir: source,
+      diffPath: diff,
+      command,
+      name: nameOf(diff),
+    });
+  } else if (orig !== undefined && patched !== undefined && source === undefined && diff === undefined) {
+    result = buildFromObjects({ ...common, origPath: orig, patchedPath: patched, name: nameOf(patched) });
+  } else {
+    return usage('give either --source and --diff, or --orig and --patched');
+  }
+  writeFileSync(options.output, result.bytes);
+  const functions = result.manifest.objects.flatMap((object) => object.functions.map((fn) => fn.name));
+  const { newFunctions, notes } = result.manifest;
+  output.json({
+    event: 'built',
+    output: options.output,
+    functions,
+    newFunctions,
+    sizeBytes: result.bytes.length,
+  });
+  output.text(`${output.colors.green('built')} ${options.output}: replaces ${functions.join(', ')}`);
+  if (newFunctions.length > 0) output.text(`  adds ${newFunctions.join(', ')}`);
+  for (const note of notes) output.text(`  note: ${note}`);
+}

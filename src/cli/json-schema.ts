@@ -1,0 +1,141 @@
+import { z } from 'zod';
+import { SCHEMA_VERSION } from './json-version.js';
+
+/** The lines that `--json` prints, one object a line (docs/json-output.md). Addresses are `0x…` text. */
+const common = { schemaVersion: z.literal(SCHEMA_VERSION) };
+const ms = z.number().nonnegative();
+const address = z.string().regex(/^0x[0-9a-f]+$/);
+const frame = z.strictObject({ address, symbol: z.string().nullable(), module: z.string().nullable() });
+
+const reason = z.discriminatedUnion('kind', [
+  z.strictObject({ kind: z.literal('busy'), function: z.string(), frame: z.int(), frames: z.array(frame) }),
+  z.strictObject({
+    kind: z.literal('unreliable'),
+    cause: z.string(),
+    detail: z.string(),
+    frames: z.array(frame),
+  }),
+  z.strictObject({ kind: z.literal('unstoppable'), detail: z.string() }),
+  z.strictObject({ kind: z.literal('waiting') }),
+  z.strictObject({ kind: z.literal('beforeBarrier'), barrier: z.string() }),
+]);
+
+const direction = z.enum(['patch', 'unpatch']);
+const task = { task: z.string(), name: z.string() };
+
+const transitionResult = z.discriminatedUnion('kind', [
+  z.strictObject({
+    kind: z.literal('complete'),
+    direction,
+    tasks: z.int(),
+    durationMs: ms,
+    forced: z.boolean(),
+  }),
+  z.strictObject({
+    kind: z.literal('incomplete'),
+    direction,
+    switched: z.int(),
+    durationMs: ms,
+    stragglers: z.array(z.strictObject({ ...task, attempts: z.int(), sinceMs: ms, reason })),
+  }),
+]);
+
+const processStatus = z.strictObject({
+  pid: z.int(),
+  executable: z.string(),
+  patches: z.array(
+    z.strictObject({
+      id: z.string(),
+      name: z.string(),
+      state: z.enum(['applying', 'applied', 'reverting']),
+      forced: z.boolean(),
+      appliedAt: z.string(),
+      functions: z.array(
+        z.strictObject({ object: z.string(), name: z.string(), oldAddress: address, newAddress: address }),
+      ),
+    }),
+  ),
+  transition: z
+    .strictObject({
+      patchId: z.string(),
+      direction,
+      tasks: z.array(
+        z.strictObject({ tid: z.int(), name: z.string(), state: z.enum(['unpatched', 'patched']) }),
+      ),
+    })
+    .nullable(),
+});
+
+export const jsonLineSchema = z.discriminatedUnion('event', [
+  z.strictObject({ ...common, event: z.literal('step'), step: z.string(), detail: z.string() }),
+  z.strictObject({ ...common, event: z.literal('notice'), text: z.string() }),
+  z.strictObject({ ...common, event: z.literal('started'), direction, model: z.string(), tasks: z.int() }),
+  z.strictObject({ ...common, event: z.literal('taskSwitched'), ...task, attempts: z.int(), atMs: ms }),
+  z.strictObject({
+    ...common,
+    event: z.literal('taskWaiting'),
+    ...task,
+    attempts: z.int(),
+    reason,
+    atMs: ms,
+  }),
+  z.strictObject({ ...common, event: z.literal('taskCreated'), ...task, state: z.string(), atMs: ms }),
+  z.strictObject({ ...common, event: z.literal('taskExited'), task: z.string(), atMs: ms }),
+  z.strictObject({ ...common, event: z.literal('reversing'), direction, why: z.string(), atMs: ms }),
+  z.strictObject({ ...common, event: z.literal('progress'), switched: z.int(), total: z.int(), atMs: ms }),
+  z.strictObject({ ...common, event: z.literal('finished'), direction, atMs: ms }),
+  z.strictObject({
+    ...common,
+    event: z.literal('transition'),
+    patch: z.strictObject({ id: z.string(), name: z.string() }),
+    result: transitionResult,
+  }),
+  z.strictObject({ ...common, event: z.literal('status'), processes: z.array(processStatus) }),
+  z.strictObject({
+    ...common,
+    event: z.literal('stack'),
+    pid: z.int(),
+    tasks: z.array(
+      z.strictObject({
+        tid: z.int(),
+        name: z.string(),
+        reliable: z.boolean(),
+        reason: z.strictObject({ code: z.string(), detail: z.string() }).nullable(),
+        frames: z.array(
+          z.strictObject({
+            index: z.int(),
+            address,
+            stackPointer: address,
+            symbol: z.string().nullable(),
+            module: z.string().nullable(),
+            by: z.string(),
+          }),
+        ),
+      }),
+    ),
+  }),
+  z.strictObject({
+    ...common,
+    event: z.literal('built'),
+    output: z.string(),
+    functions: z.array(z.string()),
+    newFunctions: z.array(z.string()),
+    sizeBytes: z.int(),
+  }),
+  z.strictObject({
+    ...common,
+    event: z.literal('inspected'),
+    id: z.string(),
+    manifest: z.record(z.string(), z.unknown()),
+  }),
+  z.strictObject({
+    ...common,
+    event: z.literal('error'),
+    code: z.string(),
+    message: z.string(),
+    remedy: z.string().nullable(),
+    details: z.record(z.string(), z.union([z.string(), z.number(), z.boolean()])),
+  }),
+]);
+
+export type JsonLine = z.infer<typeof jsonLineSchema>;

@@ -1,0 +1,224 @@
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import type { ConsistencyModel } from '../engine/target.js';
+import { type Io, processIo } from './io.js';
+import { createOutput, type Output } from './output.js';
+
+/** Exit codes, stable: 0 done, 1 refused or failed with nothing changed, 2 usage, 3 transition not complete. */
+export const EXIT = { done: 0, failed: 1, usage: 2, incomplete: 3 } as const;
+
+export const VERSION = '0.1.0';
+
+interface GlobalOptions {
+  readonly json?: boolean;
+  readonly quiet?: boolean;
+  readonly color: boolean;
+}
+
+/** Runs one command line (without node and script). Returns the exit code; writes only through `io`. */
+export async function main(argv: readonly string[], io: Io): Promise<number> {
+  const outcome: { code: number } = { code: EXIT.done };
+  const program = createProgram(io, (code) => {
+    outcome.code = code;
+  });
+  try {
+    await program.parseAsync(argv as string[], { from: 'user' });
+    return outcome.code;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
+    const output = createOutput(io, program.opts<GlobalOptions>());
+    output.error(error);
+    return EXIT.failed;
+  }
+}
+
+/** For `bin/livegraft.js`. */
+export async function run(): Promise<void> {
+  process.exitCode = await main(process.argv.slice(2), processIo());
+}
+
+export function createProgram(io: Io, setCode: (code: number) => void): Command {
+  const program = new Command('livegraft')
+    .description('Replace functions of a running process, and never let a thread see half of a change.')
+    .version(VERSION)
+    .option('--json', 'newline-delimited JSON events, a result or error last')
+    .option('--quiet', 'print errors only')
+    .option('--no-color', 'no colours')
+    .exitOverride()
+    .configureOutput({ writeOut: (text) => io.out(text), writeErr: (text) => io.err(text) })
+    .showHelpAfterError('(see livegraft help)')
+    .addHelpText(
+      'after',
+      `
+Exit codes: 0 done, 1 refused or failed with nothing changed, 2 usage, 3 transition not complete (safe; continue or revert)
+
+Examples:
+  $ livegraft build --source redis-7.0 --diff CVE.patch --target src/redis-server -o cve.lgp -- make -C src
+  $ livegraft apply --pid 1234 cve.lgp
+  $ livegraft status
+  $ livegraft revert --pid 1234`,
+    );
+  const output = () => createOutput(io, program.opts<GlobalOptions>());
+  addBuild(program, output);
+  addInspect(program, output);
+  addApply(program, output, io, setCode);
+  addRevert(program, output, io, setCode);
+  addStatus(program, output);
+  addStack(program, output, setCode);
+  program
+    .command('completion')
+    .description('print a completion script')
+    .argument('<shell>', 'bash or zsh')
+    .addHelpText(
+      'after',
+      '\nExamples:\n  $ source <(livegraft completion bash)\n  $ livegraft completion zsh > ~/.zsh/_livegraft',
+    )
+    .action(async (shell: string) => {
+      const { completionScript } = await import('./completion.js');
+      const script = completionScript(shell, program);
+      if (script === undefined)
+        throw new CommanderError(EXIT.usage, 'livegraft.shell', `no completion for ${shell}`);
+      io.out(script);
+    });
+  program
+    .command('demo')
+    .description('build a small server with a bug, and fix it while it runs (from a checkout)')
+    .action(async () => {
+      const { runDemo } = await import('./demo.js');
+      setCode(await runDemo());
+    });
+  return program;
+}
+
+function addBuild(program: Command, output: () => Output): void {
+  program
+    .command('build')
+    .description('make a patch from a source tree and a diff, or from two compiled objects')
+    .option('--source <dir>', 'source tree that the target was built from')
+    .option('--diff <file>', 'the change, as a unified diff')
+    .option('--orig <object>', 'object compiled without the change')
+    .option('--patched <object>', 'object compiled with the change')
+    .requiredOption('--target <file>', 'the executable or library that runs')
+    .requiredOption('-o, --output <file>', 'where to write the patch')
+    .option('--name <name>', 'name of the patch (default: from the diff)')
+    .argument('[command...]', 'behind --: the command that builds the tree')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ livegraft build --source . --diff fix.patch --target ./server -o fix.lgp -- make
+  $ livegraft build --orig a.o --patched b.o --target ./server -o fix.lgp`,
+    )
+    .action(async (command: string[], options: BuildCommandOptions) => {
+      const { build } = await import('./commands/build.js');
+      await build(command, options, output());
+    });
+}
+
+export interface BuildCommandOptions {
+  readonly source?: string;
+  readonly diff?: string;
+  readonly orig?: string;
+  readonly patched?: string;
+  readonly target: string;
+  readonly output: string;
+  readonly name?: string;
+}
+
+function addInspect(program: Command, output: () => Output): void {
+  program
+    .command('inspect')
+    .description('show what a patch file holds')
+    .argument('<file>', 'a .lgp file')
+    .addHelpText('after', '\nExample:\n  $ livegraft inspect fix.lgp')
+    .action(async (file: string) => {
+      const { inspect } = await import('./commands/inspect.js');
+      inspect(file, output());
+    });
+}
+
+interface TransitionOptions {
+  readonly pid: number;
+  readonly model: ConsistencyModel;
+  readonly timeout: number;
+  readonly allowSuspendedContexts?: boolean;
+}
+
+function addTransitionOptions(command: Command): Command {
+  return command
+    .requiredOption('--pid <pid>', 'the process', parsePid)
+    .addOption(
+      new Option('--model <model>', 'consistency model')
+        .choices(['hybrid', 'immediate', 'stop', 'lazy'])
+        .default('hybrid'),
+    )
+    .option('--timeout <seconds>', 'how long to try', parseSeconds, 30)
+    .option('--allow-suspended-contexts', 'go on although a suspended coroutine may hold old code');
+}
+
+function addApply(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
+  addTransitionOptions(program.command('apply'))
+    .description('apply a patch to a running process')
+    .argument('<file>', 'a .lgp file')
+    .addHelpText(
+      'after',
+      '\nExamples:\n  $ livegraft apply --pid 1234 fix.lgp\n  $ livegraft apply --pid 1234 --timeout 120 fix.lgp',
+    )
+    .action(async (file: string, options: TransitionOptions) => {
+      const { applyPatch } = await import('./commands/transition.js');
+      setCode(await applyPatch(file, transitionOptions(options), output(), io));
+    });
+}
+
+function addRevert(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
+  addTransitionOptions(program.command('revert'))
+    .description('remove a patch from a running process, or turn a half-done apply around')
+    .argument('[patch]', 'name or id (default: the newest)')
+    .addHelpText('after', '\nExample:\n  $ livegraft revert --pid 1234')
+    .action(async (patch: string | undefined, options: TransitionOptions) => {
+      const { revertPatch } = await import('./commands/transition.js');
+      setCode(await revertPatch(patch, transitionOptions(options), output(), io));
+    });
+}
+
+function transitionOptions({ pid, model, timeout, allowSuspendedContexts }: TransitionOptions) {
+  return { pid, model, timeoutMs: timeout * 1000, allowSuspendedContexts: allowSuspendedContexts === true };
+}
+
+function addStatus(program: Command, output: () => Output): void {
+  program
+    .command('status')
+    .description('show the patches of a process, or of all processes')
+    .option('--pid <pid>', 'the process', parsePid)
+    .addHelpText('after', '\nExamples:\n  $ livegraft status\n  $ livegraft status --pid 1234 --json')
+    .action(async (options: { pid?: number }) => {
+      const { showStatus } = await import('./commands/status.js');
+      await showStatus(options.pid, output());
+    });
+}
+
+function addStack(program: Command, output: () => Output, setCode: (code: number) => void): void {
+  program
+    .command('stack')
+    .description("walk every thread's stack, with verdict and reason")
+    .requiredOption('--pid <pid>', 'the process', parsePid)
+    .addHelpText('after', '\nExample:\n  $ livegraft stack --pid 1234')
+    .action(async (options: { pid: number }) => {
+      const { showStacks } = await import('./commands/stack.js');
+      await showStacks(options.pid, output());
+      setCode(EXIT.done);
+    });
+}
+
+function parsePid(text: string): number {
+  const pid = Number(text);
+  if (!Number.isInteger(pid) || pid <= 0 || pid > 2 ** 22)
+    throw new InvalidArgumentError('a process id is a positive number.');
+  return pid;
+}
+
+function parseSeconds(text: string): number {
+  const seconds = Number(text);
+  if (!Number.isFinite(seconds) || seconds < 0 || text.trim() === '')
+    throw new InvalidArgumentError('give a number of seconds.');
+  return seconds;
+}

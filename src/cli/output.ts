@@ -1,0 +1,68 @@
+import pc from 'picocolors';
+import { LivegraftError } from '../base/errors.js';
+import type { Io } from './io.js';
+import type { JsonLine } from './json-schema.js';
+import { SCHEMA_VERSION } from './json-version.js';
+
+export type Colors = ReturnType<typeof pc.createColors>;
+
+/** A line of `--json` without the version that every line carries. */
+export type JsonBody = JsonLine extends infer Line
+  ? Line extends JsonLine
+    ? Omit<Line, 'schemaVersion'>
+    : never
+  : never;
+
+/** How results are shown: for people, or as lines of JSON. */
+export interface Output {
+  readonly isJson: boolean;
+  /** A live view may redraw lines. */
+  readonly isLive: boolean;
+  readonly colors: Colors;
+  readonly io: Io;
+  /** For people; nothing with --json or --quiet. */
+  text(line: string): void;
+  /** With --json only. */
+  json(body: JsonBody): void;
+  error(error: unknown): void;
+}
+
+export function createOutput(
+  io: Io,
+  options: { readonly json?: boolean; readonly quiet?: boolean; readonly color?: boolean },
+): Output {
+  const isJson = options.json === true;
+  const isQuiet = options.quiet === true;
+  const colors = pc.createColors(io.isTerminal && !io.noColor && options.color !== false);
+  const json = (body: JsonBody) => {
+    if (isJson) io.out(`${JSON.stringify({ schemaVersion: SCHEMA_VERSION, ...body })}\n`);
+  };
+  return {
+    isJson,
+    isLive: io.isTerminal && !isJson && !isQuiet,
+    colors,
+    io,
+    text(line) {
+      if (!isJson && !isQuiet) io.out(`${line}\n`);
+    },
+    json,
+    error(error) {
+      const known = error instanceof LivegraftError;
+      const message = error instanceof Error ? error.message : String(error);
+      if (isJson) {
+        json({
+          event: 'error',
+          code: known ? error.code : 'internal-error',
+          message,
+          remedy: known ? (error.remedy ?? null) : null,
+          details: known ? { ...error.details } : {},
+        });
+        return;
+      }
+      io.err(`${colors.red('livegraft: error:')} ${message}\n`);
+      if (known && error.remedy !== undefined) io.err(`  what to do: ${error.remedy}\n`);
+      if (!known && error instanceof Error)
+        io.err(`${error.stack ?? ''}\n  what to do: this is a bug of livegraft; please report it\n`);
+    },
+  };
+}

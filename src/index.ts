@@ -1,0 +1,9 @@
+/** What other programs may build on. */
+export { x86_64 } from './arch/x86-64/index.js';
+export { LivegraftError, ParseError } from './base/errors.js';
+export type { CfaRule, CfiRow, RegisterRule } from './cfi/row.js';
+export { parseElf } from './elf/reader.js';
+export type { TransitionTarget } from './engine/target.js';
+export { runTransition, TransitionControl } from './engine/transition.js';
+export { parsePatch } from './patch/file.js';
+export { walkReliable } from './unwind/walk-reliable.js';
