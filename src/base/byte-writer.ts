@@ -1,4 +1,7 @@
-/** A growing little-endian byte buffer, the mirror of `ByteReader`. Positions can be patched afterwards. */
+/**
+ * A growing little-endian byte buffer, the mirror of `ByteReader`. Positions can be patched afterwards.
+ * Growing replaces the buffer, so room is made before the buffer is looked at.
+ */
 export class ByteWriter {
   #bytes: Uint8Array;
   #view: DataView;
@@ -14,28 +17,33 @@ export class ByteWriter {
   }
 
   writeU8(value: number): this {
-    this.#view.setUint8(this.#grow(1), value);
+    const at = this.#grow(1);
+    this.#view.setUint8(at, value);
     return this;
   }
 
   writeU16(value: number): this {
-    this.#view.setUint16(this.#grow(2), value, true);
+    const at = this.#grow(2);
+    this.#view.setUint16(at, value, true);
     return this;
   }
 
   writeU32(value: number): this {
-    this.#view.setUint32(this.#grow(4), value, true);
+    const at = this.#grow(4);
+    this.#view.setUint32(at, value, true);
     return this;
   }
 
   writeI32(value: number): this {
-    this.#view.setInt32(this.#grow(4), value, true);
+    const at = this.#grow(4);
+    this.#view.setInt32(at, value, true);
     return this;
   }
 
   /** Takes an address or size as a number (signed reading, see `brand.ts`) or any 64-bit bigint. */
   writeU64(value: number | bigint): this {
-    this.#view.setBigUint64(this.#grow(8), BigInt.asUintN(64, BigInt(value)), true);
+    const at = this.#grow(8);
+    this.#view.setBigUint64(at, BigInt.asUintN(64, BigInt(value)), true);
     return this;
   }
 
@@ -64,7 +72,8 @@ export class ByteWriter {
   }
 
   writeBytes(bytes: Uint8Array): this {
-    this.#bytes.set(bytes, this.#grow(bytes.length));
+    const at = this.#grow(bytes.length);
+    this.#bytes.set(bytes, at);
     return this;
   }
 
