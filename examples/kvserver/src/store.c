@@ -25,6 +25,8 @@ static void init_locks(void) {
   for (int i = 0; i < STRIPES; i++) pthread_mutex_init(&locks[i], NULL);
 }
 
+static long refused;
+
 static uint32_t hash_key(const char *key) {
   uint32_t hash = 2166136261u;
   for (; *key; key++) hash = (hash ^ (unsigned char)*key) * 16777619u;
@@ -87,4 +89,4 @@ enum store_result store_increment(const char *key, long *result) {
   return entry ? STORE_OK : STORE_FULL;
 }
 
-long store_refused(void) { return 0; }
+long store_refused(void) { return __atomic_load_n(&refused, __ATOMIC_RELAXED); }
