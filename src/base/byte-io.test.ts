@@ -8,7 +8,13 @@ import { ParseError } from './errors.js';
 describe('ByteWriter and ByteReader', () => {
   it('round-trip while the buffer grows', () => {
     const writer = new ByteWriter(1);
-    for (let i = 0; i < 100; i++) writer.writeU8(i).writeU16(i * 3).writeU32(i * 1e6).writeU64(-i).writeCString(`s${i}`);
+    for (let i = 0; i < 100; i++)
+      writer
+        .writeU8(i)
+        .writeU16(i * 3)
+        .writeU32(i * 1e6)
+        .writeU64(-i)
+        .writeCString(`s${i}`);
     const reader = new ByteReader(writer.toBytes(), 'test');
     for (let i = 0; i < 100; i++) {
       expect(reader.readU8()).toBe(i);

@@ -13,8 +13,9 @@ import { ProcessSpace } from '../targets/process/process-space.js';
 import { ProcessTransition } from '../targets/process/process-transition.js';
 import type { RegisteredPatch, Registry } from '../targets/process/registry.js';
 import { findRegistryMapping } from '../targets/process/registry-store.js';
-import { expectNoSuspendedContext, scanForPointers } from '../targets/process/suspended-contexts.js';
+import { expectNoSuspendedContext, isStillReferenced } from '../targets/process/suspended-contexts.js';
 import { isGsInUse, stateInTarget } from '../targets/process/task-slots.js';
+import { sleepSync } from '../targets/process/tracer.js';
 import { rangesBelow } from '../targets/process/trampolines.js';
 import type {
   ApplyOptions,
@@ -309,10 +310,37 @@ function transitionInProgress(session: ProcessSession, registry: Registry): Live
 function cleanUp(session: ProcessSession): readonly string[] {
   session.refreshMappings();
   session.seize();
-  return session.cleanUp((range) => {
-    const scan = scanForPointers(session.memory, session.mappings, [range], () => false, undefined, 1);
-    return scan.hits.length > 0 || !scan.isComplete;
-  });
+  settleRetired(session);
+  const stackPointers = session.stackPointers();
+  return session.cleanUp((image) =>
+    isStillReferenced(session.memory, session.mappings, stackPointers, image),
+  );
+}
+
+/** Waits for threads that were inside of a removed patch when its entries were restored: none can enter any more. */
+function settleRetired(session: ProcessSession): void {
+  const { registry } = session;
+  if (registry === undefined || !registry.retired.some((image) => image.inUse)) return;
+  const inspector = session.inspector(registry.retired);
+  let isClear = true;
+  for (const tracee of [...session.tracer.tracees.values()]) {
+    let left = false;
+    for (let attempt = 0; attempt < 50 && !left; attempt++) {
+      session.tracer.interrupt(tracee);
+      const state = session.tracer.collect(tracee, 100);
+      if (state === 'stopped' && session.tracer.fetchRegisters(tracee)) {
+        left = inspector.check(tracee, registry.retired) === undefined;
+        session.tracer.resume(tracee);
+      } else left = state === 'gone';
+      if (!left) sleepSync(1);
+    }
+    isClear &&= left;
+  }
+  if (isClear)
+    session.registry = {
+      ...registry,
+      retired: registry.retired.map((image) => ({ ...image, inUse: false })),
+    };
 }
 
 async function status(pid: number): Promise<ProcessStatus> {

@@ -22,7 +22,7 @@ export interface RetryPolicy {
   readonly longestMs: number;
 }
 
-export const DEFAULT_RETRY: RetryPolicy = { firstMs: 2, factor: 1.6, longestMs: 500 };
+export const DEFAULT_RETRY: RetryPolicy = { firstMs: 2, factor: 1.6, longestMs: 50 };
 
 /** What the caller may ask for while a transition runs. Each request is honoured at the engine's next step. */
 export class TransitionControl {

@@ -100,12 +100,13 @@ export function setRegisters(tid: number, from: Buffer): void {
   }
 }
 
-/** Writes one register by its index in `user_regs_struct`. */
+/** Writes one register by its index in `user_regs_struct`. A thread that has just been killed needs none: no error. */
 export function pokeRegister(tid: number, index: number, value: number): void {
   if (!Number.isInteger(index) || index < 0 || index * 8 >= USER_REGS_BYTES) {
     throw new RangeError(`bad register index ${index}`);
   }
-  ptrace(PTRACE_POKEUSER, 'PTRACE_POKEUSER', tid, index * 8, value);
+  const errno = tryPtrace(PTRACE_POKEUSER, tid, index * 8, value);
+  if (errno !== 0 && errno !== ESRCH) throw new PtraceError('PTRACE_POKEUSER', tid, errno);
 }
 
 export function getSignalMask(tid: number): Buffer {

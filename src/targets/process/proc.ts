@@ -77,6 +77,7 @@ export interface ThreadStat {
   readonly flags: number;
 }
 
+export const PF_EXITING = 0x4;
 export const PF_IO_WORKER = 0x10;
 export const PF_USER_WORKER = 0x4000;
 export const PF_KTHREAD = 0x200000;

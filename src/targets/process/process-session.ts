@@ -7,7 +7,7 @@ import { expectPatchableProcess } from './preflight.js';
 import { type Mapping, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
 import { seizeAllThreads } from './process-space.js';
 import { RSP, readRegister } from './registers.js';
-import type { Registry, SlotArea } from './registry.js';
+import type { Registry, RetiredImage, SlotArea } from './registry.js';
 import { findRegistryMapping, RegistryStore, SLOTS_OFFSET } from './registry-store.js';
 import { StackInspector } from './stack-inspector.js';
 import { isOwnMapping, PROT_READ, PROT_WRITE, roundUp, TargetMemory } from './target-memory.js';
@@ -59,14 +59,10 @@ export class ProcessSession {
     return new TargetMemory(this.tracer, this.memory, this.mappings);
   }
 
-  inspector(): StackInspector {
-    return new StackInspector(
-      this.arch,
-      this.memory,
-      this.mappings,
-      this.modules,
-      () => this.registry?.patches ?? [],
-    );
+  /** `retired`: images of removed patches that threads may still be inside of. */
+  inspector(retired: readonly RetiredImage[] = []): StackInspector {
+    const patches = () => this.registry?.patches ?? [];
+    return new StackInspector(this.arch, this.memory, this.mappings, this.modules, patches, retired);
   }
 
   /** The registry and its slots, mapped if need be. A registry that was mapped but never written counts as fresh. */
@@ -136,7 +132,7 @@ export class ProcessSession {
    * Unmaps what no patch needs any more: removed patches' memory that nothing points into, mappings that a killed run
    * never registered, and, when nothing is left, the registry. Returns what had to stay, as text for a notice.
    */
-  cleanUp(isReferenced: (range: { address: number; sizeBytes: number }) => boolean): readonly string[] {
+  cleanUp(isReferenced: (image: RetiredImage) => boolean): readonly string[] {
     this.refreshMappings();
     if (this.store === undefined || this.registry === undefined || this.registry.transition !== undefined)
       return [];

@@ -10,7 +10,7 @@ import type {
   TransitionTarget,
 } from '../../engine/target.js';
 import { type EntryState, isInsideWrites, planEntryWrites, writeEntries } from './entry-writer.js';
-import { readThreadStat, readTimeslices } from './proc.js';
+import { listThreads, PF_EXITING, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
 import type { MemoryRange, RegisteredPatch, RegisteredTransition } from './registry.js';
@@ -90,7 +90,10 @@ export class ProcessTransition implements TransitionTarget {
     for (const space of this.#spaces) {
       const held = [...space.tasks.values()].filter((record) => this.#held.has(record));
       const others = [...space.tasks.values()].filter((record) => !this.#held.has(record));
-      for (const record of [...held, ...others]) infos.push(this.#infoOf(record));
+      for (const record of [...held, ...others]) {
+        const info = this.#unlessGone(space, () => this.#infoOf(record));
+        if (info !== undefined) infos.push(info);
+      }
     }
     return infos;
   }
@@ -98,6 +101,17 @@ export class ProcessTransition implements TransitionTarget {
   trySwitch(task: TaskId, to: 'unpatched' | 'patched', check: 'checked' | 'unchecked'): SwitchOutcome {
     const record = this.#find(task);
     if (record === undefined || record.tracee.state === 'gone') return this.#goneOutcome(record);
+    return (
+      this.#unlessGone(record.space, () => this.#trySwitchRecord(record, to, check)) ??
+      this.#goneOutcome(record)
+    );
+  }
+
+  #trySwitchRecord(
+    record: TaskRecord,
+    to: 'unpatched' | 'patched',
+    check: 'checked' | 'unchecked',
+  ): SwitchOutcome {
     const { tracee, space } = record;
     const timeslices = readTimeslices(space.pid, tracee.tid);
     if (tracee.state === 'running') {
@@ -181,19 +195,40 @@ export class ProcessTransition implements TransitionTarget {
   finish(direction: Direction): void {
     this.#direction = direction;
     const entry: EntryState = direction === 'patch' ? 'direct' : 'below';
-    for (const space of this.#spaces) {
-      space.setTransition({ ...this.#transitionEntry(), phase: 'finishing' });
-      const runners = this.#stopAll(space, entry, () => {});
-      const release = (record: TaskRecord) => {
-        leaveTrampoline(record.tracee, this.#patchOf(space), space.slots.area, direction);
-        space.slots.giveBack(record.tracee);
-        this.#tracer.detach(record.tracee);
-      };
-      const all = [...space.tasks.values()].filter((record) => record.tracee.state === 'stopped');
-      const sleepers = all.filter((record) => !runners.includes(record));
-      const mayStillRun = direction === 'unpatch' ? all.filter((record) => this.#isInImage(record)) : [];
-      for (const record of [...runners, ...sleepers]) release(record);
-      this.#record(space, direction, mayStillRun.length > 0);
+    for (const space of [...this.#spaces]) {
+      this.#unlessGone(space, () => this.#finishSpace(space, entry));
+    }
+    this.#expectAlive();
+  }
+
+  #finishSpace(space: ProcessSpace, entry: EntryState): void {
+    const direction = this.#direction;
+    space.setTransition({ ...this.#transitionEntry(), phase: 'finishing' });
+    const runners = this.#stopAll(space, entry, () => {});
+    const all = [...space.tasks.values()].filter((record) => record.tracee.state === 'stopped');
+    const sleepers = all.filter((record) => !runners.includes(record));
+    const isUsed = direction === 'unpatch' && all.some((record) => this.#isInImage(record));
+    for (const record of [...runners, ...sleepers]) {
+      leaveTrampoline(record.tracee, this.#patchOf(space), space.slots.area, direction);
+      space.slots.giveBack(record.tracee);
+      this.#tracer.detach(record.tracee);
+    }
+    this.#record(space, direction, isUsed);
+  }
+
+  /**
+   * A process may be killed at any instant, and its memory is gone at once. Then the answer is undefined: a forked
+   * child is forgotten, and the target's own end is kept for the next call to throw.
+   */
+  #unlessGone<T>(space: ProcessSpace, work: () => T): T | undefined {
+    try {
+      return work();
+    } catch (error) {
+      if (!(error instanceof LivegraftError) || !GONE_CODES.has(error.code) || isRunning(space.pid))
+        throw error;
+      for (const record of [...space.tasks.values()]) this.#forget(record);
+      this.#dropEmptySpaces();
+      return undefined;
     }
   }
 
@@ -213,7 +248,16 @@ export class ProcessTransition implements TransitionTarget {
     space.updateRegistry({
       patches: space.registry.patches.filter((other) => other.id !== this.#patchId),
       transition: undefined,
-      retired: [...space.registry.retired, { ...patch.image, inUse: imageInUse }],
+      retired: [
+        ...space.registry.retired,
+        {
+          ...patch.image,
+          inUse: imageInUse,
+          textBytes: patch.text.sizeBytes,
+          entries: patch.symbols.map((symbol) => symbol.address),
+          displaced: patch.functions.map(({ old, redirect }) => ({ old, trampoline: redirect.trampoline })),
+        },
+      ],
     });
   }
 
@@ -246,10 +290,19 @@ export class ProcessTransition implements TransitionTarget {
       const late = this.#stopThese(sleepers, whenStopped);
       const writes = planEntryWrites(space.memory, patch.functions, state);
       late.push(...this.#stopThese(runners, whenStopped));
+      // Threads that were created meanwhile: their creators are stopped now, so this comes to an end.
+      for (
+        let fresh = newOnes(space, known);
+        fresh.length > 0 && late.length === 0;
+        fresh = newOnes(space, known)
+      ) {
+        late.push(...this.#stopThese(fresh, whenStopped));
+        runners.push(...fresh);
+        for (const record of fresh) known.add(record.tracee.tid);
+      }
       const stopped = [...sleepers, ...runners].filter((record) => record.tracee.state === 'stopped');
-      const isNew = [...space.tasks.keys()].some((tid) => !known.has(tid));
       const inside = stopped.some((r) => isInsideWrites(writes, readRegister(r.tracee.registers, RIP)));
-      if (late.length === 0 && !isNew && !inside) {
+      if (late.length === 0 && !inside) {
         writeEntries(space.memory, writes);
         return runners;
       }
@@ -373,9 +426,15 @@ export class ProcessTransition implements TransitionTarget {
       this.#spaces.push(space);
     }
     const record = space.adopt(tracee);
+    this.#unlessGone(space, () => this.#giveParentsState(record, parentRecord));
+  }
+
+  #giveParentsState(record: TaskRecord, parentRecord: TaskRecord): void {
+    const { space, tracee } = record;
     if (!this.#tracer.fetchRegisters(tracee)) return;
-    // Rule 2: it has the state of its parent at this instant.
-    space.slots.assign(tracee, parentRecord.space.slots.stateOf(parent));
+    // Rule 2: it has the state of its parent at this instant. Before the entries choose, states are yet to be given.
+    if (space.registry.transition?.phase !== 'running') return;
+    space.slots.assign(tracee, parentRecord.space.slots.stateOf(parentRecord.tracee));
     this.#events.push({ kind: 'taskCreated', task: this.#infoOf(record), parent: parentRecord.id });
   }
 
@@ -459,6 +518,20 @@ function stateWithoutSlot(before: RegisteredTransition | undefined, direction: D
   const began = before?.direction ?? direction;
   const unswitched = began === 'patch' ? 0 : 1;
   return before?.phase === 'finishing' ? (unswitched === 0 ? 1 : 0) : unswitched;
+}
+
+function newOnes(space: ProcessSpace, known: ReadonlySet<number>): TaskRecord[] {
+  return [...space.tasks.values()].filter((record) => !known.has(record.tracee.tid));
+}
+
+const GONE_CODES = new Set(['memory-unreadable', 'memory-unwritable', 'ptrace-failed']);
+
+function isRunning(pid: number): boolean {
+  const stat = readThreadStat(pid, pid);
+  if (stat === undefined || stat.state === 'X') return false;
+  // The leader may end before its threads: then its memory lives on. On its way out alone it has none.
+  const isEnding = stat.state === 'Z' || (stat.flags & PF_EXITING) !== 0;
+  return !isEnding || (listThreads(pid)?.length ?? 0) > 1;
 }
 
 function unstoppable(record: TaskRecord): StragglerReason {

@@ -14,6 +14,11 @@ export interface Registry {
 /** `inUse`: a thread was still inside when the patch was removed. */
 export interface RetiredImage extends MemoryRange {
   readonly inUse: boolean;
+  readonly textBytes: number;
+  /** Its functions: what a pointer can mean. */
+  readonly entries: readonly number[];
+  /** Its redirects: a thread may still be in instructions that they displaced. */
+  readonly displaced: readonly { readonly old: MemoryRange; readonly trampoline: Trampoline }[];
 }
 
 export interface MemoryRange {

@@ -13,7 +13,7 @@ import type { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
 import { type Mapping, readMappings } from './proc.js';
 import { toDwarfRegisters } from './registers.js';
-import type { MemoryRange, RegisteredPatch } from './registry.js';
+import type { MemoryRange, RegisteredPatch, RetiredImage, Trampoline } from './registry.js';
 import { Symbolizer } from './symbolizer.js';
 import type { Tracee } from './tracer.js';
 
@@ -22,6 +22,7 @@ export class StackInspector {
   readonly #arch: Architecture;
   readonly #memory: ProcessMemory;
   readonly #patches: () => readonly RegisteredPatch[];
+  readonly #retired: readonly RetiredImage[];
   readonly #registers: Float64Array = new Float64Array(17);
   #mappings: readonly Mapping[];
   #modules: readonly LoadedModule[];
@@ -35,7 +36,9 @@ export class StackInspector {
     mappings: readonly Mapping[],
     modules: readonly LoadedModule[],
     patches: () => readonly RegisteredPatch[],
+    retired: readonly RetiredImage[] = [],
   ) {
+    this.#retired = retired;
     this.#arch = arch;
     this.#memory = memory;
     this.#patches = patches;
@@ -47,7 +50,14 @@ export class StackInspector {
 
   /** For a forked child: the same code at the same places, in memory of its own. */
   forProcess(memory: ProcessMemory): StackInspector {
-    return new StackInspector(this.#arch, memory, this.#mappings, this.#modules, this.#patches);
+    return new StackInspector(
+      this.#arch,
+      memory,
+      this.#mappings,
+      this.#modules,
+      this.#patches,
+      this.#retired,
+    );
   }
 
   /** Takes in what has been mapped since: libraries, new stacks, our own patch memory. */
@@ -133,7 +143,10 @@ export class StackInspector {
         ...this.#modules.flatMap((module) => lazyModules(module)),
         ...patches.map((patch) => patchModule(this.#memory, patch)),
       ],
-      displaced: patches.flatMap((patch) => displacedRanges(patch)),
+      displaced: [
+        ...patches.flatMap((p) => p.functions.map((f) => displacedRange(f.old, f.redirect.trampoline))),
+        ...this.#retired.flatMap((r) => r.displaced.map((d) => displacedRange(d.old, d.trampoline))),
+      ],
     });
   }
 }
@@ -177,10 +190,10 @@ function patchModule(memory: ProcessMemory, patch: RegisteredPatch): CodeModule 
  * A trampoline up to its state test counts as the entry of the original function. The table's test moves the stack
  * pointer, so only its first instruction does.
  */
-function displacedRanges(patch: RegisteredPatch): DisplacedRange[] {
-  return patch.functions.map(({ old, redirect: { trampoline } }) => ({
+function displacedRange(old: MemoryRange, trampoline: Trampoline): DisplacedRange {
+  return {
     start: trampoline.address,
     end: trampoline.address + trampoline.sizeBytes,
     map: [{ copy: trampoline.address, original: old.address }, ...trampoline.displaced],
-  }));
+  };
 }

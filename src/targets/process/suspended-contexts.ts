@@ -15,12 +15,13 @@ export interface MemoryScan {
   readonly isComplete: boolean;
 }
 
-/** Looks for aligned 8-byte values that lie in one of the ranges, in private writable memory outside of `skip`. */
+/** Looks for aligned 8-byte values that lie in one of the ranges, in private writable memory. */
 export function scanForPointers(
   memory: ProcessMemory,
   mappings: readonly Mapping[],
   ranges: readonly MemoryRange[],
-  skip: (mapping: Mapping) => boolean,
+  /** Where to begin in a mapping; its end to leave it out. */
+  from: (mapping: Mapping) => number,
   accept: (value: number) => boolean = () => true,
   maxHits = 8,
 ): MemoryScan {
@@ -32,9 +33,8 @@ export function scanForPointers(
   const [lowTop, highTop] = [Math.floor(low / 2 ** 32), Math.floor(high / 2 ** 32)];
   let left = SCAN_LIMIT_BYTES;
   for (const mapping of mappings) {
-    if (!mapping.writable || !mapping.readable || mapping.shared || isOwnMapping(mapping) || skip(mapping))
-      continue;
-    for (let at = mapping.start; at < mapping.end; at += CHUNK_BYTES) {
+    if (!mapping.writable || !mapping.readable || mapping.shared || isOwnMapping(mapping)) continue;
+    for (let at = from(mapping); at < mapping.end; at += CHUNK_BYTES) {
       if (left <= 0) return { hits, isComplete: false };
       const count = memory.read(at, buffer.subarray(0, Math.min(CHUNK_BYTES, mapping.end - at)));
       left -= count;
@@ -74,7 +74,8 @@ export function expectNoSuspendedContext(options: {
     const count = memory.read(value - code.length, code);
     return count === code.length && decoder.isPrecededByCall(code, code.length);
   };
-  const scan = scanForPointers(memory, mappings, ranges, isStack, isReturnAddress, 1);
+  const from = (mapping: Mapping) => (isStack(mapping) ? mapping.end : mapping.start);
+  const scan = scanForPointers(memory, mappings, ranges, from, isReturnAddress, 1);
   const [hit] = scan.hits;
   if (hit !== undefined) {
     throw new LivegraftError(
@@ -88,4 +89,24 @@ export function expectNoSuspendedContext(options: {
     );
   }
   return { isComplete: scan.isComplete };
+}
+
+/**
+ * Whether memory may still hold a pointer to a removed patch's functions or data. Return addresses do not count: every
+ * stack has been walked and holds none, what looks like one is stale; nor does what lies below a stack pointer.
+ */
+export function isStillReferenced(
+  memory: ProcessMemory,
+  mappings: readonly Mapping[],
+  stackPointers: readonly number[],
+  image: MemoryRange & { readonly textBytes: number; readonly entries: readonly number[] },
+): boolean {
+  const entries = new Set(image.entries);
+  const from = (mapping: Mapping) => {
+    const inside = stackPointers.filter((sp) => sp >= mapping.start && sp < mapping.end);
+    return inside.length === 0 ? mapping.start : Math.floor(Math.min(...inside) / 8) * 8;
+  };
+  const counts = (value: number) => value >= image.address + image.textBytes || entries.has(value);
+  const scan = scanForPointers(memory, mappings, [image], from, counts, 1);
+  return scan.hits.length > 0 || !scan.isComplete;
 }

@@ -1,6 +1,6 @@
 import { LivegraftError } from '../../base/errors.js';
 import * as native from './native.js';
-import { readStatus, readThreadStat } from './proc.js';
+import { readStatus, readThreadStat, readThreadStatus } from './proc.js';
 import { ORIG_RAX, RAX, readRegister } from './registers.js';
 import { interruptedSyscallRestarts } from './syscalls.js';
 import { parseWaitStatus, type WaitEvent } from './wait-status.js';
@@ -73,6 +73,8 @@ export class Tracer {
     if (errno === native.ESRCH) return undefined;
     const stat = readThreadStat(pid, tid);
     if (stat === undefined || stat.state === 'Z' || stat.state === 'X') return undefined;
+    // A thread that a seized one has just created is attached already: its creation will be reported.
+    if (Number(readThreadStatus(pid, tid)?.get('TracerPid')) === process.pid) return undefined;
     throw seizeError(pid, tid, errno);
   }
 

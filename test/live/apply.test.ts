@@ -1,0 +1,137 @@
+import { afterEach, describe, expect, it } from 'vitest';
+import { jsonLineSchema } from '../../src/cli/json-schema.js';
+import {
+  compilePatch,
+  killedLivegraft,
+  type LiveTarget,
+  livegraft,
+  pause,
+  snapshot,
+  startTarget,
+} from '../support/live.js';
+
+const targets: LiveTarget[] = [];
+async function start(program: string, ...args: string[]): Promise<LiveTarget> {
+  const target = await startTarget(program, ...args);
+  targets.push(target);
+  return target;
+}
+afterEach(() => {
+  for (const target of targets.splice(0)) target.stop();
+});
+
+const pair = compilePatch('pair.c');
+
+/** The version that the target's main thread printed last. */
+async function version(target: LiveTarget): Promise<string | undefined> {
+  await pause(200);
+  return target.output().trimEnd().split('\n').pop();
+}
+
+describe('apply and revert', () => {
+  it('changes two functions whose contract changes together, and leaves memory and code as they were', async () => {
+    const target = await start(pair.program, '8', '60');
+    const before = snapshot(target.pid);
+    expect(await version(target)).toBe('1');
+    const applied = livegraft('--json', 'apply', '--pid', String(target.pid), pair.patch);
+    expect(applied.stderr).toBe('');
+    expect(applied.code).toBe(0);
+    for (const line of applied.lines) jsonLineSchema.parse(line);
+    expect(await version(target)).toBe('2');
+    const status = livegraft('--json', 'status', '--pid', String(target.pid));
+    expect(jsonLineSchema.parse(status.lines[0])).toMatchObject({
+      event: 'status',
+      processes: [{ patches: [{ name: 'test', state: 'applied' }], transition: null }],
+    });
+    const reverted = livegraft('--json', 'revert', '--pid', String(target.pid));
+    expect(reverted.code).toBe(0);
+    for (const line of reverted.lines) jsonLineSchema.parse(line);
+    expect(await version(target)).toBe('1');
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it('goes back and forth many times without a thread seeing a mix', async () => {
+    const target = await start(pair.program, '6', '100');
+    for (let i = 0; i < 10; i++) {
+      expect(livegraft('apply', '--pid', String(target.pid), pair.patch).stderr).toBe('');
+      expect(livegraft('revert', '--pid', String(target.pid)).stderr).toBe('');
+    }
+    expect(target.isAlive()).toBe(true);
+    expect(await version(target)).toBe('1');
+  });
+
+  it.each(['churn', 'fork', 'gs'])('keeps every thread consistent in a target of kind "%s"', async (kind) => {
+    const target = await start(pair.program, '4', '100', kind);
+    for (let i = 0; i < 4; i++) {
+      const applied = livegraft('apply', '--pid', String(target.pid), pair.patch);
+      expect(applied.stderr).toBe('');
+      expect(await version(target)).toBe('2');
+      const reverted = livegraft('revert', '--pid', String(target.pid));
+      expect(reverted.stderr).toBe('');
+      expect(await version(target)).toBe('1');
+    }
+    expect(target.isAlive()).toBe(true);
+  });
+
+  it.each(['stop', 'immediate'])('applies with model %s where the functions are not mixed', async (model) => {
+    const canary = compilePatch('canary.c');
+    const target = await start(canary.program, '60');
+    expect(livegraft('apply', '--pid', String(target.pid), '--model', model, canary.patch).code).toBe(0);
+    expect(livegraft('revert', '--pid', String(target.pid), '--model', model).code).toBe(0);
+    expect(target.isAlive()).toBe(true);
+  });
+
+  it('keeps all registers, flags, red zone and errno over many transitions', async () => {
+    const canary = compilePatch('canary.c');
+    const target = await start(canary.program, '110');
+    for (let i = 0; i < 60; i++) {
+      expect(livegraft('apply', '--pid', String(target.pid), canary.patch).stderr).toBe('');
+      expect(livegraft('revert', '--pid', String(target.pid)).stderr).toBe('');
+    }
+    expect(target.output().trimEnd()).toBe(`ready ${target.pid}`);
+    expect(target.isAlive()).toBe(true);
+  });
+
+  it('lets no blocking system call fail with EINTR or end early', async () => {
+    const eintr = compilePatch('eintr.c');
+    const target = await start(eintr.program, '100');
+    for (let i = 0; i < 15; i++) {
+      expect(livegraft('apply', '--pid', String(target.pid), eintr.patch).stderr).toBe('');
+      await pause(37);
+      expect(livegraft('revert', '--pid', String(target.pid)).stderr).toBe('');
+      await pause(53);
+    }
+    await pause(300);
+    expect(target.output().trimEnd()).toBe(`ready ${target.pid}`);
+    expect(target.isAlive()).toBe(true);
+  });
+});
+
+describe('killed with SIGKILL', () => {
+  it('leaves a running, consistent target that a later run completes or reverses', async () => {
+    const target = await start(pair.program, '6', '115');
+    const before = snapshot(target.pid);
+    let killed = 0;
+    for (let delayMs = 60; delayMs < 320; delayMs += 9) {
+      const command = ['apply', '--pid', String(target.pid), pair.patch];
+      if ((await killedLivegraft(delayMs, ...command)) === 'killed') killed++;
+      expect(target.isAlive()).toBe(true);
+      // Whatever was left, the same command completes it, or finds it done.
+      const again = livegraft('--json', ...command);
+      const last = again.lines[again.lines.length - 1];
+      if (again.code !== 0) expect(last).toMatchObject({ event: 'error', code: 'already-applied' });
+      const revert = ['revert', '--pid', String(target.pid)];
+      if ((await killedLivegraft(delayMs, ...revert)) === 'killed') killed++;
+      expect(target.isAlive()).toBe(true);
+      const final = livegraft('--json', ...revert);
+      if (final.code !== 0)
+        expect(final.lines[final.lines.length - 1]).toMatchObject({ event: 'error', code: 'no-such-patch' });
+    }
+    expect(killed).toBeGreaterThan(10);
+    // What a killed run mapped and never registered goes with the next one.
+    expect(livegraft('apply', '--pid', String(target.pid), pair.patch).code).toBe(0);
+    expect(livegraft('revert', '--pid', String(target.pid)).code).toBe(0);
+    expect(await version(target)).toBe('1');
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+});

@@ -1,0 +1,157 @@
+import { spawn, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+/** Support of the live tests: compiling targets, starting them as nobody's children, running the command line. */
+
+export const ROOT = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+const CACHE = join(tmpdir(), `livegraft-test-${process.getuid?.() ?? 0}`);
+
+/** Compiles with gcc into a cache keyed by source and flags; returns the output's path. */
+export function compile(source: string, kind: 'program' | 'object', flags: readonly string[] = []): string {
+  const path = join(ROOT, 'test/targets', source);
+  const key = createHash('sha256')
+    .update(readFileSync(path))
+    .update(JSON.stringify([kind, flags]))
+    .digest('hex')
+    .slice(0, 16);
+  const folder = join(CACHE, key);
+  mkdirSync(folder, { recursive: true });
+  const name = source.replace(/\.c$/, kind === 'program' ? '' : '.o');
+  const output = join(folder, name);
+  if (existsSync(output)) return output;
+  const last = kind === 'program' ? ['-Wl,--build-id', '-lpthread'] : [];
+  const args = ['-O2', '-g', ...flags, ...(kind === 'object' ? ['-c'] : []), '-o', output, path, ...last];
+  const { status, stderr } = spawnSync('gcc', args, { encoding: 'utf8' });
+  if (status !== 0) throw new Error(`gcc ${args.join(' ')}: ${stderr}`);
+  return output;
+}
+
+/** Builds a patch from the `-DPATCHED` compilation of a target; returns the program and the patch. */
+export function compilePatch(source: string): { program: string; patch: string } {
+  const sections = ['-ffunction-sections', '-fdata-sections'];
+  const program = compile(source, 'program');
+  const orig = compile(source, 'object', sections);
+  const patched = compile(source, 'object', [...sections, '-DPATCHED']);
+  const patch = `${patched}.lgp`;
+  const built = livegraft(
+    'build',
+    '--orig',
+    orig,
+    '--patched',
+    patched,
+    '--target',
+    program,
+    '-o',
+    patch,
+    '--name',
+    'test',
+  );
+  if (built.code !== 0) throw new Error(built.stderr);
+  return { program, patch };
+}
+
+export interface Run {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+  /** Lines of `--json`. */
+  readonly lines: readonly Record<string, unknown>[];
+}
+
+const BIN = join(ROOT, 'bin', 'livegraft.js');
+
+export function livegraft(...args: readonly string[]): Run {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [BIN, ...args], {
+    encoding: 'utf8',
+    timeout: 60_000,
+  });
+  const lines = args.includes('--json')
+    ? stdout
+        .split('\n')
+        .filter((line) => line !== '')
+        .map((line) => JSON.parse(line) as Record<string, unknown>)
+    : [];
+  return { code: status ?? -1, stdout, stderr, lines };
+}
+
+/** Starts the command line and kills it (SIGKILL) after a while, wherever it is by then. */
+export function killedLivegraft(afterMs: number, ...args: readonly string[]): Promise<'killed' | 'ended'> {
+  return new Promise((resolve) => {
+    const child = spawn(process.execPath, [BIN, ...args], { stdio: 'ignore' });
+    const timer = setTimeout(() => child.kill('SIGKILL'), afterMs);
+    child.on('exit', (_, signal) => {
+      clearTimeout(timer);
+      resolve(signal === 'SIGKILL' ? 'killed' : 'ended');
+    });
+  });
+}
+
+export interface LiveTarget {
+  readonly pid: number;
+  output(): string;
+  isAlive(): boolean;
+  stop(): void;
+}
+
+let started = 0;
+
+/** Starts a target through `setsid -f` (a child of Node would have its stops reaped by Node) and waits for "ready PID". */
+export async function startTarget(program: string, ...args: readonly string[]): Promise<LiveTarget> {
+  mkdirSync(CACHE, { recursive: true });
+  const file = join(CACHE, `out-${process.pid}-${started++}`);
+  spawnSync('sh', ['-c', `exec setsid -f "$@" > '${file}' 2>&1`, 'sh', program, ...args], {
+    stdio: 'ignore',
+  });
+  for (let i = 0; i < 400; i++) {
+    const pid = Number(/^ready (\d+)/m.exec(readFileSync(file, 'utf8'))?.[1]);
+    if (pid > 0) {
+      return {
+        pid,
+        output: () => readFileSync(file, 'utf8'),
+        isAlive: () => isAlive(pid),
+        stop() {
+          if (isAlive(pid)) process.kill(pid, 'SIGKILL');
+        },
+      };
+    }
+    await pause(10);
+  }
+  throw new Error(`${program} did not start: ${readFileSync(file, 'utf8')}`);
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    // A zombie that nobody has reaped yet is dead all the same.
+    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+}
+
+export function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** The memory map and a hash over all code: what must be as it was after a refusal or a revert. */
+export function snapshot(pid: number): { maps: string; code: string } {
+  const maps = readFileSync(`/proc/${pid}/maps`, 'utf8');
+  const hash = createHash('sha256');
+  const memory = openSync(`/proc/${pid}/mem`, 'r');
+  try {
+    for (const line of maps.split('\n')) {
+      const match = /^([0-9a-f]+)-([0-9a-f]+) r-xp .*\//.exec(line);
+      if (match === null) continue;
+      const start = Number.parseInt(match[1] as string, 16);
+      const bytes = Buffer.alloc(Number.parseInt(match[2] as string, 16) - start);
+      readSync(memory, bytes, 0, bytes.length, start);
+      hash.update(bytes);
+    }
+  } finally {
+    closeSync(memory);
+  }
+  return { maps, code: hash.digest('hex') };
+}
