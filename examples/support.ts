@@ -44,7 +44,11 @@ export function livegraft(...args: readonly string[]): number {
  * Starts a program in a session of its own through `setsid -f`: a child of Node's would have its ptrace stops reaped
  * by Node. Its first line of output is returned.
  */
-export async function startDetached(folder: string, name: string, command: readonly string[]): Promise<string> {
+export async function startDetached(
+  folder: string,
+  name: string,
+  command: readonly string[],
+): Promise<string> {
   const output = join(folder, `${name}.out`);
   const shell = `exec setsid -f "$@" > '${output}' 2>&1`;
   spawnSync('sh', ['-c', shell, 'sh', ...command], { stdio: 'ignore' });

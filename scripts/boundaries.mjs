@@ -36,7 +36,7 @@ forbidden.push(
     name: 'no-cycles',
     severity: 'error',
     from: { path: '^src/' },
-    to: { circular: true, dependencyTypesNot: ['type-only'] },
+    to: { circular: true, viaOnly: { dependencyTypesNot: ['type-only'] } },
   },
   {
     name: 'pure-rooms',

@@ -64,7 +64,8 @@ async function demo(): Promise<void> {
     const diff = join(ROOT, 'examples/kvserver/fix.patch');
     const target = join(tree, 'kvserver');
     expect(
-      livegraft('build', '--source', tree, '--diff', diff, '--target', target, '-o', patch, '--', 'make') === 0,
+      livegraft('build', '--source', tree, '--diff', diff, '--target', target, '-o', patch, '--', 'make') ===
+        0,
       'the patch was not built',
     );
     const applyAt = performance.now();
@@ -87,7 +88,9 @@ async function demo(): Promise<void> {
     heading('Summary');
     const counts = (await load.stop()) as LoadCounts;
     say(`   requests sent ${counts.sent}, answered ${counts.answered}, failed ${counts.failed}`);
-    say(`   longest answer ${counts.longestMs.toFixed(1)} ms; the first apply took ${applyMs.toFixed(0)} ms from start to exit`);
+    say(
+      `   longest answer ${counts.longestMs.toFixed(1)} ms; the first apply took ${applyMs.toFixed(0)} ms from start to exit`,
+    );
     say(`   whole demo ${((performance.now() - startedAt) / 1000).toFixed(1)} s`);
     expect(counts.failed === 0 && counts.sent === counts.answered, 'requests failed');
     expect(counts.answered > 1000, 'there was hardly any load');

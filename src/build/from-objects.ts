@@ -6,8 +6,10 @@ import { x86_64 } from '../arch/x86-64/index.js';
 import { LivegraftError } from '../base/errors.js';
 import type { ElfFile } from '../elf/elf-file.js';
 import { parseElf } from '../elf/reader.js';
+import type { CompiledPair } from './compiled-pair.js';
 import { findDebugFile } from './debug-files.js';
-import { type CompiledPair, type MadePatch, makePatch } from './make-patch.js';
+import type { BuildEvent } from './events.js';
+import { type MadePatch, makePatch } from './make-patch.js';
 import { ObjectModel } from './object-model.js';
 import { TargetModel } from './target-model.js';
 
@@ -17,15 +19,6 @@ export interface BuildOptions {
   readonly description: string;
   readonly onEvent: (event: BuildEvent) => void;
 }
-
-/** What a build tells while it works. */
-export type BuildEvent =
-  | {
-      readonly kind: 'step';
-      readonly step: 'copy' | 'compile' | 'compare' | 'prove' | 'write';
-      readonly detail: string;
-    }
-  | { readonly kind: 'notice'; readonly text: string };
 
 export interface BuildResult extends MadePatch {
   readonly bytes: Uint8Array;

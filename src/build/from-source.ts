@@ -2,9 +2,9 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { LivegraftError } from '../base/errors.js';
+import type { CompiledPair } from './compiled-pair.js';
 import { type CapturedObject, CompilerCapture } from './compiler-capture.js';
 import { type BuildOptions, type BuildResult, buildFromPairs, readObject } from './from-objects.js';
-import type { CompiledPair } from './make-patch.js';
 import { SourceWorkspace } from './source-workspace.js';
 
 export interface SourceBuildOptions extends BuildOptions {

@@ -11,18 +11,13 @@ import {
   type PatchSymbolAddress,
 } from '../patch/manifest.js';
 import { type Comparison, compareObjects, type Pair } from './compare.js';
-import type { BuildEvent } from './from-objects.js';
+import type { CompiledPair } from './compiled-pair.js';
+import type { BuildEvent } from './events.js';
 import { type Definition, type ObjectModel, parentOfPart } from './object-model.js';
 import { findCodeDifference } from './proof.js';
 import { refuseUnsafe } from './refusals.js';
 import { selectPatch } from './select.js';
 import type { TargetModel, TargetSymbol } from './target-model.js';
-
-/** One source file, compiled without and with the change. */
-export interface CompiledPair {
-  readonly original: ObjectModel;
-  readonly patched: ObjectModel;
-}
 
 export interface MakeOptions {
   readonly name: string;

@@ -1,7 +1,7 @@
 import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { Comparison } from './compare.js';
-import type { CompiledPair } from './make-patch.js';
+import type { CompiledPair } from './compiled-pair.js';
 import type { Definition } from './object-model.js';
 
 /** Refuses, by name, changes that redirecting functions can't bring about in a running program. */

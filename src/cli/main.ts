@@ -1,12 +1,8 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import type { ConsistencyModel } from '../engine/target.js';
+import { type BuildCommandOptions, EXIT, VERSION } from './conventions.js';
 import { type Io, processIo } from './io.js';
 import { createOutput, type Output } from './output.js';
-
-/** Exit codes, stable: 0 done, 1 refused or failed with nothing changed, 2 usage, 3 transition not complete. */
-export const EXIT = { done: 0, failed: 1, usage: 2, incomplete: 3 } as const;
-
-export const VERSION = '0.1.0';
 
 interface GlobalOptions {
   readonly json?: boolean;
@@ -112,16 +108,6 @@ Examples:
       const { build } = await import('./commands/build.js');
       await build(command, options, output());
     });
-}
-
-export interface BuildCommandOptions {
-  readonly source?: string;
-  readonly diff?: string;
-  readonly orig?: string;
-  readonly patched?: string;
-  readonly target: string;
-  readonly output: string;
-  readonly name?: string;
 }
 
 function addInspect(program: Command, output: () => Output): void {

@@ -1,4 +1,6 @@
 import { LivegraftError } from '../base/errors.js';
+import { Backoff, type RetryPolicy } from './backoff.js';
+import { TransitionControl } from './control.js';
 import type { Straggler, TransitionEvent, TransitionResult } from './events.js';
 import type {
   ConsistencyModel,
@@ -10,60 +12,23 @@ import type {
   TransitionTarget,
 } from './target.js';
 
+export type { RetryPolicy } from './backoff.js';
+export { TransitionControl } from './control.js';
+
 /** Time as the engine sees it: it has none of its own. */
 export interface Clock {
   nowMs(): number;
 }
 
-/** How often a refused task is tried again. */
-export interface RetryPolicy {
-  readonly firstMs: number;
-  readonly factor: number;
-  readonly longestMs: number;
-}
-
 export const DEFAULT_RETRY: RetryPolicy = { firstMs: 2, factor: 1.6, longestMs: 50 };
 
-/** What the caller may ask for while a transition runs. Each request is honoured at the engine's next step. */
-export class TransitionControl {
-  #stop = false;
-  #force = false;
-  #reverse: string | undefined;
-
-  /** Leave the transition where it is: consistent, to be continued or reversed later. */
-  stop(): void {
-    this.#stop = true;
-  }
-
-  /** Switch the rest unchecked. The result says so for good. */
-  force(): void {
-    this.#force = true;
-  }
-
-  /** Go back to where it began, by the same rules. */
-  reverse(why: string): void {
-    this.#reverse = why;
-  }
-
-  get stopRequested(): boolean {
-    return this.#stop;
-  }
-
-  get forceRequested(): boolean {
-    return this.#force;
-  }
-
-  takeReverse(): string | undefined {
-    const why = this.#reverse;
-    this.#reverse = undefined;
-    return why;
-  }
-}
+/** The engine sleeps no longer at a time: what its caller asks for is honoured between two waits. */
+const LONGEST_WAIT_MS = 50;
 
 export interface TransitionOptions {
   readonly direction: Direction;
   readonly model: ConsistencyModel;
-  /** How long to go on trying. */
+  /** How long to go on trying, from the start, reversals included. At least one task is tried. */
   readonly timeoutMs: number;
   readonly clock: Clock;
   readonly retry?: RetryPolicy;
@@ -71,19 +36,25 @@ export interface TransitionOptions {
   readonly onEvent?: (event: TransitionEvent) => void;
 }
 
-interface Pending {
-  readonly task: TaskInfo;
+/** What the engine knows of one task. */
+interface TaskEntry {
+  readonly id: TaskId;
+  readonly name: string;
+  isSwitched: boolean;
   attempts: number;
-  delayMs: number;
-  dueMs: number;
-  sinceMs: number;
+  readonly backoff: Backoff;
+  readonly sinceMs: number;
   reason: StragglerReason;
 }
 
+type Check = 'checked' | 'unchecked';
+
 /**
- * Brings every task of a target to the version that `direction` leads to, by the rules of the model. Returns when all
- * have switched and the redirects are final, or when time ran out; rejects when the target is gone or refuses the
- * install, which then has changed nothing.
+ * Brings every task of a target to the version that `direction` leads to, by the rules of the model (DESIGN.md
+ * section 2). Resolves when all have switched and the redirects are final, or when time ran out or the caller asked
+ * to stop. Rejects when the target is gone or refuses the install (which then has changed nothing), and with
+ * `model-needs-barrier` for the lazy model before anything is touched. Whatever else the target throws passes through:
+ * the transition is then where it was, and can be continued or reversed by another call.
  */
 export async function runTransition(
   target: TransitionTarget,
@@ -98,20 +69,21 @@ class Transition {
   readonly #retry: RetryPolicy;
   readonly #control: TransitionControl;
   readonly #startMs: number;
-  readonly #pending = new Map<TaskId, Pending>();
-  readonly #names = new Map<TaskId, string>();
+  readonly #tasks = new Map<TaskId, TaskEntry>();
+  /** Of the models that switch all tasks together. */
+  #together: Backoff;
   #direction: Direction;
+  #check: Check;
+  #hasTried = false;
   #forced = false;
-  #reportedProgress = -1;
+  #reportedProgress = '';
 
   constructor(target: TransitionTarget, options: TransitionOptions) {
     if (options.model === 'lazy') {
       throw new LivegraftError(
         'model-needs-barrier',
-        'the lazy model needs a barrier, and this target declares none',
-        {
-          remedy: 'use --model hybrid',
-        },
+        `${target.name}: the lazy model needs a barrier, and this target declares none`,
+        { remedy: 'use the hybrid model' },
       );
     }
     this.#target = target;
@@ -119,167 +91,201 @@ class Transition {
     this.#retry = options.retry ?? DEFAULT_RETRY;
     this.#control = options.control ?? new TransitionControl();
     this.#direction = options.direction;
+    this.#check = this.#modelCheck;
     this.#startMs = options.clock.nowMs();
+    this.#together = new Backoff(this.#retry, this.#startMs);
   }
 
   async run(): Promise<TransitionResult> {
     await this.#target.install(this.#direction);
-    const tasks = await this.#target.tasks();
+    await this.#learnTasks();
     this.#emit({
       kind: 'started',
       direction: this.#direction,
       model: this.#options.model,
-      tasks: tasks.length,
+      tasks: this.#tasks.size,
     });
-    for (;;) {
-      const complete = await this.#settle();
-      if (!complete) return this.#incomplete();
-      // The target may have gained tasks while the last ones switched; only a look that finds none may end it.
-      if ((await this.#collectPending()) === 0) break;
-    }
-    const total = (await this.#target.tasks()).length;
+    do {
+      if (!(await this.#settle())) {
+        // Tasks may have gone, or switched themselves, since they were last heard of: stragglers are named for certain.
+        await this.#relist();
+        if (this.#pendingTasks().length > 0) return this.#incomplete();
+      }
+    } while (!(await this.#isSettled()));
+    const tasks = this.#tasks.size;
     await this.#target.finish(this.#direction);
     this.#emit({ kind: 'finished', direction: this.#direction, atMs: this.#elapsedMs() });
     return {
       kind: 'complete',
       direction: this.#direction,
-      tasks: total,
+      tasks,
       durationMs: this.#elapsedMs(),
       forced: this.#forced,
     };
-  }
-
-  /** Tries until no task is pending (true), or until time or patience runs out (false). */
-  async #settle(): Promise<boolean> {
-    await this.#collectPending();
-    while (this.#pending.size > 0) {
-      const why = this.#control.takeReverse();
-      if (why !== undefined) await this.#reverse(why);
-      if (this.#control.forceRequested) await this.#force();
-      else if (this.#control.stopRequested || this.#elapsedMs() > this.#options.timeoutMs) return false;
-      else if (this.#options.model === 'hybrid') await this.#tryDueTasks();
-      else await this.#tryTogether(this.#options.model === 'stop' ? 'checked' : 'unchecked');
-      if (this.#pending.size === 0) break;
-      for (const event of await this.#target.waitForEvents(this.#untilNextDueMs())) await this.#note(event);
-      await this.#reportProgress();
-    }
-    return true;
   }
 
   get #to(): 'patched' | 'unpatched' {
     return this.#direction === 'patch' ? 'patched' : 'unpatched';
   }
 
-  /** Re-lists the tasks: adds those that have the other state, drops those that are gone. Returns how many pend. */
-  async #collectPending(): Promise<number> {
-    const tasks = await this.#target.tasks();
-    const seen = new Set<TaskId>();
-    for (const task of tasks) {
-      seen.add(task.id);
-      this.#names.set(task.id, task.name);
-      if (task.state === this.#to) this.#pending.delete(task.id);
-      else if (!this.#pending.has(task.id)) this.#addPending(task);
-    }
-    for (const id of this.#pending.keys()) if (!seen.has(id)) this.#pending.delete(id);
-    return this.#pending.size;
+  get #modelCheck(): Check {
+    return this.#options.model === 'immediate' ? 'unchecked' : 'checked';
   }
 
-  #addPending(task: TaskInfo): void {
-    const now = this.#options.clock.nowMs();
-    this.#pending.set(task.id, {
-      task,
+  /** Tries until no known task is pending (true), or until time ran out or the caller asked to stop (false). */
+  async #settle(): Promise<boolean> {
+    while (this.#pendingTasks().length > 0) {
+      await this.#obey();
+      if (this.#mustStop()) return false;
+      if (this.#options.model === 'hybrid') await this.#tryDueTasks();
+      else await this.#tryTogether();
+      if (this.#pendingTasks().length > 0) {
+        for (const event of await this.#target.waitForEvents(this.#waitMs())) await this.#note(event);
+      }
+      this.#reportProgress();
+    }
+    return true;
+  }
+
+  /**
+   * Whether the transition may finish: a fresh list holds no task of the other state, and nobody has asked to go back.
+   * A task that is created afterwards inherits from one of the list (rule 2), so none can be missed.
+   */
+  async #isSettled(): Promise<boolean> {
+    await this.#relist();
+    if (this.#pendingTasks().length > 0) return false;
+    const why = this.#control.takeReverse();
+    if (why === undefined) return true;
+    await this.#reverse(why);
+    return false;
+  }
+
+  async #obey(): Promise<void> {
+    const why = this.#control.takeReverse();
+    if (why !== undefined) await this.#reverse(why);
+    if (!this.#control.takeForce()) return;
+    this.#check = 'unchecked';
+    const now = this.#now();
+    this.#together.makeDue(now);
+    for (const task of this.#pendingTasks()) task.backoff.makeDue(now);
+  }
+
+  async #reverse(why: string): Promise<void> {
+    this.#direction = this.#direction === 'patch' ? 'unpatch' : 'patch';
+    this.#check = this.#modelCheck;
+    await this.#target.reverse(this.#direction);
+    this.#emit({ kind: 'reversing', direction: this.#direction, why, atMs: this.#elapsedMs() });
+    this.#together = new Backoff(this.#retry, this.#now());
+    this.#tasks.clear();
+    await this.#learnTasks();
+  }
+
+  #mustStop(): boolean {
+    return this.#control.stopRequested || this.#isLate();
+  }
+
+  #isLate(): boolean {
+    return this.#hasTried && this.#elapsedMs() >= this.#options.timeoutMs;
+  }
+
+  /** Takes the list of tasks as it is, as news to nobody. */
+  async #learnTasks(): Promise<void> {
+    for (const task of await this.#target.tasks()) this.#add(task);
+  }
+
+  /** Brings what is known in line with a fresh list. */
+  async #relist(): Promise<void> {
+    const listed = new Set<TaskId>();
+    for (const info of await this.#target.tasks()) {
+      listed.add(info.id);
+      const task = this.#tasks.get(info.id);
+      if (task === undefined) this.#noteCreated(info);
+      else if (!task.isSwitched && info.state === this.#to) this.#noteSwitched(task);
+      else if (task.isSwitched && info.state !== this.#to) {
+        // The target takes back what it said: it is asked again, but not faster than any other refused task.
+        task.isSwitched = false;
+        task.backoff.postpone(this.#now());
+      }
+    }
+    for (const id of this.#tasks.keys()) if (!listed.has(id)) this.#noteExited(id);
+  }
+
+  #add(info: TaskInfo): void {
+    const now = this.#now();
+    this.#tasks.set(info.id, {
+      id: info.id,
+      name: info.name,
+      isSwitched: info.state === this.#to,
       attempts: 0,
-      delayMs: this.#retry.firstMs,
-      dueMs: now,
+      backoff: new Backoff(this.#retry, now),
       sinceMs: now,
       reason: { kind: 'waiting' },
     });
   }
 
+  #pendingTasks(): TaskEntry[] {
+    return [...this.#tasks.values()].filter((task) => !task.isSwitched);
+  }
+
   async #tryDueTasks(): Promise<void> {
-    for (const pending of [...this.#pending.values()]) {
-      if (pending.dueMs <= this.#options.clock.nowMs()) await this.#tryTask(pending, 'checked');
-      if (this.#control.stopRequested) return;
+    for (const task of this.#pendingTasks()) {
+      if (task.backoff.dueMs > this.#now()) continue;
+      if (this.#control.isPending || this.#isLate()) return;
+      if (!(await this.#tryTask(task))) task.backoff.postpone(this.#now());
     }
   }
 
-  async #tryTask(pending: Pending, check: 'checked' | 'unchecked'): Promise<void> {
-    const { task } = pending;
-    pending.attempts += 1;
-    const outcome = await this.#target.trySwitch(task.id, this.#to, check);
+  /** False when the task was refused. */
+  async #tryTask(task: TaskEntry): Promise<boolean> {
+    task.attempts += 1;
+    this.#hasTried = true;
+    const outcome = await this.#target.trySwitch(task.id, this.#to, this.#check);
     switch (outcome.kind) {
       case 'switched':
-        this.#pending.delete(task.id);
-        this.#emitSwitched(pending);
-        return;
+        this.#noteForced();
+        this.#noteSwitched(task);
+        return true;
       case 'gone':
-        this.#pending.delete(task.id);
-        this.#emit({ kind: 'taskExited', task: task.id, atMs: this.#elapsedMs() });
-        return;
+        this.#noteExited(task.id);
+        return true;
       case 'refused':
-        await this.#postpone(pending, outcome.reason);
-        return;
+        this.#noteRefused(task, outcome.reason);
+        await this.#target.watchTask(task.id);
+        return false;
     }
   }
 
-  async #tryTogether(check: 'checked' | 'unchecked'): Promise<void> {
-    const now = this.#options.clock.nowMs();
-    if ([...this.#pending.values()].some((pending) => pending.dueMs > now)) return;
-    for (const pending of this.#pending.values()) pending.attempts += 1;
-    const outcome = await this.#target.trySwitchAll(this.#to, check);
+  async #tryTogether(): Promise<void> {
+    if (this.#together.dueMs > this.#now()) return;
+    const tasks = this.#pendingTasks();
+    for (const task of tasks) task.attempts += 1;
+    this.#hasTried = true;
+    const outcome = await this.#target.trySwitchAll(this.#to, this.#check);
     if (outcome.switched) {
-      for (const pending of this.#pending.values()) this.#emitSwitched(pending);
-      this.#pending.clear();
+      this.#noteForced();
+      for (const task of tasks) this.#noteSwitched(task);
       return;
     }
-    for (const pending of this.#pending.values()) {
-      // Those that were ready wait for the others.
-      await this.#postpone(pending, outcome.refusals.get(pending.task.id) ?? { kind: 'waiting' });
-    }
-  }
-
-  async #postpone(pending: Pending, reason: StragglerReason): Promise<void> {
-    pending.reason = reason;
-    pending.dueMs = this.#options.clock.nowMs() + pending.delayMs;
-    pending.delayMs = Math.min(pending.delayMs * this.#retry.factor, this.#retry.longestMs);
-    this.#emit({
-      kind: 'taskWaiting',
-      task: pending.task.id,
-      name: pending.task.name,
-      attempts: pending.attempts,
-      reason,
-      atMs: this.#elapsedMs(),
-    });
-    await this.#target.watchTask(pending.task.id);
+    this.#together.postpone(this.#now());
+    // Those that were ready wait for the others.
+    for (const task of tasks) this.#noteRefused(task, outcome.refusals.get(task.id) ?? { kind: 'waiting' });
   }
 
   async #note(event: TargetEvent): Promise<void> {
     switch (event.kind) {
       case 'taskCreated':
-        this.#names.set(event.task.id, event.task.name);
-        this.#emit({
-          kind: 'taskCreated',
-          task: event.task.id,
-          name: event.task.name,
-          state: event.task.state,
-          atMs: this.#elapsedMs(),
-        });
-        if (event.task.state !== this.#to && !this.#pending.has(event.task.id)) this.#addPending(event.task);
+        // A list may have told of it already, and of what became of it since.
+        if (!this.#tasks.has(event.task.id)) this.#noteCreated(event.task);
         return;
       case 'taskExited':
-        this.#pending.delete(event.task);
-        this.#emit({ kind: 'taskExited', task: event.task, atMs: this.#elapsedMs() });
+        this.#noteExited(event.task);
         return;
-      case 'taskMoved': {
-        const pending = this.#pending.get(event.task);
-        // The target holds the task until it is tried, also when it has nothing left to switch.
-        await this.#tryTask(pending ?? this.#switchedTask(event.task), 'checked');
+      case 'taskMoved':
+        await this.#noteMoved(event.task);
         return;
-      }
       case 'taskSwitched': {
-        const pending = this.#pending.get(event.task);
-        this.#pending.delete(event.task);
-        if (pending !== undefined) this.#emitSwitched(pending);
+        const task = this.#tasks.get(event.task);
+        if (task !== undefined && !task.isSwitched) this.#noteSwitched(task);
         return;
       }
       case 'targetGone':
@@ -287,73 +293,104 @@ class Transition {
     }
   }
 
-  #switchedTask(id: TaskId): Pending {
-    const task: TaskInfo = { id, name: this.#names.get(id) ?? '?', state: this.#to };
-    return { task, attempts: 0, delayMs: 0, dueMs: 0, sinceMs: 0, reason: { kind: 'waiting' } };
+  async #noteMoved(id: TaskId): Promise<void> {
+    const task = this.#tasks.get(id);
+    if (task === undefined || task.isSwitched) {
+      // A target may hold the task until it is tried, also one that has nothing left to switch.
+      await this.#target.trySwitch(id, this.#to, this.#check);
+    } else if (this.#options.model === 'hybrid') {
+      // An attempt on top of those that time brings: it leaves their schedule alone.
+      await this.#tryTask(task);
+    } else this.#together.makeDue(this.#now());
   }
 
-  async #reverse(why: string): Promise<void> {
-    this.#direction = this.#direction === 'patch' ? 'unpatch' : 'patch';
-    this.#pending.clear();
-    await this.#target.reverse(this.#direction);
-    this.#emit({ kind: 'reversing', direction: this.#direction, why, atMs: this.#elapsedMs() });
-    await this.#collectPending();
+  #noteCreated(info: TaskInfo): void {
+    this.#add(info);
+    this.#emit({
+      kind: 'taskCreated',
+      task: info.id,
+      name: info.name,
+      state: info.state,
+      atMs: this.#elapsedMs(),
+    });
   }
 
-  async #force(): Promise<void> {
-    for (const pending of [...this.#pending.values()]) {
-      this.#forced = true;
-      await this.#tryTask(pending, 'unchecked');
-    }
+  #noteExited(id: TaskId): void {
+    if (this.#tasks.delete(id)) this.#emit({ kind: 'taskExited', task: id, atMs: this.#elapsedMs() });
   }
 
-  #untilNextDueMs(): number {
-    let due = Number.POSITIVE_INFINITY;
-    for (const pending of this.#pending.values()) due = Math.min(due, pending.dueMs);
-    return Math.max(0, Math.min(due - this.#options.clock.nowMs(), this.#retry.longestMs));
+  #noteSwitched(task: TaskEntry): void {
+    task.isSwitched = true;
+    this.#emit({
+      kind: 'taskSwitched',
+      task: task.id,
+      name: task.name,
+      attempts: task.attempts,
+      atMs: this.#elapsedMs(),
+    });
   }
 
-  async #reportProgress(): Promise<void> {
-    if (this.#pending.size === this.#reportedProgress) return;
-    this.#reportedProgress = this.#pending.size;
-    const total = (await this.#target.tasks()).length;
-    this.#emit({ kind: 'progress', switched: total - this.#pending.size, total, atMs: this.#elapsedMs() });
+  #noteRefused(task: TaskEntry, reason: StragglerReason): void {
+    task.reason = reason;
+    this.#emit({
+      kind: 'taskWaiting',
+      task: task.id,
+      name: task.name,
+      attempts: task.attempts,
+      reason,
+      atMs: this.#elapsedMs(),
+    });
   }
 
-  async #incomplete(): Promise<TransitionResult> {
-    const now = this.#options.clock.nowMs();
-    const stragglers: Straggler[] = [...this.#pending.values()].map((pending) => ({
-      task: pending.task.id,
-      name: pending.task.name,
-      attempts: pending.attempts,
-      sinceMs: now - pending.sinceMs,
-      reason: pending.reason,
+  #noteForced(): void {
+    this.#forced ||= this.#check !== this.#modelCheck;
+  }
+
+  #waitMs(): number {
+    const dueMs =
+      this.#options.model === 'hybrid'
+        ? this.#pendingTasks().reduce((least, { backoff }) => Math.min(least, backoff.dueMs), Infinity)
+        : this.#together.dueMs;
+    const leftMs = this.#options.timeoutMs - this.#elapsedMs();
+    return Math.max(0, Math.min(dueMs - this.#now(), leftMs, LONGEST_WAIT_MS));
+  }
+
+  #reportProgress(): void {
+    const total = this.#tasks.size;
+    const switched = total - this.#pendingTasks().length;
+    const progress = `${switched}/${total}`;
+    if (progress === this.#reportedProgress) return;
+    this.#reportedProgress = progress;
+    this.#emit({ kind: 'progress', switched, total, atMs: this.#elapsedMs() });
+  }
+
+  #incomplete(): TransitionResult {
+    const now = this.#now();
+    const stragglers: Straggler[] = this.#pendingTasks().map((task) => ({
+      task: task.id,
+      name: task.name,
+      attempts: task.attempts,
+      sinceMs: now - task.sinceMs,
+      reason: task.reason,
     }));
-    const total = (await this.#target.tasks()).length;
     return {
       kind: 'incomplete',
       direction: this.#direction,
       stragglers,
-      switched: total - stragglers.length,
+      switched: this.#tasks.size - stragglers.length,
       durationMs: this.#elapsedMs(),
     };
-  }
-
-  #emitSwitched(pending: Pending): void {
-    this.#emit({
-      kind: 'taskSwitched',
-      task: pending.task.id,
-      name: pending.task.name,
-      attempts: pending.attempts,
-      atMs: this.#elapsedMs(),
-    });
   }
 
   #emit(event: TransitionEvent): void {
     this.#options.onEvent?.(event);
   }
 
+  #now(): number {
+    return this.#options.clock.nowMs();
+  }
+
   #elapsedMs(): number {
-    return this.#options.clock.nowMs() - this.#startMs;
+    return this.#now() - this.#startMs;
   }
 }

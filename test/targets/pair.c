@@ -63,7 +63,7 @@ static void *napping(void *unused) {
 }
 
 static void *brief(void *unused) {
-  for (int i = 0; i < 20; i++) outer(0);
+  for (int i = 0; i < 3; i++) outer(0);
   return unused;
 }
 
@@ -99,6 +99,7 @@ int main(int argc, char **argv) {
     if (strcmp(mode, "churn") == 0) {
       for (int i = 0; i < 50; i++) {
         if (pthread_create(&thread, NULL, brief, NULL) == 0) pthread_join(thread, NULL);
+        usleep(200);
       }
     } else if (strcmp(mode, "fork") == 0) {
       pid_t child = fork();

@@ -53,8 +53,7 @@ export function hasRelativeTarget(scan: Scan): boolean {
   return (
     scan.immediate === Immediate.relative8 ||
     scan.immediate === Immediate.relative32 ||
-    (scan.map === 0 && scan.opcode === 0xc7 && scan.modrm === 0xf8) ||
-    (scan.map === 0 && scan.opcode >= 0xe0 && scan.opcode <= 0xe3)
+    (scan.map === 0 && scan.opcode === 0xc7 && scan.modrm === 0xf8)
   );
 }
 

@@ -1,9 +1,10 @@
 import { writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import { CommanderError } from 'commander';
-import { type BuildEvent, buildFromObjects } from '../../build/from-objects.js';
+import type { BuildEvent } from '../../build/events.js';
+import { buildFromObjects } from '../../build/from-objects.js';
 import { buildFromSource } from '../../build/from-source.js';
-import { type BuildCommandOptions, EXIT } from '../main.js';
+import { type BuildCommandOptions, EXIT } from '../conventions.js';
 import type { Output } from '../output.js';
 
 export async function build(

@@ -1,8 +1,8 @@
 import type { TransitionResult } from '../../engine/events.js';
+import { EXIT } from '../conventions.js';
 import type { Io } from '../io.js';
 import { eventLine, resultLine } from '../json-lines.js';
 import { createTransitionView } from '../live-view.js';
-import { EXIT } from '../main.js';
 import type { ApplyOptions, ApplyOutcome, OperationEvent } from '../operations.js';
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';

@@ -1,4 +1,4 @@
-import { ProcessMemory } from './memory.js';
+import type { ProcessMemory } from './memory.js';
 import { listThreads, PF_IO_WORKER, PF_USER_WORKER, readThreadStat } from './proc.js';
 import type { RegisteredPatch, RegisteredTransition, Registry } from './registry.js';
 import { RegistryStore } from './registry-store.js';
@@ -38,8 +38,7 @@ export class ProcessSpace {
   }
 
   /** The same space in a child that fork has just copied from this one. */
-  fork(pid: number): ProcessSpace {
-    const memory = new ProcessMemory(pid);
+  fork(pid: number, memory: ProcessMemory): ProcessSpace {
     return new ProcessSpace({
       pid,
       memory,

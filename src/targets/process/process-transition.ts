@@ -10,6 +10,7 @@ import type {
   TransitionTarget,
 } from '../../engine/target.js';
 import { type EntryState, isInsideWrites, planEntryWrites, writeEntries } from './entry-writer.js';
+import { ProcessMemory } from './memory.js';
 import { listThreads, PF_EXITING, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
@@ -44,7 +45,7 @@ export class ProcessTransition implements TransitionTarget {
     this.#direction = direction;
     this.#model = model;
     this.name = `process ${space.pid}`;
-    for (const tracee of tracer.tracees.values()) space.adopt(tracee);
+    this.#adoptThreads(space);
     tracer.onCreated = (tracee, parent, how) => this.#adoptCreated(tracee, parent, how);
   }
 
@@ -59,7 +60,7 @@ export class ProcessTransition implements TransitionTarget {
     const from = stateWithoutSlot(before, direction);
     if (before?.phase !== 'running') space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
     seizeAllThreads(this.#tracer, space.pid);
-    for (const tracee of this.#tracer.tracees.values()) if (!space.tasks.has(tracee.tid)) space.adopt(tracee);
+    this.#adoptThreads(space);
 
     const runners = this.#stopAll(space, 'choosing', ({ tracee }) => {
       expectGsUnused(tracee, space.slots.area);
@@ -416,17 +417,38 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   #adoptCreated(tracee: Tracee, parent: Tracee, how: 'thread' | 'process' | 'vfork'): void {
-    // A vfork child runs on its parent's memory and stack, in its parent's slot, until it executes a program.
+    // A vfork child stays in its parent's slot.
     if (how === 'vfork') return;
     const parentRecord = this.#recordOf(parent);
     if (parentRecord === undefined) return;
-    let { space } = parentRecord;
-    if (how === 'process') {
-      space = space.fork(tracee.pid);
-      this.#spaces.push(space);
-    }
+    const space = how === 'process' ? this.#adoptFork(tracee, parentRecord.space) : parentRecord.space;
+    if (space === undefined) return;
     const record = space.adopt(tracee);
     this.#unlessGone(space, () => this.#giveParentsState(record, parentRecord));
+  }
+
+  /** A child that forked before the entries began to choose has no part in the transition: it keeps what it had. */
+  #adoptFork(tracee: Tracee, parent: ProcessSpace): ProcessSpace | undefined {
+    const memory = new ProcessMemory(tracee.pid);
+    try {
+      const { functions } = this.#patchOf(parent);
+      if (planEntryWrites(memory, functions, 'choosing').length === 0) {
+        const space = parent.fork(tracee.pid, memory);
+        this.#spaces.push(space);
+        return space;
+      }
+    } catch (error) {
+      if (!(error instanceof LivegraftError)) throw error;
+    }
+    memory.close();
+    return undefined;
+  }
+
+  #adoptThreads(space: ProcessSpace): void {
+    for (const tracee of this.#tracer.tracees.values()) {
+      if (tracee.pid === space.pid && !tracee.isVforkChild && !space.tasks.has(tracee.tid))
+        space.adopt(tracee);
+    }
   }
 
   #giveParentsState(record: TaskRecord, parentRecord: TaskRecord): void {

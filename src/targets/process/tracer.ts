@@ -18,10 +18,13 @@ export class Tracee {
   /** How many more system-call stops are wanted. */
   syscallStopsWanted = 0;
   readonly registers: Buffer = Buffer.alloc(native.USER_REGS_BYTES);
+  /** A vfork child runs on its parent's memory and stack until it executes a program: it is no task of its own. */
+  readonly isVforkChild: boolean;
 
-  constructor(tid: number, pid: number) {
+  constructor(tid: number, pid: number, isVforkChild = false) {
     this.tid = tid;
     this.pid = pid;
+    this.isVforkChild = isVforkChild;
   }
 }
 
@@ -248,7 +251,7 @@ export class Tracer {
   #adopt(parent: Tracee, stop: 'cloneStop' | 'forkStop' | 'vforkStop'): void {
     const tid = native.getEventMessage(parent.tid);
     const how = stop === 'cloneStop' ? 'thread' : stop === 'forkStop' ? 'process' : 'vfork';
-    const child = new Tracee(tid, how === 'process' ? tid : parent.pid);
+    const child = new Tracee(tid, how === 'process' ? tid : parent.pid, how === 'vfork');
     this.tracees.set(tid, child);
     // It was attached by the kernel and stops before its first instruction in user mode.
     if (this.collect(child, 1000) !== 'stopped') return;

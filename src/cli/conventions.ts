@@ -1,0 +1,14 @@
+/** Exit codes, stable: 0 done, 1 refused or failed with nothing changed, 2 usage, 3 transition not complete. */
+export const EXIT = { done: 0, failed: 1, usage: 2, incomplete: 3 } as const;
+
+export const VERSION = '0.1.0';
+
+export interface BuildCommandOptions {
+  readonly source?: string;
+  readonly diff?: string;
+  readonly orig?: string;
+  readonly patched?: string;
+  readonly target: string;
+  readonly output: string;
+  readonly name?: string;
+}
