@@ -7,7 +7,7 @@ import { runTransition, TransitionControl } from '../engine/transition.js';
 import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
 import { expectOldCode, expectPatchedModule, loadPatch, sha256 } from '../targets/process/patch-loader.js';
-import { readExecutablePath, readMappings } from '../targets/process/proc.js';
+import { isRunning, readExecutablePath, readMappings } from '../targets/process/proc.js';
 import { ProcessSession } from '../targets/process/process-session.js';
 import { ProcessSpace } from '../targets/process/process-space.js';
 import { ProcessTransition } from '../targets/process/process-transition.js';
@@ -29,7 +29,38 @@ import type {
 
 /** Joins the parts that patch a process: file, target, engine. */
 export function createProcessOperations(): ProcessOperations {
-  return { apply, revert, status, findPatchedProcesses, stacks };
+  return {
+    apply: (options) => sayIfGone(options.pid, () => apply(options)),
+    revert: (options) => sayIfGone(options.pid, () => revert(options)),
+    status: (pid) => sayIfGone(pid, () => status(pid)),
+    findPatchedProcesses,
+    stacks: (pid) => sayIfGone(pid, () => stacks(pid)),
+  };
+}
+
+/** A process that ends or executes another program can fail any step; what matters then is that, not the step. */
+async function sayIfGone<T>(pid: number, work: () => Promise<T>): Promise<T> {
+  const program = readExecutablePath(pid);
+  try {
+    return await work();
+  } catch (error) {
+    if (!(error instanceof LivegraftError) || program === undefined) throw error;
+    if (!isRunning(pid)) {
+      throw new LivegraftError('target-gone', `process ${pid} has ended`, {
+        remedy: 'nothing was left behind; give the pid of a running process',
+        details: { pid },
+        cause: error,
+      });
+    }
+    if (readExecutablePath(pid) !== program) {
+      throw new LivegraftError('target-replaced', `process ${pid} has executed another program`, {
+        remedy: 'nothing of the patch is left in it; build a patch for the new program if it needs one',
+        details: { pid },
+        cause: error,
+      });
+    }
+    throw error;
+  }
 }
 
 type Steps = (step: Extract<OperationEvent, { kind: 'step' }>['step'], detail: string) => void;

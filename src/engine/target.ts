@@ -105,7 +105,8 @@ export interface TransitionTarget {
   >;
   /**
    * Asks the target to say `taskMoved` at the task's next tidy point (a system call boundary), where it can.
-   * Returns false where it can't; then only time helps.
+   * Returns false where it can't; then only time helps. It may hold a task of which it has said `taskMoved` until the
+   * next `trySwitch` for it, which the engine calls at once, also when nothing is left to switch.
    */
   watchTask(task: TaskId): Awaitable<boolean>;
   /** Waits at most `timeoutMs` (0: only collects) for something to happen. */

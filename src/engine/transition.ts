@@ -196,6 +196,7 @@ class Transition {
   /** Brings what is known in line with a fresh list. */
   async #relist(): Promise<void> {
     const listed = new Set<TaskId>();
+    let isTakenBack = false;
     for (const info of await this.#target.tasks()) {
       listed.add(info.id);
       const task = this.#tasks.get(info.id);
@@ -205,8 +206,10 @@ class Transition {
         // The target takes back what it said: it is asked again, but not faster than any other refused task.
         task.isSwitched = false;
         task.backoff.postpone(this.#now());
+        isTakenBack = true;
       }
     }
+    if (isTakenBack) this.#together.postpone(this.#now());
     for (const id of this.#tasks.keys()) if (!listed.has(id)) this.#noteExited(id);
   }
 

@@ -77,7 +77,7 @@ export interface ThreadStat {
   readonly flags: number;
 }
 
-export const PF_EXITING = 0x4;
+const PF_EXITING = 0x4;
 export const PF_IO_WORKER = 0x10;
 export const PF_USER_WORKER = 0x4000;
 export const PF_KTHREAD = 0x200000;
@@ -144,4 +144,13 @@ export function readExecutablePath(pid: number): string | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** Whether a process still has its memory. */
+export function isRunning(pid: number): boolean {
+  const stat = readThreadStat(pid, pid);
+  if (stat === undefined || stat.state === 'X') return false;
+  // The leader may end before its threads: then its memory lives on. On its way out alone it has none.
+  const isEnding = stat.state === 'Z' || (stat.flags & PF_EXITING) !== 0;
+  return !isEnding || (listThreads(pid)?.length ?? 0) > 1;
 }

@@ -11,7 +11,7 @@ import type {
 } from '../../engine/target.js';
 import { type EntryState, isInsideWrites, planEntryWrites, writeEntries } from './entry-writer.js';
 import { ProcessMemory } from './memory.js';
-import { listThreads, PF_EXITING, readThreadStat, readTimeslices } from './proc.js';
+import { isRunning, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
 import type { MemoryRange, RegisteredPatch, RegisteredTransition } from './registry.js';
@@ -547,14 +547,6 @@ function newOnes(space: ProcessSpace, known: ReadonlySet<number>): TaskRecord[] 
 }
 
 const GONE_CODES = new Set(['memory-unreadable', 'memory-unwritable', 'ptrace-failed']);
-
-function isRunning(pid: number): boolean {
-  const stat = readThreadStat(pid, pid);
-  if (stat === undefined || stat.state === 'X') return false;
-  // The leader may end before its threads: then its memory lives on. On its way out alone it has none.
-  const isEnding = stat.state === 'Z' || (stat.flags & PF_EXITING) !== 0;
-  return !isEnding || (listThreads(pid)?.length ?? 0) > 1;
-}
 
 function unstoppable(record: TaskRecord): StragglerReason {
   const state = readThreadStat(record.space.pid, record.tracee.tid)?.state ?? '?';
