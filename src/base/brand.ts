@@ -30,7 +30,7 @@ export function foldAddress(value: bigint): number {
 }
 
 /** The unsigned 64-bit value of an address, for the wire, for registers and for people. */
-export function unfoldAddress(value: number): bigint {
+function unfoldAddress(value: number): bigint {
   return BigInt.asUintN(64, BigInt(value));
 }
 

@@ -71,7 +71,7 @@ function readTarget(path: string): TargetModel {
   return new TargetModel(elf, symbolSource, elf.soname ?? basename(path));
 }
 
-export function readElf(path: string): ElfFile {
+function readElf(path: string): ElfFile {
   let bytes: Uint8Array;
   try {
     bytes = readFileSync(path);

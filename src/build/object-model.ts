@@ -150,7 +150,7 @@ export type Reference =
     }
   | { readonly kind: 'anonymous'; readonly section: ElfSection; readonly position: number };
 
-export function isPcRelative(type: number): boolean {
+function isPcRelative(type: number): boolean {
   return (
     type === c.R_X86_64_PC32 ||
     type === c.R_X86_64_PLT32 ||
@@ -206,7 +206,7 @@ function kindOf(symbol: ElfSymbol, section: ElfSection): Definition['kind'] | un
   }
 }
 
-export function stringAt(section: ElfSection, position: number): Uint8Array {
+function stringAt(section: ElfSection, position: number): Uint8Array {
   const width = Math.max(1, section.entrySizeBytes);
   const { data } = section;
   let end = position;

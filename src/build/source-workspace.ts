@@ -126,7 +126,7 @@ function stripped(path: string, count: number): string {
 }
 
 /** The files and hunks of a unified diff. */
-export function parseDiff(diff: string): ChangedFile[] {
+function parseDiff(diff: string): ChangedFile[] {
   const files: { path: string; hunks: Hunk[] }[] = [];
   const lines = diff.split('\n');
   for (let i = 0; i < lines.length; i++) {

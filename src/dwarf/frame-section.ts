@@ -1,7 +1,7 @@
 import { ByteReader } from '../base/byte-reader.js';
 
 /** Pointer encodings of `.eh_frame` (LSB 5.0 core, "DWARF Exception Header Encoding"). */
-export const DW_EH_PE_omit = 0xff;
+const DW_EH_PE_omit = 0xff;
 const DW_EH_PE_indirect = 0x80;
 
 /** A common information entry. Offsets count from the start of the section. */

@@ -20,7 +20,7 @@ export interface Clock {
   nowMs(): number;
 }
 
-export const DEFAULT_RETRY: RetryPolicy = { firstMs: 2, factor: 1.6, longestMs: 50 };
+const DEFAULT_RETRY: RetryPolicy = { firstMs: 2, factor: 1.6, longestMs: 50 };
 
 /** The engine sleeps no longer at a time: what its caller asks for is honoured between two waits. */
 const LONGEST_WAIT_MS = 50;

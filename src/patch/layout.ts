@@ -1,8 +1,8 @@
 import * as c from '../elf/constants.js';
 import type { Patch, PatchSection, PatchSymbol } from './content.js';
 
-export const PAGE_BYTES = 4096;
-export const STUB_BYTES = 16;
+const PAGE_BYTES = 4096;
+const STUB_BYTES = 16;
 
 /** Where each part of a patch lies, counted from the start of one contiguous image. */
 export interface PatchLayout {

@@ -186,7 +186,8 @@ describe('a patch that does not fit', () => {
     // Some kernels let only a tracer write to code.
     const tracer = new Tracer();
     seizeAllThreads(tracer, target.pid);
-    // The program will crash on it: it is stopped, and ended by the test.
+    // The program would crash on it: it is held until the test ends it.
+    process.kill(target.pid, 'SIGSTOP');
     const at = base + Number(fn?.old.address) + (fn?.old.sizeBytes ?? 1) - 1;
     const old = memory.readExactly(at, 1);
     memory.write(at, Uint8Array.of((old[0] as number) ^ 0xff));

@@ -13,21 +13,20 @@ const ptraceNumbers = libc.func('ptrace', 'long', ['long', 'long', 'int64', 'int
 const ptraceBuffer = libc.func('ptrace', 'long', ['long', 'long', 'int64', 'void *']);
 const waitpidCall = libc.func('waitpid', 'int', ['int', 'void *', 'int']);
 
-export const PTRACE_POKEUSER = 6;
+const PTRACE_POKEUSER = 6;
 export const PTRACE_CONT = 7;
-export const PTRACE_SINGLESTEP = 9;
-export const PTRACE_GETREGS = 12;
-export const PTRACE_SETREGS = 13;
+const PTRACE_GETREGS = 12;
+const PTRACE_SETREGS = 13;
 export const PTRACE_DETACH = 17;
 export const PTRACE_SYSCALL = 24;
-export const PTRACE_GETEVENTMSG = 0x4201;
-export const PTRACE_GETREGSET = 0x4204;
+const PTRACE_GETEVENTMSG = 0x4201;
+const PTRACE_GETREGSET = 0x4204;
 export const PTRACE_SEIZE = 0x4206;
 export const PTRACE_INTERRUPT = 0x4207;
 export const PTRACE_LISTEN = 0x4208;
-export const PTRACE_GETSIGMASK = 0x420a;
-export const PTRACE_SETSIGMASK = 0x420b;
-export const PTRACE_SECCOMP_GET_FILTER = 0x420c;
+const PTRACE_GETSIGMASK = 0x420a;
+const PTRACE_SETSIGMASK = 0x420b;
+const PTRACE_SECCOMP_GET_FILTER = 0x420c;
 
 export const PTRACE_O_TRACESYSGOOD = 0x01;
 export const PTRACE_O_TRACEFORK = 0x02;
@@ -35,7 +34,7 @@ export const PTRACE_O_TRACEVFORK = 0x04;
 export const PTRACE_O_TRACECLONE = 0x08;
 export const PTRACE_O_TRACEEXEC = 0x10;
 
-export const NT_X86_XSTATE = 0x202;
+const NT_X86_XSTATE = 0x202;
 
 const WNOHANG = 1;
 const WALL = 0x40000000;
@@ -47,8 +46,7 @@ const SIGSET_BYTES = 8;
 /** The errno values that callers tell apart (asm-generic/errno-base.h). */
 export const EPERM = 1;
 export const ESRCH = 3;
-export const EIO = 5;
-export const ECHILD = 10;
+const ECHILD = 10;
 export const EACCES = 13;
 
 /** A ptrace request that the kernel refused. `errno` decides what it means; callers translate it. */

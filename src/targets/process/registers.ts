@@ -26,9 +26,6 @@ export const GS_BASE = 22;
 /** `user_regs_struct` index of each DWARF register 0–16 (x86-64 psABI figure 3.36; 16 is the return address). */
 const BY_DWARF = [RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, R15, RIP] as const;
 
-/** Code segment selector of 64-bit user code. */
-export const USER_CS_64 = 0x33;
-
 export const RED_ZONE_BYTES = 128;
 
 /** A register as the signed number of `src/base/brand.ts`; inexact for values that are no canonical address. */

@@ -13,13 +13,13 @@ import type { Registry } from './registry.js';
  * sequence number, length and CRC-32 of the text) and JSON text. An update writes the older copy, text first, header
  * last, so that one whole copy exists at every instant; the valid copy with the higher sequence number counts.
  */
-export const REGISTRY_MEMFD_NAME = 'livegraft:registry';
-export const COPY_BYTES = 512 * 1024;
+const REGISTRY_MEMFD_NAME = 'livegraft:registry';
+const COPY_BYTES = 512 * 1024;
 export const SLOTS_OFFSET = 2 * COPY_BYTES;
 
 const HEADER_BYTES = 32;
 const MAGIC = 0x6765_766c; // "lveg"
-export const REGISTRY_FORMAT_VERSION = 1;
+const REGISTRY_FORMAT_VERSION = 1;
 
 export function findRegistryMapping(mappings: readonly Mapping[]): Mapping | undefined {
   return mappings.find((m) => m.name.startsWith(`/memfd:${REGISTRY_MEMFD_NAME}`) && m.fileOffset === 0);

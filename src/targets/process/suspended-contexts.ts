@@ -16,7 +16,7 @@ export interface MemoryScan {
 }
 
 /** Looks for aligned 8-byte values that lie in one of the ranges, in private writable memory. */
-export function scanForPointers(
+function scanForPointers(
   memory: ProcessMemory,
   mappings: readonly Mapping[],
   ranges: readonly MemoryRange[],

@@ -24,7 +24,7 @@ export interface PartToMap {
 }
 
 /** Every mapping of ours is a memfd whose name begins so, private to the process (fork copies it). */
-export const MEMFD_PREFIX = 'livegraft:';
+const MEMFD_PREFIX = 'livegraft:';
 
 export function isOwnMapping(mapping: Mapping): boolean {
   return mapping.name.startsWith(`/memfd:${MEMFD_PREFIX}`);

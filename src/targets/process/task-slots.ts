@@ -210,7 +210,7 @@ class ThreadPointerSlots implements TaskSlots {
 }
 
 /** Must equal the hash in the redirect's state test (`src/arch/x86-64`); `entries` is a power of two. */
-export function threadPointerHash(threadPointer: number, entries: number): number {
+function threadPointerHash(threadPointer: number, entries: number): number {
   const page = Math.floor(threadPointer / 4096) >>> 0;
   return (Math.imul(page, 0x9e3779b1) >>> 0) >>> (32 - Math.log2(entries));
 }

@@ -5,7 +5,7 @@ import type { MemoryRange, RegisteredFunction, RegisteredPatch, Registry, SlotAr
 import type { Tracee } from './tracer.js';
 
 /** The registered version of a function right below the given patch, undefined when that is the original. */
-export function findVersionBelow(
+function findVersionBelow(
   registry: Registry,
   patch: RegisteredPatch,
   fn: RegisteredFunction,

@@ -14,7 +14,7 @@ export type WaitEvent =
   /** A signal is about to be delivered; resume with it. */
   | { readonly kind: 'signalStop'; readonly signal: number };
 
-export const SIGTRAP = 5;
+const SIGTRAP = 5;
 
 const PTRACE_EVENT_FORK = 1;
 const PTRACE_EVENT_VFORK = 2;
