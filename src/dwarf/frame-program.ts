@@ -14,7 +14,7 @@ interface State {
  * Runs the call frame instructions of an FDE (DWARF 5 section 6.4.2, and the GNU extensions of LSB 5.0) and yields its
  * rows in address order. Throws a ParseError for a malformed program.
  */
-export function* frameRows(fde: Fde, source: string): IterableIterator<CfiRow> {
+function* frameRows(fde: Fde, source: string): IterableIterator<CfiRow> {
   const machine = new FrameMachine(fde, source);
   machine.runInitial();
   yield* machine.run();
