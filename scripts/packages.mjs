@@ -5,20 +5,11 @@ const COMPILER = [
   { name: 'make', command: 'make' },
   { name: 'patch', command: 'patch' },
 ];
-const ORACLES = [
-  { name: 'binutils', command: 'readelf' },
-  { name: 'gdb', command: 'gdb' },
-];
+const ORACLES = [{ name: 'binutils', command: 'readelf' }];
 
 export const PACKAGES = {
   test: [...COMPILER, ...ORACLES],
   demo: COMPILER,
-  'demo:redis': [
-    ...COMPILER,
-    { name: 'dpkg-dev', command: 'dpkg-source' },
-    { name: 'pkg-config', command: 'pkg-config' },
-  ],
   'bench:apply': COMPILER,
-  'bench:stack': [...COMPILER, { name: 'elfutils', command: 'eu-stack' }, { name: 'libunwind-dev' }],
   'oracle:decoder': [{ name: 'libssl3' }],
 };
