@@ -10,6 +10,11 @@ const ORACLES = [{ name: 'binutils', command: 'readelf' }];
 export const PACKAGES = {
   test: [...COMPILER, ...ORACLES],
   demo: COMPILER,
+  'demo:redis': [
+    ...COMPILER,
+    { name: 'dpkg-dev', command: 'dpkg-source' },
+    { name: 'pkg-config', command: 'pkg-config' },
+  ],
   'bench:apply': COMPILER,
   'oracle:decoder': [{ name: 'libssl3' }],
 };

@@ -13,6 +13,7 @@ const TASKS = {
   check: ['scripts/check.mjs'],
   test: ['node_modules/vitest/vitest.mjs', 'run'],
   demo: ['--import', 'tsx', 'examples/kvserver/demo.ts'],
+  'demo:redis': ['--import', 'tsx', 'examples/redis/demo.ts'],
   'bench:apply': ['--import', 'tsx', 'bench/apply.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
 };

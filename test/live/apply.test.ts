@@ -51,7 +51,7 @@ describe('apply and revert', () => {
   });
 
   it('goes back and forth many times without a thread seeing a mix', async () => {
-    const target = await start(pair.program, '6', '100');
+    const target = await start(pair.program, '6', '300');
     for (let i = 0; i < 10; i++) {
       expect(livegraft('apply', '--pid', String(target.pid), pair.patch).stderr).toBe('');
       expect(livegraft('revert', '--pid', String(target.pid)).stderr).toBe('');
@@ -61,7 +61,7 @@ describe('apply and revert', () => {
   });
 
   it.each(['churn', 'fork', 'gs'])('keeps every thread consistent in a target of kind "%s"', async (kind) => {
-    const target = await start(pair.program, '4', '100', kind);
+    const target = await start(pair.program, '4', '300', kind);
     for (let i = 0; i < 3; i++) {
       const applied = livegraft('apply', '--pid', String(target.pid), pair.patch);
       expect(applied.stderr).toBe('');
@@ -83,8 +83,8 @@ describe('apply and revert', () => {
 
   it('keeps all registers, flags, red zone and errno over many transitions', async () => {
     const canary = compilePatch('canary.c');
-    const target = await start(canary.program, '110');
-    for (let i = 0; i < 60; i++) {
+    const target = await start(canary.program, '300');
+    for (let i = 0; i < 25; i++) {
       expect(livegraft('apply', '--pid', String(target.pid), canary.patch).stderr).toBe('');
       expect(livegraft('revert', '--pid', String(target.pid)).stderr).toBe('');
     }
@@ -94,7 +94,7 @@ describe('apply and revert', () => {
 
   it('lets no blocking system call fail with EINTR or end early', async () => {
     const eintr = compilePatch('eintr.c');
-    const target = await start(eintr.program, '100');
+    const target = await start(eintr.program, '300');
     for (let i = 0; i < 15; i++) {
       expect(livegraft('apply', '--pid', String(target.pid), eintr.patch).stderr).toBe('');
       await pause(37);
@@ -109,7 +109,7 @@ describe('apply and revert', () => {
 
 describe('killed with SIGKILL', () => {
   it('leaves a running, consistent target that a later run completes or reverses', async () => {
-    const target = await start(pair.program, '6', '115');
+    const target = await start(pair.program, '6', '300');
     const before = snapshot(target.pid);
     let killed = 0;
     for (let delayMs = 60; delayMs < 320; delayMs += 9) {

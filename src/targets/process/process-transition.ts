@@ -21,7 +21,8 @@ import { sleepSync, type Tracee, type Tracer, type TracerEvent } from './tracer.
 import { leaveTrampoline, rangesBelow } from './trampolines.js';
 
 const STOP_TIMEOUT_MS = 300;
-const STOP_ALL_ATTEMPTS = 20;
+const STOP_ALL_ATTEMPTS = 60;
+const LONGEST_PAUSE_MS = 50;
 /** System-call stops that a refused thread is watched for: a restarted call's entry and exit, and the next ones. */
 const WATCHED_STOPS = 6;
 
@@ -308,7 +309,8 @@ export class ProcessTransition implements TransitionTarget {
         return runners;
       }
       for (const record of stopped) this.#release(record);
-      sleepSync(attempt < 5 ? 0.2 : 5);
+      // On a busy machine a thread may not get a processor for long: it would be met at the same place again.
+      sleepSync(Math.min(0.2 * 1.5 ** attempt, LONGEST_PAUSE_MS));
     }
     throw new LivegraftError(
       'install-timeout',
