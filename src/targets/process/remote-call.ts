@@ -129,17 +129,21 @@ export class RemoteCaller {
   restore(): void {
     if (!this.#hijacked || this.#tracee.state !== 'stopped') return;
     this.#tracee.stop = { kind: 'interruptStop' };
-    this.#tracer.interrupt(this.#tracee);
-    for (let stops = 0; this.#tracee.interruptPending && stops < 16; stops++) {
-      this.#tracee.syscallStopsWanted = 0;
-      this.#tracer.resume(this.#tracee);
-      if (this.#tracer.collect(this.#tracee, STEP_TIMEOUT_MS) === 'gone') return;
-    }
+    this.#tracee.syscallStopsWanted = 0;
+    // The stop at which it is now does not count: the one that the interrupt brings is wanted.
+    do {
+      this.#tracer.leadIntoTrap(this.#tracee, STEP_TIMEOUT_MS);
+    } while (this.#tracee.state === 'stopped' && !isTrap(this.#tracee));
+    if (this.#tracee.state !== 'stopped') return;
     native.setSignalMask(this.#tracee.tid, this.#savedMask);
     native.setRegisters(this.#tracee.tid, this.#saved);
     this.#saved.copy(this.#tracee.registers);
     this.#hijacked = false;
   }
+}
+
+function isTrap(tracee: Tracee): boolean {
+  return tracee.stop.kind === 'interruptStop' || tracee.stop.kind === 'groupStop';
 }
 
 /** Addresses of instructions in the target that a remote call needs. */

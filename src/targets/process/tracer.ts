@@ -15,6 +15,11 @@ export class Tracee {
   stop: WaitEvent = { kind: 'interruptStop' };
   /** An interrupt was sent whose stop has not been seen: detaching now would make a system call fail with EINTR. */
   interruptPending = false;
+  /**
+   * Another stop came while an interrupt was under way. The kernel then drops the interrupt if it had been sent before
+   * that stop (ptrace_stop: "any trap clears pending STOP trap") and keeps it otherwise; which, can't be told.
+   */
+  mayTrapAgain = false;
   /** How many more system-call stops are wanted. */
   syscallStopsWanted = 0;
   readonly registers: Buffer = Buffer.alloc(native.USER_REGS_BYTES);
@@ -128,9 +133,12 @@ export class Tracer {
    */
   detach(tracee: Tracee): void {
     tracee.syscallStopsWanted = 0;
-    for (let i = 0; tracee.interruptPending && i < 100 && tracee.state !== 'gone'; i++) {
-      this.resume(tracee);
-      this.collect(tracee, 1000);
+    for (
+      let i = 0;
+      (tracee.interruptPending || tracee.mayTrapAgain) && i < 100 && tracee.state !== 'gone';
+      i++
+    ) {
+      this.leadIntoTrap(tracee, 1000);
     }
     if (tracee.state === 'gone') return;
     const signal = tracee.stop.kind === 'signalStop' ? tracee.stop.signal : 0;
@@ -140,6 +148,13 @@ export class Tracer {
     }
     tracee.state = 'gone';
     this.tracees.delete(tracee.tid);
+  }
+
+  /** Interrupts a stopped thread and lets it go up to its next stop: the interrupt's own, unless another comes first. */
+  leadIntoTrap(tracee: Tracee, timeoutMs: number): void {
+    this.interrupt(tracee);
+    this.resume(tracee);
+    this.collect(tracee, timeoutMs);
   }
 
   /** Stops what still runs and detaches all. Threads that don't stop in time stay seized until this process ends. */
@@ -199,6 +214,10 @@ export class Tracer {
       return true;
     }
     const event = parseWaitStatus(status);
+    if (tracee.interruptPending) {
+      tracee.interruptPending = false;
+      tracee.mayTrapAgain = true;
+    }
     switch (event.kind) {
       case 'exited':
       case 'killed':
@@ -206,7 +225,7 @@ export class Tracer {
         return true;
       case 'interruptStop':
       case 'groupStop':
-        tracee.interruptPending = false;
+        tracee.mayTrapAgain = false;
         tracee.state = 'stopped';
         tracee.stop = event;
         this.#keepSyscallRestartable(tracee);
