@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { SCHEMA_VERSION } from './json-version.js';
 
 /** The lines that `--json` prints, one object a line (docs/json-output.md). Addresses are `0x…` text. */

@@ -1,22 +1,23 @@
-import { z } from 'zod';
+// The small build: every command that reads a patch loads it.
+import * as z from 'zod/mini';
 
 /** What a patch file says about itself. Addresses are link addresses in `0x…` text. Version 1. */
 export const MANIFEST_VERSION = 1;
 
-const address = z.string().regex(/^0x[0-9a-f]{1,16}$/);
-const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+const address = z.string().check(z.regex(/^0x[0-9a-f]{1,16}$/));
+const sha256 = z.string().check(z.regex(/^[0-9a-f]{64}$/));
 
 const rangeSchema = z.strictObject({
   name: z.string(),
   address,
-  sizeBytes: z.int().positive(),
+  sizeBytes: z.int().check(z.positive()),
   /** Of the bytes in the file that the patch was made for. */
   sha256,
 });
 
 const functionSchema = z.strictObject({
   name: z.string(),
-  sympos: z.int().nonnegative(),
+  sympos: z.int().check(z.nonnegative()),
   old: rangeSchema,
   /** Parts that the compiler split from it: `f.cold` and the like. */
   parts: z.array(rangeSchema),
@@ -27,34 +28,34 @@ const functionSchema = z.strictObject({
 
 const symbolSchema = z.strictObject({
   name: z.string(),
-  sympos: z.int().nonnegative(),
+  sympos: z.int().check(z.nonnegative()),
   kind: z.enum(['func', 'object', 'tls']),
   address,
 });
 
 const objectSchema = z.strictObject({
   /** Last component of the file's path, or the SONAME of a library. */
-  name: z.string().min(1),
+  name: z.string().check(z.minLength(1)),
   identity: z.discriminatedUnion('kind', [
-    z.strictObject({ kind: z.literal('buildId'), hex: z.string().regex(/^([0-9a-f]{2})+$/) }),
+    z.strictObject({ kind: z.literal('buildId'), hex: z.string().check(z.regex(/^([0-9a-f]{2})+$/)) }),
     /** For a file without a build-id: SHA-256 over its executable segments. */
     z.strictObject({ kind: z.literal('textHash'), sha256 }),
   ]),
-  functions: z.array(functionSchema).min(1),
+  functions: z.array(functionSchema).check(z.minLength(1)),
   /** What the new code refers to in the object, resolved when the patch was built. */
   symbols: z.array(symbolSchema),
 });
 
 export const manifestSchema = z.strictObject({
   formatVersion: z.literal(MANIFEST_VERSION),
-  name: z.string().min(1),
+  name: z.string().check(z.minLength(1)),
   description: z.string(),
   createdAt: z.string(),
   tool: z.string(),
   architecture: z.literal('x86-64'),
-  objects: z.array(objectSchema).min(1),
+  objects: z.array(objectSchema).check(z.minLength(1)),
   newFunctions: z.array(z.string()),
-  newData: z.array(z.strictObject({ name: z.string(), sizeBytes: z.int().nonnegative() })),
+  newData: z.array(z.strictObject({ name: z.string(), sizeBytes: z.int().check(z.nonnegative()) })),
   /** What the builder compared and saw: for people. */
   notes: z.array(z.string()),
 });
