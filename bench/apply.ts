@@ -90,7 +90,7 @@ async function measure(
       const run = livegraft('--json', 'apply', '--pid', pid, built.patch);
       const wall = performance.now() - start;
       pauses.push(takeGap(shared));
-      if (run.code !== 0) throw new Error(run.stdout);
+      if (run.code !== 0) throw new Error(`apply ended with ${run.code}: ${run.stdout}${run.stderr}`);
       walls.push(wall);
       transitions.push(
         (run.lines[run.lines.length - 1] as { result: { durationMs: number } }).result.durationMs,
@@ -101,7 +101,8 @@ async function measure(
       while (performance.now() < until);
       idle.push(takeGap(shared));
       const reverted = livegraft('revert', '--pid', pid);
-      if (reverted.code !== 0) throw new Error(reverted.stderr);
+      if (reverted.code !== 0)
+        throw new Error(`revert ended with ${reverted.code}: ${reverted.stdout}${reverted.stderr}`);
     }
   } finally {
     target.stop();

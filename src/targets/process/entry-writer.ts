@@ -7,7 +7,7 @@ import type { MemoryRange, Redirect, RegisteredFunction } from './registry.js';
 /** What a function's entry can hold with respect to one patch. */
 export type EntryState = 'below' | 'choosing' | 'direct';
 
-interface EntryWrite {
+export interface EntryWrite {
   readonly function: string;
   readonly site: MemoryRange;
   readonly bytes: Buffer;
@@ -38,6 +38,20 @@ export function planEntryWrites(
 /** The bytes that no thread may be in the middle of while `writes` happen. */
 export function isInsideWrites(writes: readonly EntryWrite[], address: number): boolean {
   return writes.some(({ site }) => address > site.address && address < site.address + site.sizeBytes);
+}
+
+/**
+ * Writes what the entries hold already. The kernel then copies the pages of code, and this process compiles its own,
+ * before the running threads are held for the writes that count.
+ */
+export function rehearseEntries(memory: ProcessMemory, writes: readonly EntryWrite[]): void {
+  writeEntries(
+    memory,
+    writes.map((write) => ({
+      ...write,
+      bytes: memory.readExactly(write.site.address, write.site.sizeBytes),
+    })),
+  );
 }
 
 /** Writes all entries, or puts back what it has written and throws. No thread may run the target's code meanwhile. */

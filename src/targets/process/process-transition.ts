@@ -9,20 +9,18 @@ import type {
   TaskInfo,
   TransitionTarget,
 } from '../../engine/target.js';
-import { type EntryState, isInsideWrites, planEntryWrites, writeEntries } from './entry-writer.js';
+import { type EntryState, planEntryWrites } from './entry-writer.js';
 import { ProcessMemory } from './memory.js';
 import { isRunning, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
 import type { MemoryRange, RegisteredPatch, RegisteredTransition } from './registry.js';
+import { STOP_TIMEOUT_MS, stopAll, writeWhileStopped } from './stopped-write.js';
 import type { TaskRecord } from './task-record.js';
 import { expectGsUnused } from './task-slots.js';
-import { sleepSync, type Tracee, type Tracer, type TracerEvent } from './tracer.js';
+import type { Tracee, Tracer, TracerEvent } from './tracer.js';
 import { leaveTrampoline, rangesBelow } from './trampolines.js';
 
-const STOP_TIMEOUT_MS = 300;
-const STOP_ALL_ATTEMPTS = 60;
-const LONGEST_PAUSE_MS = 50;
 /** System-call stops that a refused thread is watched for: a restarted call's entry and exit, and the next ones. */
 const WATCHED_STOPS = 6;
 
@@ -35,8 +33,6 @@ export class ProcessTransition implements TransitionTarget {
   readonly #model: string;
   #direction: Direction;
   #events: TargetEvent[] = [];
-  /** Threads that are stopped since the install and wait for their first look. */
-  readonly #held = new Set<TaskRecord>();
   #goneError: LivegraftError | undefined;
 
   constructor(tracer: Tracer, space: ProcessSpace, patchId: string, direction: Direction, model: string) {
@@ -63,25 +59,25 @@ export class ProcessTransition implements TransitionTarget {
     seizeAllThreads(this.#tracer, space.pid);
     this.#adoptThreads(space);
 
-    const runners = this.#stopAll(space, 'choosing', ({ tracee }) => {
-      expectGsUnused(tracee, space.slots.area);
-      // A transition that another run left half-done has given out states that count.
-      const keeps = before !== undefined && space.slots.hasSlot(tracee);
-      space.slots.assign(tracee, keeps ? space.slots.stateOf(tracee) : from);
-    });
-    for (const record of runners) this.#tracer.resume(record.tracee);
-    for (const record of space.tasks.values()) {
-      if (record.tracee.state === 'stopped') this.#held.add(record);
-    }
+    this.#stopAndWrite(
+      space,
+      'choosing',
+      ({ tracee }) => {
+        expectGsUnused(tracee, space.slots.area);
+        // A transition that another run left half-done has given out states that count.
+        const keeps = before !== undefined && space.slots.hasSlot(tracee);
+        space.slots.assign(tracee, keeps ? space.slots.stateOf(tracee) : from);
+      },
+      (record) => this.#tracer.resume(record.tracee),
+    );
     space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
   }
 
   /** After a refused install: takes the slots back. No entry was changed. */
   undoInstall(): void {
-    this.#held.clear();
     for (const space of this.#spaces) {
       const records = [...space.tasks.values()];
-      this.#stopThese(records, ({ tracee }) => space.slots.giveBack(tracee));
+      stopAll(this.#tracer, records, ({ tracee }) => space.slots.giveBack(tracee));
       for (const record of records) this.#tracer.resume(record.tracee);
     }
   }
@@ -90,9 +86,7 @@ export class ProcessTransition implements TransitionTarget {
     this.#pump();
     const infos: TaskInfo[] = [];
     for (const space of this.#spaces) {
-      const held = [...space.tasks.values()].filter((record) => this.#held.has(record));
-      const others = [...space.tasks.values()].filter((record) => !this.#held.has(record));
-      for (const record of [...held, ...others]) {
+      for (const record of space.tasks.values()) {
         const info = this.#unlessGone(space, () => this.#infoOf(record));
         if (info !== undefined) infos.push(info);
       }
@@ -132,13 +126,13 @@ export class ProcessTransition implements TransitionTarget {
     if (reason !== undefined) {
       tracee.syscallStopsWanted =
         tracee.stop.kind === 'syscallStop' ? tracee.syscallStopsWanted : WATCHED_STOPS;
-      this.#release(record);
+      this.#tracer.resume(tracee);
       return this.#refuse(record, reason, timeslices);
     }
     space.slots.setState(tracee, to === 'patched' ? 1 : 0);
     record.refusal = undefined;
     tracee.syscallStopsWanted = 0;
-    this.#release(record);
+    this.#tracer.resume(tracee);
     return { kind: 'switched' };
   }
 
@@ -164,7 +158,7 @@ export class ProcessTransition implements TransitionTarget {
           record.space.slots.setState(record.tracee, to === 'patched' ? 1 : 0);
       }
     }
-    for (const record of stopped) this.#release(record);
+    for (const record of stopped) this.#tracer.resume(record.tracee);
     return refusals.size === 0 ? { switched: true } : { switched: false, refusals };
   }
 
@@ -206,15 +200,18 @@ export class ProcessTransition implements TransitionTarget {
   #finishSpace(space: ProcessSpace, entry: EntryState): void {
     const direction = this.#direction;
     space.setTransition({ ...this.#transitionEntry(), phase: 'finishing' });
-    const runners = this.#stopAll(space, entry, () => {});
-    const all = [...space.tasks.values()].filter((record) => record.tracee.state === 'stopped');
-    const sleepers = all.filter((record) => !runners.includes(record));
-    const isUsed = direction === 'unpatch' && all.some((record) => this.#isInImage(record));
-    for (const record of [...runners, ...sleepers]) {
-      leaveTrampoline(record.tracee, this.#patchOf(space), space.slots.area, direction);
-      space.slots.giveBack(record.tracee);
-      this.#tracer.detach(record.tracee);
-    }
+    let isUsed = false;
+    this.#stopAndWrite(
+      space,
+      entry,
+      () => {},
+      (record) => {
+        if (direction === 'unpatch') isUsed ||= this.#isInImage(record);
+        leaveTrampoline(record.tracee, this.#patchOf(space), space.slots.area, direction);
+        space.slots.giveBack(record.tracee);
+        this.#tracer.detach(record.tracee);
+      },
+    );
     this.#record(space, direction, isUsed);
   }
 
@@ -236,7 +233,6 @@ export class ProcessTransition implements TransitionTarget {
 
   /** Puts every thread back under its own steam, whatever happened. */
   releaseAll(): void {
-    this.#held.clear();
     this.#tracer.detachAll(1000);
   }
 
@@ -268,78 +264,28 @@ export class ProcessTransition implements TransitionTarget {
     return record.space.inspector.check(record.tracee, [image]) !== undefined;
   }
 
-  /**
-   * Stops every thread of a space and brings its entries to `state`. Sleeping threads are stopped first, while the
-   * others run on; these are stopped last and are returned, still stopped, to be let go at once.
-   */
-  #stopAll(
+  /** See {@link writeWhileStopped}. */
+  #stopAndWrite(
     space: ProcessSpace,
     state: EntryState,
     whenStopped: (record: TaskRecord) => void,
-  ): readonly TaskRecord[] {
-    const patch = this.#patchOf(space);
-    for (let attempt = 0; attempt < STOP_ALL_ATTEMPTS; attempt++) {
-      this.#expectAlive();
-      const known = new Set<number>();
-      const runners: TaskRecord[] = [];
-      const sleepers: TaskRecord[] = [];
-      for (const record of space.tasks.values()) {
-        known.add(record.tracee.tid);
-        const isRunning =
-          record.tracee.state === 'running' && readThreadStat(space.pid, record.tracee.tid)?.state === 'R';
-        (isRunning ? runners : sleepers).push(record);
-      }
-      const late = this.#stopThese(sleepers, whenStopped);
-      const writes = planEntryWrites(space.memory, patch.functions, state);
-      late.push(...this.#stopThese(runners, whenStopped));
-      // Threads that were created meanwhile: their creators are stopped now, so this comes to an end.
-      for (
-        let fresh = newOnes(space, known);
-        fresh.length > 0 && late.length === 0;
-        fresh = newOnes(space, known)
-      ) {
-        late.push(...this.#stopThese(fresh, whenStopped));
-        runners.push(...fresh);
-        for (const record of fresh) known.add(record.tracee.tid);
-      }
-      const stopped = [...sleepers, ...runners].filter((record) => record.tracee.state === 'stopped');
-      const inside = stopped.some((r) => isInsideWrites(writes, readRegister(r.tracee.registers, RIP)));
-      if (late.length === 0 && !inside) {
-        writeEntries(space.memory, writes);
-        return runners;
-      }
-      for (const record of stopped) this.#release(record);
-      // On a busy machine a thread may not get a processor for long: it would be met at the same place again.
-      sleepSync(Math.min(0.2 * 1.5 ** attempt, LONGEST_PAUSE_MS));
-    }
-    throw new LivegraftError(
-      'install-timeout',
-      `${this.name}: its threads could not all be stopped outside of the bytes to change, in ${STOP_ALL_ATTEMPTS} tries`,
-      {
-        remedy:
-          'a thread may be in uninterruptible sleep (a vfork parent, a hanging disk): see livegraft stack --pid, and try again',
-        details: { pid: space.pid },
-      },
-    );
-  }
-
-  /** Interrupts all, then waits for each. Returns those that did not stop in time. */
-  #stopThese(records: readonly TaskRecord[], whenStopped: (record: TaskRecord) => void): TaskRecord[] {
-    for (const record of records)
-      if (record.tracee.state === 'running') this.#tracer.interrupt(record.tracee);
-    const late: TaskRecord[] = [];
-    for (const record of records) {
-      if (this.#tracer.collect(record.tracee, STOP_TIMEOUT_MS) === 'running') late.push(record);
-      else if (record.tracee.state === 'stopped' && this.#tracer.fetchRegisters(record.tracee))
-        whenStopped(record);
-    }
-    return late;
+    letGo: (record: TaskRecord) => void,
+  ): void {
+    const { functions } = this.#patchOf(space);
+    writeWhileStopped({
+      tracer: this.#tracer,
+      space,
+      plan: () => planEntryWrites(space.memory, functions, state),
+      expectAlive: () => this.#expectAlive(),
+      whenStopped,
+      letGo,
+    });
   }
 
   #stopTogether(space: ProcessSpace): TaskRecord[] {
     for (;;) {
       const records = [...space.tasks.values()];
-      const late = this.#stopThese(records, () => {});
+      const late = stopAll(this.#tracer, records, () => {});
       if (late.length > 0 || records.length === space.tasks.size) return records;
     }
   }
@@ -397,11 +343,6 @@ export class ProcessTransition implements TransitionTarget {
     return { id: record.id, name: record.name, state };
   }
 
-  #release(record: TaskRecord): void {
-    this.#held.delete(record);
-    this.#tracer.resume(record.tracee);
-  }
-
   #refuse(record: TaskRecord, reason: StragglerReason, timeslices: number | undefined): SwitchOutcome {
     record.noteRefusal(reason, timeslices, performance.now());
     return { kind: 'refused', reason };
@@ -415,7 +356,6 @@ export class ProcessTransition implements TransitionTarget {
   #forget(record: TaskRecord): void {
     record.space.slots.release(record.tracee);
     record.space.tasks.delete(record.tracee.tid);
-    this.#held.delete(record);
   }
 
   #adoptCreated(tracee: Tracee, parent: Tracee, how: 'thread' | 'process' | 'vfork'): void {
@@ -542,10 +482,6 @@ function stateWithoutSlot(before: RegisteredTransition | undefined, direction: D
   const began = before?.direction ?? direction;
   const unswitched = began === 'patch' ? 0 : 1;
   return before?.phase === 'finishing' ? (unswitched === 0 ? 1 : 0) : unswitched;
-}
-
-function newOnes(space: ProcessSpace, known: ReadonlySet<number>): TaskRecord[] {
-  return [...space.tasks.values()].filter((record) => !known.has(record.tracee.tid));
 }
 
 const GONE_CODES = new Set(['memory-unreadable', 'memory-unwritable', 'ptrace-failed']);

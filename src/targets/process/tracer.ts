@@ -63,6 +63,12 @@ export function sleepSync(ms: number): void {
   Atomics.wait(sleepCell, 0, 0, ms);
 }
 
+/** Keeps the processor for a while too short to sleep. */
+export function spinSync(ms: number): void {
+  const until = performance.now() + ms;
+  while (performance.now() < until);
+}
+
 /** Seizes, stops, resumes and releases threads, and turns wait statuses into events. One instance a session. */
 export class Tracer {
   readonly tracees = new Map<number, Tracee>();
