@@ -1,4 +1,5 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { LivegraftError } from '../base/errors.js';
 import type { ConsistencyModel } from '../engine/target.js';
 import { type BuildCommandOptions, EXIT, VERSION } from './conventions.js';
 import { type Io, processIo } from './io.js';
@@ -23,7 +24,9 @@ export async function main(argv: readonly string[], io: Io): Promise<number> {
     if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
     const output = createOutput(io, program.opts<GlobalOptions>());
     output.error(error);
-    return EXIT.failed;
+    return error instanceof LivegraftError && error.code === 'transition-interrupted'
+      ? EXIT.incomplete
+      : EXIT.failed;
   }
 }
 

@@ -61,8 +61,9 @@ export function createOutput(
       }
       io.err(`${colors.red('livegraft: error:')} ${message}\n`);
       if (known && error.remedy !== undefined) io.err(`  what to do: ${error.remedy}\n`);
-      if (!known && error instanceof Error)
-        io.err(`${error.stack ?? ''}\n  what to do: this is a bug of livegraft; please report it\n`);
+      const bug = known && error.code === 'transition-interrupted' ? error.cause : error;
+      if (bug instanceof Error && !(bug instanceof LivegraftError))
+        io.err(`${bug.stack ?? ''}\n  what to do: this is a bug of livegraft; please report it\n`);
     },
   };
 }

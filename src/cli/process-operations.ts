@@ -201,7 +201,7 @@ async function transit(
     pid: session.pid,
     memory: session.memory,
     inspector,
-    registryAddress: store.address,
+    store,
     registry,
     isFork: false,
   });
@@ -229,18 +229,31 @@ async function transit(
     return { patch: { id: patch.id, name: patch.name }, result };
   } catch (error) {
     session.registry = space.registry;
-    const installed = space.registry.transition?.phase !== 'installing';
     const gone =
       error instanceof LivegraftError && (error.code === 'target-gone' || error.code === 'target-replaced');
-    if (!gone && !installed && !wasHalfDone) {
-      // Nothing was redirected: the entries are written together or not at all.
-      transition.undoInstall();
-      if (isGsInUse(error)) session.registry = { ...space.registry, transition: undefined };
-      else if (direction === 'patch') unload(session, patch);
-      else {
-        session.registry = { ...space.registry, transition: undefined };
-        store.write(session.registry);
-      }
+    if (gone) throw error;
+    if (wasHalfDone || !transition.isUntouched(direction)) {
+      throw new LivegraftError(
+        'transition-interrupted',
+        `process ${session.pid}: the transition of patch ${patch.name} is not complete: ${(error as Error).message}`,
+        {
+          remedy:
+            'every thread runs one consistent version: repeat the command to go on, or go the other way (apply, revert)',
+          details: {
+            pid: session.pid,
+            patch: patch.id,
+            cause: error instanceof LivegraftError ? error.code : 'internal-error',
+          },
+          cause: error,
+        },
+      );
+    }
+    transition.undoInstall();
+    if (isGsInUse(error)) session.registry = { ...space.registry, transition: undefined };
+    else if (direction === 'patch') unload(session, patch);
+    else {
+      session.registry = { ...space.registry, transition: undefined };
+      store.write(session.registry);
     }
     throw error;
   } finally {

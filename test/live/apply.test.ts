@@ -1,14 +1,6 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
-import {
-  compilePatch,
-  killedLivegraft,
-  type LiveTarget,
-  livegraft,
-  pause,
-  snapshot,
-  startTarget,
-} from '../support/live.js';
+import { compilePatch, type LiveTarget, livegraft, pause, snapshot, startTarget } from '../support/live.js';
 
 const targets: LiveTarget[] = [];
 async function start(program: string, ...args: string[]): Promise<LiveTarget> {
@@ -104,34 +96,5 @@ describe('apply and revert', () => {
     await pause(300);
     expect(target.output().trimEnd()).toBe(`ready ${target.pid}`);
     expect(target.isAlive()).toBe(true);
-  });
-});
-
-describe('killed with SIGKILL', () => {
-  it('leaves a running, consistent target that a later run completes or reverses', async () => {
-    const target = await start(pair.program, '6', '300');
-    const before = snapshot(target.pid);
-    let killed = 0;
-    for (let delayMs = 60; delayMs < 320; delayMs += 9) {
-      const command = ['apply', '--pid', String(target.pid), pair.patch];
-      if ((await killedLivegraft(delayMs, ...command)) === 'killed') killed++;
-      expect(target.isAlive()).toBe(true);
-      // Whatever was left, the same command completes it, or finds it done.
-      const again = livegraft('--json', ...command);
-      const last = again.lines[again.lines.length - 1];
-      if (again.code !== 0) expect(last).toMatchObject({ event: 'error', code: 'already-applied' });
-      const revert = ['revert', '--pid', String(target.pid)];
-      if ((await killedLivegraft(delayMs, ...revert)) === 'killed') killed++;
-      expect(target.isAlive()).toBe(true);
-      const final = livegraft('--json', ...revert);
-      if (final.code !== 0)
-        expect(final.lines[final.lines.length - 1]).toMatchObject({ event: 'error', code: 'no-such-patch' });
-    }
-    expect(killed).toBeGreaterThan(10);
-    // What a killed run mapped and never registered goes with the next one.
-    expect(livegraft('apply', '--pid', String(target.pid), pair.patch).code).toBe(0);
-    expect(livegraft('revert', '--pid', String(target.pid)).code).toBe(0);
-    expect(await version(target)).toBe('1');
-    expect(snapshot(target.pid)).toEqual(before);
   });
 });

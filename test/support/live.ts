@@ -1,6 +1,6 @@
-import { spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -78,16 +78,33 @@ export function livegraft(...args: readonly string[]): Run {
   return { code: status ?? -1, stdout, stderr, lines };
 }
 
-/** Starts the command line and kills it (SIGKILL) after a while, wherever it is by then. */
-export function killedLivegraft(afterMs: number, ...args: readonly string[]): Promise<'killed' | 'ended'> {
-  return new Promise((resolve) => {
-    const child = spawn(process.execPath, [BIN, ...args], { stdio: 'ignore' });
-    const timer = setTimeout(() => child.kill('SIGKILL'), afterMs);
-    child.on('exit', (_, signal) => {
-      clearTimeout(timer);
-      resolve(signal === 'SIGKILL' ? 'killed' : 'ended');
-    });
+/** Where a run of the command line is to be hurt: see `fault.mjs`. `step` counts from 1. */
+export interface Fault {
+  readonly kind: 'kill-before' | 'throw';
+  readonly step: number;
+}
+
+/** Runs the command line with a fault. `steps` is how many it took, undefined when it was killed. */
+export function hurtLivegraft(
+  fault: Fault | undefined,
+  ...args: readonly string[]
+): { readonly code: number | 'killed'; readonly steps: number | undefined; readonly stderr: string } {
+  mkdirSync(CACHE, { recursive: true });
+  const counted = join(CACHE, `steps-${process.pid}`);
+  rmSync(counted, { force: true });
+  const preload = join(ROOT, 'test/support/fault.mjs');
+  const { status, signal, stderr } = spawnSync(process.execPath, ['--import', preload, BIN, ...args], {
+    encoding: 'utf8',
+    timeout: 60_000,
+    env: {
+      ...process.env,
+      LIVEGRAFT_FAULT: fault?.kind,
+      LIVEGRAFT_FAULT_AT: String(fault?.step ?? 0),
+      LIVEGRAFT_FAULT_COUNT: counted,
+    },
   });
+  const steps = existsSync(counted) ? Number(readFileSync(counted, 'utf8')) : undefined;
+  return { code: signal === 'SIGKILL' && steps === undefined ? 'killed' : (status ?? -1), steps, stderr };
 }
 
 export interface LiveTarget {

@@ -1,7 +1,7 @@
 import type { ProcessMemory } from './memory.js';
 import { listThreads, PF_IO_WORKER, PF_USER_WORKER, readThreadStat } from './proc.js';
 import type { RegisteredPatch, RegisteredTransition, Registry } from './registry.js';
-import { RegistryStore } from './registry-store.js';
+import type { RegistryStore } from './registry-store.js';
 import type { StackInspector } from './stack-inspector.js';
 import { TaskRecord } from './task-record.js';
 import { createTaskSlots, type TaskSlots } from './task-slots.js';
@@ -16,13 +16,16 @@ export class ProcessSpace {
   readonly store: RegistryStore;
   readonly slots: TaskSlots;
   readonly tasks = new Map<number, TaskRecord>();
+  /** How many tasks were ever added: whoever has seen them all can tell at a glance whether there are new ones. */
+  adopted = 0;
   registry: Registry;
 
   constructor(options: {
     readonly pid: number;
     readonly memory: ProcessMemory;
     readonly inspector: StackInspector;
-    readonly registryAddress: number;
+    /** Shared with whoever else writes the registry of this process: it counts the updates. */
+    readonly store: RegistryStore;
     readonly registry: Registry;
     readonly isFork: boolean;
   }) {
@@ -31,9 +34,7 @@ export class ProcessSpace {
     this.inspector = options.inspector;
     this.isFork = options.isFork;
     this.registry = options.registry;
-    this.store = new RegistryStore(options.memory, options.registryAddress);
-    // Learns which copy is the older one.
-    this.store.read();
+    this.store = options.store;
     this.slots = createTaskSlots(options.memory, options.registry.slots);
   }
 
@@ -43,7 +44,7 @@ export class ProcessSpace {
       pid,
       memory,
       inspector: this.inspector.forProcess(memory),
-      registryAddress: this.store.address,
+      store: this.store.forProcess(memory),
       registry: this.registry,
       isFork: true,
     });
@@ -52,6 +53,7 @@ export class ProcessSpace {
   adopt(tracee: Tracee): TaskRecord {
     const record = new TaskRecord(this, tracee);
     this.tasks.set(tracee.tid, record);
+    this.adopted += 1;
     return record;
   }
 

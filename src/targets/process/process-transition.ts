@@ -73,6 +73,14 @@ export class ProcessTransition implements TransitionTarget {
     space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
   }
 
+  /** Whether every entry still is as it was before the install: nothing chooses, and all can be undone. */
+  isUntouched(direction: Direction): boolean {
+    const [space] = this.#spaces as [ProcessSpace];
+    const { functions } = this.#patchOf(space);
+    const before: EntryState = direction === 'patch' ? 'below' : 'direct';
+    return planEntryWrites(space.memory, functions, before).length === 0;
+  }
+
   /** After a refused install: takes the slots back. No entry was changed. */
   undoInstall(): void {
     for (const space of this.#spaces) {

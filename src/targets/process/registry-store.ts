@@ -30,6 +30,7 @@ interface Copy {
   readonly registry: Registry;
 }
 
+/** One instance for each process: it counts the updates, and of two the later ones would be taken for the older. */
 export class RegistryStore {
   readonly address: number;
   readonly #memory: ProcessMemory;
@@ -38,6 +39,13 @@ export class RegistryStore {
   constructor(memory: ProcessMemory, address: number) {
     this.#memory = memory;
     this.address = address;
+  }
+
+  /** For a child that fork has just made: the same copies in memory of its own. */
+  forProcess(memory: ProcessMemory): RegistryStore {
+    const store = new RegistryStore(memory, this.address);
+    store.#sequence = this.#sequence;
+    return store;
   }
 
   /** The newest whole copy, undefined when none was ever written. Throws for one that a newer livegraft wrote. */

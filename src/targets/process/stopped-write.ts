@@ -77,6 +77,7 @@ function stopForWrite({ tracer, space, plan, whenStopped }: StoppedWrite): Round
   const runners: TaskRecord[] = [];
   const sleepers: TaskRecord[] = [];
   const known = new Set<TaskRecord>();
+  let adopted = space.adopted;
   for (const record of space.tasks.values()) {
     known.add(record);
     const runs =
@@ -89,21 +90,23 @@ function stopForWrite({ tracer, space, plan, whenStopped }: StoppedWrite): Round
   }
   const writes = plan();
   rehearseEntries(space.memory, writes);
-  late.push(...stopAll(tracer, runners, whenStopped));
+  const isStopped = (record: TaskRecord) => record.tracee.state === 'stopped';
+  const isInside = (record: TaskRecord) =>
+    isStopped(record) && isInsideWrites(writes, readRegister(record.tracee.registers, RIP));
+  // What can be known of the sleeping ones is looked at before a running one is held.
+  let mayWrite = late.length === 0 && !sleepers.some(isInside);
+  if (mayWrite) late.push(...stopAll(tracer, runners, whenStopped));
   // Threads that were created meanwhile: their creators are stopped now, so this comes to an end.
-  while (late.length === 0) {
+  while (mayWrite && late.length === 0 && space.adopted !== adopted) {
+    adopted = space.adopted;
     const fresh = [...space.tasks.values()].filter((record) => !known.has(record));
-    if (fresh.length === 0) break;
     late.push(...stopAll(tracer, fresh, whenStopped));
     runners.push(...fresh);
     for (const record of fresh) known.add(record);
   }
-  const isStopped = (record: TaskRecord) => record.tracee.state === 'stopped';
-  const isInside = (record: TaskRecord) =>
-    isStopped(record) && isInsideWrites(writes, readRegister(record.tracee.registers, RIP));
-  const written = late.length === 0 && !runners.some(isInside) && !sleepers.some(isInside);
-  if (written) writeEntries(space.memory, writes);
-  return { written, runners: runners.filter(isStopped), sleepers: sleepers.filter(isStopped) };
+  mayWrite &&= late.length === 0 && !runners.some(isInside);
+  if (mayWrite) writeEntries(space.memory, writes);
+  return { written: mayWrite, runners: runners.filter(isStopped), sleepers: sleepers.filter(isStopped) };
 }
 
 /** Interrupts all, then waits for each. Returns those that did not stop in time. */
