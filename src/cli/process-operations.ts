@@ -16,7 +16,7 @@ import { findRegistryMapping } from '../targets/process/registry-store.js';
 import { expectNoSuspendedContext, isStillReferenced } from '../targets/process/suspended-contexts.js';
 import { isGsInUse, stateInTarget } from '../targets/process/task-slots.js';
 import { sleepSync } from '../targets/process/tracer.js';
-import { rangesBelow } from '../targets/process/trampolines.js';
+import { rangesBelow, versionStack } from '../targets/process/trampolines.js';
 import type {
   ApplyOptions,
   ApplyOutcome,
@@ -273,9 +273,7 @@ async function revert(options: RevertOptions): Promise<ApplyOutcome> {
     if (registry.transition !== undefined && registry.transition.patchId !== patch.id) {
       throw transitionInProgress(session, registry);
     }
-    const above = registry.patches
-      .slice(registry.patches.indexOf(patch) + 1)
-      .find((p) => p.functions.some((f) => patch.functions.some((g) => g.old.address === f.old.address)));
+    const [above] = versionStack(registry.patches).above(patch.id);
     if (above !== undefined) {
       throw new LivegraftError(
         'not-on-top',

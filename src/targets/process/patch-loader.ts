@@ -13,7 +13,7 @@ import { planRedirect, TRAMPOLINE_BYTES, toHex } from './redirect-plan.js';
 import type { MemoryRange, RegisteredFunction, RegisteredPatch, Registry } from './registry.js';
 import { SymbolResolver } from './symbol-resolver.js';
 import { type PartToMap, PROT_EXEC, PROT_READ, PROT_WRITE, roundUp } from './target-memory.js';
-import { findNewestVersion } from './trampolines.js';
+import { versionStack } from './trampolines.js';
 
 /** Code around a function that is searched for padding. */
 const MARGIN_BYTES = 32;
@@ -225,7 +225,7 @@ function planFunction(
     functionStart: before,
     trampoline,
     slots: registry.slots,
-    earlier: findNewestVersion(registry, old.address),
+    earlier: versionStack(registry.patches).newest(old.address),
   });
   const ours = toHex(session.memory.readExactly(redirect.site.address, redirect.site.sizeBytes));
   if (ours !== redirect.below) {

@@ -102,17 +102,20 @@ export function readTimeslices(pid: number, tid: number): number | undefined {
   return field === undefined ? undefined : Number(field);
 }
 
-/** The system call in which a sleeping thread waits, and its stack pointer; undefined when it runs or can't be read. */
+/**
+ * Where a sleeping thread waits: its system call (-1 outside of one, for example in a page fault) and its stack
+ * pointer in user mode. Undefined when it runs or can't be read.
+ */
 export function readBlockingSyscall(
   pid: number,
   tid: number,
 ): { readonly number: number; readonly stackPointer: number } | undefined {
   try {
-    // Number, six arguments, stack pointer, program counter.
+    // Number, six arguments, stack pointer, program counter; without the arguments outside of a system call.
     const fields = readFileSync(`/proc/${pid}/task/${tid}/syscall`, 'latin1').trim().split(' ');
     const number = Number(fields[0]);
-    const stackPointer = Number(fields[7]);
-    return fields.length === 9 && number >= 0 ? { number, stackPointer } : undefined;
+    if (fields.length === 9) return { number, stackPointer: Number(fields[7]) };
+    return fields.length === 3 ? { number, stackPointer: Number(fields[1]) } : undefined;
   } catch {
     return undefined;
   }

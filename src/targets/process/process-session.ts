@@ -14,6 +14,9 @@ import { isOwnMapping, PROT_READ, PROT_WRITE, roundUp, TargetMemory } from './ta
 import { SLOT_BYTES, slotCount } from './task-slots.js';
 import { Tracer } from './tracer.js';
 
+/** A thread may wait this long for a processor on a crowded machine (300 ms were seen, on two cores). */
+const LOCATE_TIMEOUT_MS = 3000;
+
 /** An open process: its memory, code, registry, and, once seized, its threads. Close it in every case. */
 export class ProcessSession {
   readonly pid: number;
@@ -111,18 +114,31 @@ export class ProcessSession {
     return { store: this.store, registry };
   }
 
-  /** Where every thread's stack is now; running ones are stopped for a moment to tell. */
+  /**
+   * Where every thread's stack is now; running ones are stopped for a moment to tell. A stack that was left out would
+   * pass for other memory, so `thread-stuck` is thrown for a thread that can't be stopped.
+   */
   stackPointers(): readonly number[] {
     const pointers: number[] = [];
-    for (const tracee of this.tracer.tracees.values()) {
+    for (const tracee of [...this.tracer.tracees.values()]) {
       const blocked = readBlockingSyscall(this.pid, tracee.tid);
       if (blocked !== undefined) {
         pointers.push(blocked.stackPointer);
         continue;
       }
       this.tracer.interrupt(tracee);
-      if (this.tracer.collect(tracee, 200) !== 'stopped') continue;
-      if (this.tracer.fetchRegisters(tracee)) pointers.push(readRegister(tracee.registers, RSP));
+      if (this.tracer.collect(tracee, LOCATE_TIMEOUT_MS) === 'running') {
+        throw new LivegraftError(
+          'thread-stuck',
+          `process ${this.pid}: thread ${tracee.tid} did not stop in ${LOCATE_TIMEOUT_MS} ms`,
+          {
+            remedy: 'the machine may be overloaded: try again',
+            details: { pid: this.pid, tid: tracee.tid },
+          },
+        );
+      }
+      if (tracee.state === 'stopped' && this.tracer.fetchRegisters(tracee))
+        pointers.push(readRegister(tracee.registers, RSP));
       this.tracer.resume(tracee);
     }
     return pointers;

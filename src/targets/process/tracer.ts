@@ -5,6 +5,12 @@ import { ORIG_RAX, RAX, readRegister } from './registers.js';
 import { interruptedSyscallRestarts } from './syscalls.js';
 import { parseWaitStatus, type WaitEvent } from './wait-status.js';
 
+/** How a thread came to be that a seized one has just created. */
+interface Birth {
+  readonly parent: Tracee;
+  readonly how: 'thread' | 'process' | 'vfork';
+}
+
 /** A seized thread. Only the {@link Tracer} changes it. */
 export class Tracee {
   readonly tid: number;
@@ -20,6 +26,8 @@ export class Tracee {
    * that stop (ptrace_stop: "any trap clears pending STOP trap") and keeps it otherwise; which, can't be told.
    */
   mayTrapAgain = false;
+  /** Until its first stop, in which it has not run any user code yet. */
+  birth: Birth | undefined;
   /** How many more system-call stops are wanted. */
   syscallStopsWanted = 0;
   readonly registers: Buffer = Buffer.alloc(native.USER_REGS_BYTES);
@@ -45,6 +53,8 @@ export type TracerEvent =
   | { readonly kind: 'syscallStop'; readonly tracee: Tracee }
   /** The process replaced its program: every other thread is gone, and nothing of ours is left in it. */
   | { readonly kind: 'exec'; readonly tracee: Tracee };
+
+const FIRST_STOP_TIMEOUT_MS = 1000;
 
 const OPTIONS =
   native.PTRACE_O_TRACESYSGOOD |
@@ -234,6 +244,7 @@ export class Tracer {
         tracee.mayTrapAgain = false;
         tracee.state = 'stopped';
         tracee.stop = event;
+        if (tracee.birth !== undefined) this.#welcome(tracee, tracee.birth);
         this.#keepSyscallRestartable(tracee);
         return true;
       case 'cloneStop':
@@ -277,12 +288,18 @@ export class Tracer {
     const tid = native.getEventMessage(parent.tid);
     const how = stop === 'cloneStop' ? 'thread' : stop === 'forkStop' ? 'process' : 'vfork';
     const child = new Tracee(tid, how === 'process' ? tid : parent.pid, how === 'vfork');
+    child.birth = { parent, how };
     this.tracees.set(tid, child);
-    // It was attached by the kernel and stops before its first instruction in user mode.
-    if (this.collect(child, 1000) !== 'stopped') return;
+    // It was attached by the kernel and stops before its first instruction in user mode. Where processors are scarce
+    // that takes a while; whoever sees the stop then, it is welcomed there.
+    if (this.collect(child, FIRST_STOP_TIMEOUT_MS) === 'stopped') this.resume(child);
+  }
+
+  /** In the very first stop of a new thread. */
+  #welcome(child: Tracee, { parent, how }: Birth): void {
+    child.birth = undefined;
     this.onCreated(child, parent, how);
     this.#events.push({ kind: 'created', tracee: child, parent, how });
-    this.resume(child);
   }
 
   /**

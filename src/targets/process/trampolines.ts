@@ -1,37 +1,22 @@
 import type { Direction } from '../../engine/target.js';
+import { VersionStack } from '../../engine/version-stack.js';
 import { pokeRegister } from './native.js';
 import { RIP, readRegister } from './registers.js';
 import type { MemoryRange, RegisteredFunction, RegisteredPatch, Registry, SlotArea } from './registry.js';
 import type { Tracee } from './tracer.js';
 
-/** The registered version of a function right below the given patch, undefined when that is the original. */
-function findVersionBelow(
-  registry: Registry,
-  patch: RegisteredPatch,
-  fn: RegisteredFunction,
-): RegisteredFunction | undefined {
-  const index = registry.patches.findIndex((p) => p.id === patch.id);
-  const earlier = index < 0 ? registry.patches : registry.patches.slice(0, index);
-  for (const candidate of earlier.toReversed()) {
-    const found = candidate.functions.find((f) => f.old.address === fn.old.address);
-    if (found !== undefined) return found;
-  }
-  return undefined;
-}
-
-/** The newest registered version of the function whose original starts at `oldAddress`. */
-export function findNewestVersion(registry: Registry, oldAddress: number): RegisteredFunction | undefined {
-  for (const patch of registry.patches.toReversed()) {
-    const found = patch.functions.find((f) => f.old.address === oldAddress);
-    if (found !== undefined) return found;
-  }
-  return undefined;
+/** The versions of every patched function, by the address of the original. */
+export function versionStack(
+  patches: readonly RegisteredPatch[],
+): VersionStack<RegisteredFunction, RegisteredPatch> {
+  return new VersionStack(patches, (version) => version.old.address);
 }
 
 /** What each function of a patch takes the place of: the code that no switched task may hold on its stack. */
 export function rangesBelow(registry: Registry, patch: RegisteredPatch): readonly MemoryRange[] {
+  const stack = versionStack(registry.patches);
   return patch.functions.flatMap((fn) => {
-    const below = findVersionBelow(registry, patch, fn);
+    const below = stack.below(patch.id, fn.old.address);
     return below === undefined ? [fn.old, ...fn.oldParts] : [below.new, ...below.newParts];
   });
 }
