@@ -1,9 +1,12 @@
 import { ByteReader } from '../base/byte-reader.js';
 import type { CfaRule, CfiRow, RegisterRule } from '../cfi/row.js';
-import { type Fde, readEncodedValue } from './frame-section.js';
+import type { Cie, Fde } from './frame-section.js';
 
 /** Rows of one FDE never need more remembered states than a compiler nests scopes. */
 const MAX_REMEMBERED = 64;
+
+/** Above every register number in use; bounds what a row can hold, whatever the section says. */
+const MAX_REGISTER = 255;
 
 interface State {
   cfa: CfaRule;
@@ -14,7 +17,7 @@ interface State {
  * Runs the call frame instructions of an FDE (DWARF 5 section 6.4.2, and the GNU extensions of LSB 5.0) and yields its
  * rows in address order. Throws a ParseError for a malformed program.
  */
-function* frameRows(fde: Fde, source: string): IterableIterator<CfiRow> {
+export function* frameRows(fde: Fde, source: string): IterableIterator<CfiRow> {
   const machine = new FrameMachine(fde, source);
   machine.runInitial();
   yield* machine.run();
@@ -27,6 +30,8 @@ export function findFrameRow(fde: Fde, address: number, source: string): CfiRow 
 }
 
 class FrameMachine {
+  /** What the CIE's instructions yield: many FDEs share one. */
+  static readonly #initialStates = new WeakMap<Cie, State & { readonly argsSizeBytes: number }>();
   readonly #fde: Fde;
   readonly #source: string;
   #state: State = { cfa: { kind: 'register', register: 7, offset: 8 }, registers: new Map() };
@@ -42,9 +47,18 @@ class FrameMachine {
   }
 
   runInitial(): void {
-    const reader = new ByteReader(this.#fde.cie.instructions, `${this.#source}(CIE ${this.#fde.cie.offset})`);
-    while (!reader.atEnd) if (this.#step(reader) !== undefined) reader.fail('a CIE advances the location');
-    this.#initial = new Map(this.#state.registers);
+    const { cie } = this.#fde;
+    let initial = FrameMachine.#initialStates.get(cie);
+    if (initial === undefined) {
+      const reader = new ByteReader(cie.instructions, `${this.#source}(CIE ${cie.offset})`);
+      while (!reader.atEnd) if (this.#step(reader) !== undefined) reader.fail('a CIE advances the location');
+      initial = { ...this.#state, argsSizeBytes: this.#argsSizeBytes };
+      FrameMachine.#initialStates.set(cie, initial);
+    }
+    this.#initial = initial.registers;
+    this.#state = { cfa: initial.cfa, registers: new Map(initial.registers) };
+    this.#argsSizeBytes = initial.argsSizeBytes;
+    this.#remembered = [];
   }
 
   *run(): IterableIterator<CfiRow> {
@@ -80,6 +94,7 @@ class FrameMachine {
     const low = byte & 0x3f;
     const advance = (delta: number) => this.#location + delta * codeAlignment;
     const set = (register: number, rule: RegisterRule) => {
+      if (register > MAX_REGISTER) reader.fail(`register ${register}`);
       this.#state.registers.set(register, rule);
     };
     switch (byte >> 6) {
@@ -96,13 +111,15 @@ class FrameMachine {
       case 0x00: // DW_CFA_nop
         return undefined;
       case 0x01: // DW_CFA_set_loc
-        return readEncodedValue(reader, this.#fde.cie.pointerEncoding & 0x0f);
+        return this.#fde.readLocation(reader);
       case 0x02:
         return advance(reader.readU8());
       case 0x03:
         return advance(reader.readU16());
       case 0x04:
         return advance(reader.readU32());
+      case 0x1d: // DW_CFA_MIPS_advance_loc8, also what assemblers choose for distances above 2^32
+        return advance(reader.readSize());
       case 0x05: // DW_CFA_offset_extended
         set(reader.readUleb128(), { kind: 'offset', offset: reader.readUleb128() * dataAlignment });
         return undefined;

@@ -3,6 +3,7 @@ import { ByteReader } from '../base/byte-reader.js';
 /** Pointer encodings of `.eh_frame` (LSB 5.0 core, "DWARF Exception Header Encoding"). */
 const DW_EH_PE_omit = 0xff;
 const DW_EH_PE_indirect = 0x80;
+const DW_EH_PE_aligned = 0x50;
 
 /** A common information entry. Offsets count from the start of the section. */
 export interface Cie {
@@ -32,6 +33,8 @@ export interface Fde {
   /** Offset of the pointer to the language-specific data, undefined when there is none. */
   readonly lsdaAt: number | undefined;
   readonly instructions: Uint8Array;
+  /** Reads a pointer in the CIE's encoding from the call frame instructions (`DW_CFA_set_loc`). */
+  readonly readLocation: (reader: ByteReader) => number;
 }
 
 export interface FrameSectionOptions {
@@ -83,9 +86,11 @@ export class FrameSection {
     if (length === 0) return undefined;
     if (length > reader.remaining) reader.fail(`entry of ${length} bytes, ${reader.remaining} left`);
     const body = reader.offset;
-    const id = is64 ? reader.readAddress() : reader.readU32();
-    const isCie = this.#options.kind === 'eh_frame' ? id === 0 : id === (is64 ? -1 : 0xffffffff);
-    const cieOffset = this.#options.kind === 'eh_frame' ? body - id : id;
+    const isEhFrame = this.#options.kind === 'eh_frame';
+    // LSB 5.0: the id of `.eh_frame` has four bytes, also behind an extended length.
+    const id = is64 && !isEhFrame ? reader.readAddress() : reader.readU32();
+    const isCie = isEhFrame ? id === 0 : id === (is64 ? -1 : 0xffffffff);
+    const cieOffset = isEhFrame ? body - id : id;
     return { reader, end: body + length, isCie, cieOffset };
   }
 
@@ -129,7 +134,10 @@ export class FrameSection {
         else if (letter !== 'B') break;
       }
       reader.seek(after);
-    } else if (augmentation !== '' && augmentation !== 'eh')
+    } else if (/^S+$/.test(augmentation))
+      // The GNU assembler marks signal frames of `.debug_frame` so, without further data.
+      signalFrame = true;
+    else if (augmentation !== '' && augmentation !== 'eh')
       reader.fail(`unknown augmentation "${augmentation}"`);
     const cie: Cie = {
       offset,
@@ -156,7 +164,8 @@ export class FrameSection {
     const locationAt = reader.offset;
     const start = this.#readPointer(reader, cie.pointerEncoding);
     // The range has the same format, but is a plain number.
-    const size = this.#readPointer(reader, cie.pointerEncoding & 0x0f);
+    const size = readEncodedValue(reader, cie.pointerEncoding & 0x0f);
+    if (size < 0) reader.fail(`a range of ${size} bytes`);
     let lsdaAt: number | undefined;
     if (cie.augmentation.startsWith('z')) {
       const augmentationBytes = reader.readUleb128();
@@ -174,12 +183,18 @@ export class FrameSection {
       end: start + size,
       lsdaAt,
       instructions,
+      readLocation: (program) => this.#readPointer(program, cie.pointerEncoding, end - instructions.length),
     };
   }
 
-  #readPointer(reader: ByteReader, encoding: number): number {
+  /** `readerStart` is the offset in the section of the reader's first byte. */
+  #readPointer(reader: ByteReader, encoding: number, readerStart = 0): number {
     if (encoding === DW_EH_PE_omit) return 0;
-    const at = this.#options.address + reader.offset;
+    const at = this.#options.address + readerStart + reader.offset;
+    if (encoding === DW_EH_PE_aligned) {
+      reader.skip((8 - (at & 7)) & 7);
+      return reader.readAddress();
+    }
     const value = readEncodedValue(reader, encoding & 0x0f);
     // An indirect pointer is used for personalities alone, of which only the place matters.
     if ((encoding & DW_EH_PE_indirect) !== 0 || value === 0) return value;
@@ -198,7 +213,7 @@ export class FrameSection {
   }
 }
 
-export function readEncodedValue(reader: ByteReader, format: number): number {
+function readEncodedValue(reader: ByteReader, format: number): number {
   switch (format) {
     case 0x00:
     case 0x04:
