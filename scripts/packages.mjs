@@ -8,7 +8,7 @@ const COMPILER = [
 const ORACLES = [{ name: 'binutils', command: 'readelf' }];
 
 export const PACKAGES = {
-  test: [...COMPILER, ...ORACLES],
+  test: [...COMPILER, { name: 'g++', command: 'g++' }, ...ORACLES],
   demo: COMPILER,
   'demo:redis': [
     ...COMPILER,

@@ -16,6 +16,8 @@ export interface Comparison {
   readonly newFunctions: readonly Definition[];
   readonly changedData: readonly Pair[];
   readonly newData: readonly Definition[];
+  /** Static variables of functions that may or may not be ones of the original: nothing tells. */
+  readonly ambiguousData: readonly Definition[];
   /** For each definition of the patched object that the original has too. */
   readonly counterpart: ReadonlyMap<Definition, Definition>;
 }
@@ -27,22 +29,28 @@ export interface Pair {
 
 /** Compares two compilations function by function and variable by variable. */
 export function compareObjects(original: ObjectModel, patched: ObjectModel): Comparison {
-  const counterpart = correlate(original, patched);
-  const comparer = new Comparer(original, patched, counterpart);
-  const changed = (kind: (d: Definition) => boolean): Pair[] =>
-    [...patched.definitions.values()].flatMap((definition) => {
-      const other = counterpart.get(definition);
-      if (other === undefined || !kind(definition) || comparer.sameDefinition(other, definition)) return [];
-      return [{ original: other, patched: definition }];
-    });
-  const isNew = (d: Definition) => !counterpart.has(d);
+  const { pairs: counterpart, ambiguous } = correlate(original, patched);
   const isFunction = (d: Definition) => d.kind === 'function';
-  const changedFunctions = changed(isFunction);
+  let changed: readonly Pair[];
+  let replaced: readonly Definition[];
+  do {
+    const comparer = new Comparer(original, patched, counterpart);
+    changed = [...counterpart].flatMap(([b, a]) =>
+      comparer.sameDefinition(a, b) ? [] : [{ original: a, patched: b }],
+    );
+    // A constant that only this file can refer to needs no counterpart: what refers to it gets the new one, and so
+    // counts as changed in the next round.
+    replaced = changed.map((pair) => pair.patched).filter(isPrivateConstant);
+    for (const constant of replaced) counterpart.delete(constant);
+  } while (replaced.length > 0);
+  const changedFunctions = changed.filter((pair) => isFunction(pair.patched));
+  const isNew = (d: Definition) => !counterpart.has(d);
   return {
+    ambiguousData: ambiguous,
     counterpart,
     changedFunctions: withParents(changedFunctions, patched, counterpart),
     newFunctions: [...patched.definitions.values()].filter((d) => isFunction(d) && isNew(d)),
-    changedData: changed((d) => !isFunction(d)),
+    changedData: changed.filter((pair) => !isFunction(pair.patched)),
     newData: [...patched.definitions.values()].filter((d) => !isFunction(d) && isNew(d)),
   };
 }
@@ -67,35 +75,70 @@ function withParents(
   return [...pairs.values()];
 }
 
-/** Pairs definitions by name, then by name without the numbers that compilers append, in order of appearance. */
-function correlate(original: ObjectModel, patched: ObjectModel): Map<Definition, Definition> {
+/** Pairs definitions by name, then by name without the numbers that compilers append. */
+function correlate(original: ObjectModel, patched: ObjectModel) {
   const pairs = new Map<Definition, Definition>();
-  const taken = new Set<Definition>();
+  const ambiguous: Definition[] = [];
   const numbered = (name: string) => stableName(name) !== name;
-  const pair = (a: Definition, b: Definition) => {
-    pairs.set(b, a);
-    taken.add(a);
-  };
   for (const definition of patched.definitions.values()) {
     if (numbered(definition.name)) continue;
     const same = original.definitions.get(definition.name);
-    if (same !== undefined && same.kind === definition.kind) pair(same, definition);
+    if (same !== undefined && same.kind === definition.kind) pairs.set(definition, same);
   }
-  const groups = new Map<string, Definition[]>();
-  for (const definition of original.definitions.values()) {
-    if (!numbered(definition.name)) continue;
-    const key = `${definition.kind} ${stableName(definition.name)}`;
-    groups.set(key, [...(groups.get(key) ?? []), definition]);
+  const groupsOf = (model: ObjectModel) => {
+    const groups = new Map<string, Definition[]>();
+    for (const definition of model.definitions.values()) {
+      if (!numbered(definition.name)) continue;
+      const key = `${definition.kind} ${stableName(definition.name)}`;
+      groups.set(key, [...(groups.get(key) ?? []), definition]);
+    }
+    return groups;
+  };
+  const before = groupsOf(original);
+  for (const [key, group] of groupsOf(patched)) {
+    const free = new Set(before.get(key) ?? []);
+    const left = new Set(group);
+    const pair = (a: Definition, b: Definition) => {
+      pairs.set(b, a);
+      free.delete(a);
+      left.delete(b);
+    };
+    const pairWhere = (same: (a: Definition, b: Definition) => boolean) => {
+      for (const b of [...left]) {
+        const match = [...free].find((a) => same(a, b));
+        if (match !== undefined) pair(match, b);
+      }
+    };
+    if (group.every((d) => d.kind === 'function' || isPrivateConstant(d))) {
+      // Which of several clones or constants is paired with which is a matter of how much appears changed, not of
+      // correctness: their callers are compared through the pairs.
+      pairWhere((a, b) => sameBytes(a.section.data, b.section.data));
+      if (group[0]?.kind === 'function') pairWhere(() => true);
+      continue;
+    }
+    if (free.size === 1 && left.size === 1) {
+      pairWhere(() => true);
+      continue;
+    }
+    // Variables keep their state: which is which is told by the functions that use them.
+    const users = (model: ObjectModel, d: Definition) =>
+      [...model.usersOf(d)].map(stableName).sort().join(' ');
+    pairWhere(
+      (a, b) => a.symbol.sizeBytes === b.symbol.sizeBytes && users(original, a) === users(patched, b),
+    );
+    pairWhere((a, b) => {
+      const known = new Set([...original.usersOf(a)].map(stableName));
+      return [...patched.usersOf(b)].some((user) => known.has(stableName(user)));
+    });
+    if (free.size > 0) ambiguous.push(...left);
   }
-  for (const definition of patched.definitions.values()) {
-    if (!numbered(definition.name)) continue;
-    const group = groups.get(`${definition.kind} ${stableName(definition.name)}`) ?? [];
-    const free = group.filter((d) => !taken.has(d));
-    // Several static variables of one name: those of equal size and contents belong together, in order.
-    const match = free.find((d) => sameBytes(d.section.data, definition.section.data)) ?? free[0];
-    if (match !== undefined) pair(match, definition);
-  }
-  return pairs;
+  return { pairs, ambiguous };
+}
+
+/** Read-only data that no other file can name. */
+function isPrivateConstant(definition: Definition): boolean {
+  const { kind, symbol, section } = definition;
+  return kind === 'data' && symbol.binding === c.STB_LOCAL && (section.flags & c.SHF_WRITE) === 0;
 }
 
 class Comparer {

@@ -1,23 +1,29 @@
 import { readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { inflateSync } from 'node:zlib';
 import { ByteReader } from '../base/byte-reader.js';
 import { crc32 } from '../base/crc32.js';
 import type { ElfFile } from '../elf/elf-file.js';
 import { parseElf } from '../elf/reader.js';
 
+/** Where distributions install separate debug files. */
 const DEBUG_ROOT = '/usr/lib/debug';
 
 /**
  * The separate debug file of a stripped one: by build-id, then by `.gnu_debuglink` with its checksum (GDB manual,
- * "Separate Debug Files"). Undefined when none is installed.
+ * "Separate Debug Files"), under `debugDirs` and the system's own folder. Undefined when there is none that fits.
  */
-export function findDebugFile(elf: ElfFile, path: string): ElfFile | undefined {
+export function findDebugFile(elf: ElfFile, path: string, debugDirs: readonly string[]): ElfFile | undefined {
+  const roots = [...debugDirs, DEBUG_ROOT];
+  const parse = (bytes: Uint8Array, file: string) =>
+    parseElf(bytes, file, { inflate: (data) => inflateSync(data) });
   if (elf.buildId !== undefined) {
-    const file = join(DEBUG_ROOT, '.build-id', elf.buildId.slice(0, 2), `${elf.buildId.slice(2)}.debug`);
-    const found = readIfThere(file);
-    const parsed = found && parseElf(found, file, { inflate: (data) => inflateSync(data) });
-    if (parsed?.buildId === elf.buildId) return parsed;
+    const name = join('.build-id', elf.buildId.slice(0, 2), `${elf.buildId.slice(2)}.debug`);
+    for (const file of roots.map((root) => join(root, name))) {
+      const found = readIfThere(file);
+      const parsed = found && parse(found, file);
+      if (parsed?.buildId === elf.buildId) return parsed;
+    }
   }
   const link = elf.findSection('.gnu_debuglink');
   if (link === undefined) return undefined;
@@ -25,12 +31,15 @@ export function findDebugFile(elf: ElfFile, path: string): ElfFile | undefined {
   const name = reader.readCString();
   reader.seek(Math.ceil(reader.offset / 4) * 4);
   const checksum = reader.readU32();
-  const folder = dirname(path);
-  for (const file of [join(folder, name), join(folder, '.debug', name), join(DEBUG_ROOT, folder, name)]) {
+  const folder = dirname(resolve(path));
+  const places = [
+    join(folder, name),
+    join(folder, '.debug', name),
+    ...roots.flatMap((root) => [join(root, folder, name), join(root, name)]),
+  ];
+  for (const file of places) {
     const found = readIfThere(file);
-    if (found !== undefined && crc32(found) === checksum) {
-      return parseElf(found, file, { inflate: (data) => inflateSync(data) });
-    }
+    if (found !== undefined && crc32(found) === checksum) return parse(found, file);
   }
   return undefined;
 }

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { inflateSync } from 'node:zlib';
 import { x86_64 } from '../arch/x86-64/index.js';
-import { LivegraftError } from '../base/errors.js';
+import { LivegraftError, ParseError } from '../base/errors.js';
 import type { ElfFile } from '../elf/elf-file.js';
 import { parseElf } from '../elf/reader.js';
 import type { CompiledPair } from './compiled-pair.js';
@@ -15,6 +15,8 @@ import { TargetModel } from './target-model.js';
 
 export interface BuildOptions {
   readonly targetPath: string;
+  /** Where to look for the debug file of a stripped target, besides the system's folder. */
+  readonly debugDirs: readonly string[];
   readonly name: string;
   readonly description: string;
   readonly onEvent: (event: BuildEvent) => void;
@@ -28,12 +30,16 @@ export interface BuildResult extends MadePatch {
 export function buildFromObjects(
   options: BuildOptions & { readonly origPath: string; readonly patchedPath: string },
 ): BuildResult {
+  const target = readTarget(options);
   const pair = { original: readObject(options.origPath), patched: readObject(options.patchedPath) };
-  return buildFromPairs([pair], options);
+  return buildFromPairs([pair], target, options);
 }
 
-export function buildFromPairs(pairs: readonly CompiledPair[], options: BuildOptions): BuildResult {
-  const target = readTarget(options.targetPath);
+export function buildFromPairs(
+  pairs: readonly CompiledPair[],
+  target: TargetModel,
+  options: BuildOptions,
+): BuildResult {
   return makePatch(pairs, target, {
     name: options.name,
     description: options.description,
@@ -59,7 +65,8 @@ export function readObject(path: string): ObjectModel {
   return new ObjectModel(elf, x86_64.decoder);
 }
 
-function readTarget(path: string): TargetModel {
+/** Reads the target with its symbols; throws `target-stripped` when nothing names its functions. */
+export function readTarget({ targetPath: path, debugDirs }: BuildOptions): TargetModel {
   const elf = readElf(path);
   if (elf.type === 1) {
     throw new LivegraftError('not-a-program', `${path} is a relocatable object, no executable or library`, {
@@ -67,7 +74,7 @@ function readTarget(path: string): TargetModel {
       details: { path },
     });
   }
-  const symbolSource = elf.symbols.length > 0 ? elf : (findDebugFile(elf, path) ?? elf);
+  const symbolSource = elf.symbols.length > 0 ? elf : (findDebugFile(elf, path, debugDirs) ?? elf);
   return new TargetModel(elf, symbolSource, elf.soname ?? basename(path));
 }
 
@@ -82,5 +89,14 @@ function readElf(path: string): ElfFile {
       cause,
     });
   }
-  return parseElf(bytes, path, { inflate: (data) => inflateSync(data) });
+  try {
+    return parseElf(bytes, path, { inflate: (data) => inflateSync(data) });
+  } catch (error) {
+    if (!(error instanceof ParseError)) throw error;
+    throw new LivegraftError('malformed-input', error.message, {
+      remedy: 'give a whole 64-bit ELF file; copy or compile it again if it should be one',
+      details: error.details,
+      cause: error,
+    });
+  }
 }

@@ -4,7 +4,13 @@ import { join, resolve } from 'node:path';
 import { LivegraftError } from '../base/errors.js';
 import type { CompiledPair } from './compiled-pair.js';
 import { type CapturedObject, CompilerCapture } from './compiler-capture.js';
-import { type BuildOptions, type BuildResult, buildFromPairs, readObject } from './from-objects.js';
+import {
+  type BuildOptions,
+  type BuildResult,
+  buildFromPairs,
+  readObject,
+  readTarget,
+} from './from-objects.js';
 import { SourceWorkspace } from './source-workspace.js';
 
 export interface SourceBuildOptions extends BuildOptions {
@@ -19,6 +25,8 @@ export interface SourceBuildOptions extends BuildOptions {
  * told to give every function and variable a section of its own. The tree itself is left alone.
  */
 export async function buildFromSource(options: SourceBuildOptions): Promise<BuildResult> {
+  // Before a long build: what is wrong with the target is known already.
+  const target = readTarget(options);
   const work = mkdtempSync(join(tmpdir(), 'livegraft-build-'));
   try {
     options.onEvent({ kind: 'step', step: 'copy', detail: options.sourceDir });
@@ -27,7 +35,12 @@ export async function buildFromSource(options: SourceBuildOptions): Promise<Buil
       resolve(options.diffPath),
       join(work, 'tree'),
     );
-    const capture = new CompilerCapture(join(work, 'capture'), options.command, workspace.directory);
+    const capture = new CompilerCapture(
+      join(work, 'capture'),
+      options.command,
+      workspace.directory,
+      options.sourceDir,
+    );
     // Only what depends on the changed files need be compiled in a tree that is built already.
     workspace.touchChangedFiles();
     options.onEvent({ kind: 'step', step: 'compile', detail: 'without the diff' });
@@ -48,7 +61,7 @@ export async function buildFromSource(options: SourceBuildOptions): Promise<Buil
       patched = capture.build('patched');
     }
     const pairs = pairUp(original, patched);
-    return buildFromPairs(pairs, options);
+    return buildFromPairs(pairs, target, options);
   } finally {
     rmSync(work, { recursive: true, force: true });
   }

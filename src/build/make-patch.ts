@@ -46,22 +46,15 @@ export function makePatch(
   const targetSymbols = new Map<string, PatchSymbolAddress>();
   const sections: PatchSection[] = [];
   const symbols: PatchSymbol[] = [];
-  pairs.forEach((pair, index) => {
-    const comparison = compareObjects(pair.original, pair.patched);
-    const { changedFunctions } = comparison;
-    options.onEvent({
-      kind: 'step',
-      step: 'compare',
-      detail: `${pair.original.fileName ?? pair.original.source}: ${changedFunctions.length} changed, ${comparison.newFunctions.length} new functions`,
-    });
-    refuseUnsafe(pair, comparison);
-    if (changedFunctions.length === 0) return;
-    const find = finder(options.decoder, pair.original, target);
-    options.onEvent({ kind: 'step', step: 'prove', detail: pair.original.fileName ?? pair.original.source });
-    const proven = proveUnpatched(options.decoder, pair.original, changedFunctions, target, find);
-    notes.push(
-      `${pair.original.fileName ?? '?'}: ${proven} functions of the unpatched build are the target's`,
-    );
+  const takenNames = new Set<string>();
+  for (const { pair, comparison, changedFunctions, find, proven, index } of proveAll(
+    pairs,
+    target,
+    options,
+    notes,
+  )) {
+    const file = nameOfFile(pair);
+    notes.push(`${file}: ${proven} functions of the unpatched build are the target's`);
     const roots = changedFunctions.map((p) => p.patched);
     const selection = selectPatch(pair.patched, comparison, roots, target, find, `${index}.`);
     const [sectionBase, symbolBase] = [sections.length, symbols.length];
@@ -69,20 +62,30 @@ export function makePatch(
       const relocations = section.relocations.map((r) => ({ ...r, symbolIndex: r.symbolIndex + symbolBase }));
       sections.push({ ...section, relocations });
     }
+    // Two files may each define a static function of one name; a patch keeps their new versions apart.
+    const ownNames = new Set(selection.symbols.flatMap((s) => (s.kind === 'defined' ? [s.name] : [])));
+    const inPatch = (name: string) => (takenNames.has(name) ? `${name}.${index}.livegraft` : name);
     for (const symbol of selection.symbols) {
-      symbols.push(symbol.kind === 'defined' ? { ...symbol, section: symbol.section + sectionBase } : symbol);
+      symbols.push(
+        symbol.kind === 'defined'
+          ? { ...symbol, name: inPatch(symbol.name), section: symbol.section + sectionBase }
+          : symbol,
+      );
     }
     for (const symbol of selection.targetSymbols)
       targetSymbols.set(`${symbol.kind} ${symbol.name},${symbol.sympos}`, symbol);
     newFunctions.push(...selection.newFunctions);
     newData.push(...selection.newData);
-    for (const change of changedFunctions)
-      functions.push(describeFunction(change, comparison, pair, target, find, options));
     for (const change of changedFunctions) {
+      const described = describeFunction(change, pair, target, find, options);
+      const { newSymbol, newParts } = described;
+      functions.push({ ...described, newSymbol: inPatch(newSymbol), newParts: newParts.map(inPatch) });
       if (change.original.name === 'main')
         notes.push('main changes: it never leaves the stack, so the transition can not complete');
     }
-  });
+    for (const name of ownNames) takenNames.add(name);
+    notes.push(...notesOnRemovals(file, pair, comparison));
+  }
   if (functions.length === 0) {
     throw new LivegraftError(
       'nothing-changed',
@@ -92,7 +95,6 @@ export function makePatch(
       },
     );
   }
-  expectUniqueNames(functions);
   const manifest: PatchManifest = {
     formatVersion: MANIFEST_VERSION,
     name: options.name,
@@ -114,6 +116,107 @@ export function makePatch(
   };
   options.onEvent({ kind: 'step', step: 'write', detail: `${functions.length} functions` });
   return { bytes: writePatch({ manifest, sections, symbols }, options.digest), manifest };
+}
+
+interface ProvenPair {
+  readonly pair: CompiledPair;
+  readonly index: number;
+  readonly comparison: Comparison;
+  /** Those that no earlier pair has: an inline function of a header is compiled with each file that uses it. */
+  readonly changedFunctions: readonly Pair[];
+  readonly find: Find;
+  readonly proven: number;
+}
+
+/**
+ * Compares all pairs and holds those that changed against the target. A build may also compile files that the target
+ * is not made of, or one file twice, for a program and for a library: what the target does not hold is left out, as
+ * long as something is left.
+ */
+function proveAll(
+  pairs: readonly CompiledPair[],
+  target: TargetModel,
+  options: MakeOptions,
+  notes: string[],
+): readonly ProvenPair[] {
+  const proven: ProvenPair[] = [];
+  const failed: {
+    readonly file: string;
+    readonly names: readonly string[];
+    readonly error: LivegraftError;
+  }[] = [];
+  const claimed = new Set<number>();
+  pairs.forEach((pair, index) => {
+    const comparison = compareObjects(pair.original, pair.patched);
+    const file = nameOfFile(pair);
+    options.onEvent({
+      kind: 'step',
+      step: 'compare',
+      detail: `${file}: ${comparison.changedFunctions.length} changed, ${comparison.newFunctions.length} new functions`,
+    });
+    const find = finder(options.decoder, pair.original, target);
+    const isPart = isPartOfTarget(pair.original, target);
+    if (isPart) refuseUnsafe(pair, comparison);
+    if (comparison.changedFunctions.length === 0) return;
+    const names = comparison.changedFunctions.map((change) => change.original.name);
+    if (!isPart) {
+      const error = new LivegraftError(
+        'object-not-in-target',
+        `${file} changes (${names.join(', ')}), but ${target.objectName} has none of its functions`,
+        {
+          remedy: 'give the executable or library that the changed file is linked into as --target',
+          details: { file, target: target.elf.source },
+        },
+      );
+      failed.push({ file, names, error });
+      return;
+    }
+    options.onEvent({ kind: 'step', step: 'prove', detail: file });
+    try {
+      const count = proveUnpatched(options.decoder, pair.original, comparison.changedFunctions, target, find);
+      const changedFunctions = comparison.changedFunctions.filter((change) => {
+        const address = find(change.original)?.address ?? 0;
+        const isNew = !claimed.has(address);
+        claimed.add(address);
+        return isNew;
+      });
+      if (changedFunctions.length > 0)
+        proven.push({ pair, index, comparison, changedFunctions, find, proven: count });
+    } catch (error) {
+      if (!(error instanceof LivegraftError)) throw error;
+      failed.push({ file, names, error });
+    }
+  });
+  const provenFiles = new Set(proven.map(({ pair }) => nameOfFile(pair)));
+  for (const { file, error } of failed) {
+    const isElsewhere = error.code === 'object-not-in-target' ? proven.length > 0 : provenFiles.has(file);
+    if (!isElsewhere) throw error;
+    notes.push(`left out a compilation of ${file}, which is not in ${target.objectName}`);
+  }
+  return proven;
+}
+
+function nameOfFile(pair: CompiledPair): string {
+  return pair.original.fileName ?? pair.original.source;
+}
+
+/** Whether the target was linked from the object's source file, and has any function of it by name. */
+function isPartOfTarget(original: ObjectModel, target: TargetModel): boolean {
+  if (!target.mayHaveFile(original.fileName)) return false;
+  return [...original.definitions.values()].some((d) => {
+    const isLocal = d.symbol.binding === c.STB_LOCAL;
+    return d.kind === 'function' && target.candidates(d.name, isLocal, original.fileName, true).length > 0;
+  });
+}
+
+function notesOnRemovals(file: string, pair: CompiledPair, comparison: Comparison): readonly string[] {
+  const kept = new Set(comparison.counterpart.values());
+  const removed = [...pair.original.definitions.values()].filter(
+    (d) => d.kind === 'function' && !kept.has(d) && d.symbol.binding !== c.STB_LOCAL,
+  );
+  return removed.map(
+    ({ name }) => `${file}: ${name} is gone from the source; it stays in the program, unused by the new code`,
+  );
 }
 
 /** Finds what a definition of the original object is in the target; several of one name are told apart by their code. */
@@ -205,7 +308,6 @@ function proveUnpatched(
 
 function describeFunction(
   { original, patched }: Pair,
-  comparison: Comparison,
   pair: CompiledPair,
   target: TargetModel,
   find: Find,
@@ -234,7 +336,7 @@ function describeFunction(
     parts: oldParts.filter((part) => part.sizeBytes > 0).map(range),
     newSymbol: patched.name,
     newParts: partsOf(pair.patched, patched)
-      .filter((part) => part.symbol.sizeBytes > 0 && comparison !== undefined)
+      .filter((part) => part.symbol.sizeBytes > 0)
       .map((part) => part.name),
   };
 }
@@ -251,22 +353,4 @@ function identityOf(target: TargetModel, digest: Digest): PatchManifest['objects
     at += segment.fileSizeBytes;
   }
   return { kind: 'textHash', sha256: digest(bytes) };
-}
-
-/** Two files may each define a static function of one name; their new versions need different symbols. */
-function expectUniqueNames(functions: readonly PatchFunction[]): void {
-  const seen = new Set<string>();
-  for (const { newSymbol } of functions) {
-    if (seen.has(newSymbol)) {
-      throw new LivegraftError(
-        'name-clash',
-        `the diff changes two functions named ${newSymbol}, in different files`,
-        {
-          remedy: 'make one patch for each file',
-          details: { function: newSymbol },
-        },
-      );
-    }
-    seen.add(newSymbol);
-  }
 }

@@ -15,6 +15,7 @@ export class ObjectModel {
   readonly #decoder: InstructionDecoder;
   readonly #instructionEnds = new Map<number, Map<number, number>>();
   readonly #relocations = new Map<number, readonly ElfRelocation[]>();
+  #users: Map<Definition, Set<string>> | undefined;
 
   constructor(elf: ElfFile, decoder: InstructionDecoder) {
     this.elf = elf;
@@ -62,6 +63,24 @@ export class ObjectModel {
       this.#relocations.set(section.index, relocations);
     }
     return relocations;
+  }
+
+  /** Names of the functions and variables that refer to a definition. */
+  usersOf(definition: Definition): ReadonlySet<string> {
+    if (this.#users === undefined) {
+      this.#users = new Map();
+      for (const user of this.definitions.values()) {
+        const { value, sizeBytes } = user.symbol;
+        for (const relocation of this.relocationsOf(user.section)) {
+          if (relocation.offset < value || relocation.offset >= value + sizeBytes) continue;
+          const reference = this.referenceOf(user.section, relocation);
+          if (reference.kind !== 'definition') continue;
+          const users = this.#users.get(reference.definition) ?? new Set();
+          this.#users.set(reference.definition, users.add(user.name));
+        }
+      }
+    }
+    return this.#users.get(definition) ?? new Set();
   }
 
   /** What a relocation means, whatever symbol the assembler chose to express it. */
@@ -181,10 +200,12 @@ export function stableName(name: string): string {
   return name.replace(/\.(\d+)(?=\.|$)/g, '.#');
 }
 
-/** `f` of `f.cold`, `f.part.0`, `f.cold.1`: parts that the compiler split off. Clones (constprop, isra) are functions of their own. */
+/**
+ * `f` of `f.cold`, `f.cold.1`: what only `f` jumps to. The other split-off parts (part, constprop, isra) are called, by
+ * whoever `f` was inlined into as well, and count as functions of their own.
+ */
 export function parentOfPart(name: string): string | undefined {
-  const match = /^(.+?)\.(cold|part)(\.\d+)*$/.exec(name);
-  return match?.[1];
+  return /^(.+?)\.cold(\.\d+)*$/.exec(name)?.[1];
 }
 
 function kindOf(symbol: ElfSymbol, section: ElfSection): Definition['kind'] | undefined {

@@ -51,6 +51,11 @@ class CodeProof {
   readonly #relocations: readonly ElfRelocation[];
   /** Offsets in the compiled function to offsets in the target's. */
   readonly #places = new Map<number, number>();
+  readonly #tables: {
+    readonly from: number;
+    readonly reference: AnonymousReference;
+    readonly linkedAt: number;
+  }[] = [];
   readonly #jumps: { readonly from: number; readonly to: number; readonly linkedTo: number }[] = [];
 
   constructor(
@@ -102,6 +107,9 @@ class CodeProof {
     for (const { from, to, linkedTo } of this.#jumps) {
       if (this.#places.get(to) !== linkedTo) return this.#difference(from, this.#places.get(from) ?? 0);
     }
+    for (const { from, reference, linkedAt } of this.#tables) {
+      if (!this.#sameTable(reference, linkedAt)) return this.#difference(from, this.#places.get(from) ?? 0);
+    }
     return undefined;
   }
 
@@ -126,7 +134,9 @@ class CodeProof {
         : undefined;
     }
     if (relocation.type === c.R_X86_64_TLSGD || relocation.type === c.R_X86_64_TLSLD)
-      return this.#relaxedTls(a, b, relocation.type);
+      return this.#relaxedTls(a, b, relocation);
+    if (relocation.type === c.R_X86_64_GOTTPOFF)
+      return isThreadOffsetLoad(this.#slice(a, left), this.#linkedSlice(b, right)) ? both : undefined;
     const reference = this.#object.referenceOf(this.#definition.section, {
       ...relocation,
       offset: relocation.offset + this.#start,
@@ -134,15 +144,13 @@ class CodeProof {
     if (left.target !== undefined) {
       if (!sameJump(this.#compiled, a, left, this.#linked, b, right) || right.target === undefined)
         return undefined;
-      return this.#means(reference, this.#address + right.target, true) ? both : undefined;
+      return this.#means(reference, this.#address + right.target, true, a) ? both : undefined;
     }
     if (relocation.type === c.R_X86_64_GOTPCRELX || relocation.type === c.R_X86_64_REX_GOTPCRELX) {
       const relaxed = this.#relaxedGot(a, left, b, right, reference);
       if (relaxed !== undefined) return relaxed;
     }
     if (left.lengthBytes !== right.lengthBytes) return undefined;
-    // Initial-exec accesses may have become local-exec ones of the same length.
-    if (relocation.type === c.R_X86_64_GOTTPOFF) return both;
     const [compiled, linked] = [this.#slice(a, left).slice(), this.#linkedSlice(b, right).slice()];
     const view = new DataView(linked.buffer, linked.byteOffset, linked.length);
     const field = relocation.offset - a;
@@ -154,41 +162,69 @@ class CodeProof {
     if (!sameBytes(compiled, linked)) return undefined;
     if (value === undefined) return both;
     if (relocation.type === c.R_X86_64_PC32 || relocation.type === c.R_X86_64_PLT32) {
-      return this.#means(reference, this.#address + b + right.lengthBytes + value, false) ? both : undefined;
+      return this.#means(reference, this.#address + b + right.lengthBytes + value, false, a)
+        ? both
+        : undefined;
     }
     if (relocation.type === c.R_X86_64_32 || relocation.type === c.R_X86_64_32S) {
-      return this.#means(reference, value, false) ? both : undefined;
+      return this.#means(reference, value, false, a) ? both : undefined;
     }
     return both;
   }
 
-  /** mov from the GOT becomes lea; calls and jumps through it become direct ones, padded to the same length. */
+  /** mov from the GOT becomes lea or mov of an immediate; calls and jumps through it direct ones, padded to the same length. */
   #relaxedGot(a: number, left: Instruction, b: number, right: Instruction, reference: Reference) {
     const [x, y] = [this.#slice(a, left), this.#linkedSlice(b, right)];
-    const isLoad =
-      x.length === 7 && x[1] === 0x8b && y.length === 7 && y[0] === x[0] && y[1] === 0x8d && y[2] === x[2];
-    if (isLoad) {
-      const value = new DataView(y.buffer, y.byteOffset, y.length).getInt32(3, true);
-      const address = this.#address + b + 7 + value;
-      return this.#means(reference, address, false) ? { compiled: 7, linked: 7 } : undefined;
+    const rex = x.length === 7 ? 1 : 0;
+    if (x[rex] === 0x8b && y.length === x.length) {
+      const value = new DataView(y.buffer, y.byteOffset, y.length).getInt32(rex + 2, true);
+      const modrm = x[rex + 1] as number;
+      const isSame = { compiled: x.length, linked: x.length };
+      if (y[rex] === 0x8d && y[rex + 1] === modrm && y[0] === x[0]) {
+        return this.#means(reference, this.#address + b + y.length + value, false, a) ? isSame : undefined;
+      }
+      // The register moves from ModRM.reg to ModRM.rm, and its high bit from REX.R to REX.B.
+      const isImmediate = y[rex] === 0xc7 && y[rex + 1] === (0xc0 | ((modrm >> 3) & 7));
+      const prefix = rex === 0 || y[0] === (((x[0] as number) & 0xf8) | (((x[0] as number) >> 2) & 1));
+      if (isImmediate && prefix) return this.#means(reference, value, false, a) ? isSame : undefined;
+      return undefined;
     }
     if (x[0] !== 0xff || right.target === undefined) return undefined;
-    if (!this.#means(reference, this.#address + right.target, true)) return undefined;
+    if (!this.#means(reference, this.#address + right.target, true, a)) return undefined;
     // addr32 call, or a jump and a nop.
     return { compiled: left.lengthBytes, linked: right.lengthBytes === 5 ? 6 : right.lengthBytes };
   }
 
-  /** General- and local-dynamic sequences: 16 (12) bytes that the linker may rewrite as a whole. */
-  #relaxedTls(a: number, b: number, type: number): { compiled: number; linked: number } {
+  /**
+   * General- and local-dynamic sequences: an address and a call of __tls_get_addr, or what the linker writes over both
+   * (ELF Handling for Thread-Local Storage, sections 5.5 and 5.6).
+   */
+  #relaxedTls(
+    a: number,
+    b: number,
+    relocation: ElfRelocation,
+  ): { compiled: number; linked: number } | undefined {
     let size = 0;
     for (let count = 0; count < 2; count++) size += this.#decode(this.#compiled, a + size)?.lengthBytes ?? 0;
-    const linkedSize = type === c.R_X86_64_TLSGD ? 16 : size;
-    const call = this.#linked[b + linkedSize - 5];
-    return { compiled: size, linked: call === 0xe8 ? size : linkedSize };
+    const both = { compiled: size, linked: size };
+    const linked = this.#linked.subarray(b, b + size);
+    if (linked.length < size) return undefined;
+    // Both calls may be direct or through the GOT; the displacements are the linker's.
+    const compiled = this.#compiled.slice(a, a + size);
+    const unchanged = linked.slice();
+    for (const at of [relocation.offset - a, size - 4]) {
+      compiled.fill(0, at, at + 4);
+      unchanged.fill(0, at, at + 4);
+    }
+    if (sameBytes(compiled, unchanged)) return both;
+    const forms = relocation.type === c.R_X86_64_TLSGD ? RELAXED_GENERAL_DYNAMIC : RELAXED_LOCAL_DYNAMIC;
+    return forms.some((form) => form.length <= size && form.every((byte, i) => linked[i] === byte))
+      ? both
+      : undefined;
   }
 
   /** Whether an address of the target is what the compiled code refers to. */
-  #means(reference: Reference, address: number, isBranch: boolean): boolean {
+  #means(reference: Reference, address: number, isBranch: boolean, from: number): boolean {
     switch (reference.kind) {
       case 'definition': {
         const at = address - reference.offset;
@@ -212,8 +248,50 @@ class CodeProof {
         return found !== undefined && sameBytes(found, reference.bytes);
       }
       case 'anonymous':
-        return true;
+        return this.#sameAnonymous(reference, address, from);
     }
+  }
+
+  #sameAnonymous(reference: AnonymousReference, address: number, from: number): boolean {
+    const { section, position } = reference;
+    if ((section.flags & c.SHF_EXECINSTR) !== 0 || section.type === c.SHT_NOBITS) return true;
+    if ((section.flags & c.SHF_MERGE) !== 0 && section.entrySizeBytes > 0) {
+      const end = position + section.entrySizeBytes - (position % section.entrySizeBytes);
+      const constant = section.data.subarray(position, end);
+      const found = this.#target.elf.bytesAt(linkAddress(address), constant.length);
+      return found !== undefined && sameBytes(found, constant);
+    }
+    // A jump table leads to places that are known at the end.
+    this.#tables.push({ from, reference, linkedAt: address });
+    return true;
+  }
+
+  /** The entries of a jump table as far as they follow each other: 4-byte distances from its start, or 8-byte addresses. */
+  #sameTable({ section, position }: AnonymousReference, linkedAt: number): boolean {
+    const byOffset = new Map(this.#object.relocationsOf(section).map((r) => [r.offset, r]));
+    const type = byOffset.get(position)?.type;
+    if (type !== c.R_X86_64_PC32 && type !== c.R_X86_64_64) return true;
+    const entryBytes = relocatedBytes(type);
+    for (let at = position; ; at += entryBytes) {
+      const relocation = byOffset.get(at);
+      if (relocation?.type !== type) return true;
+      const symbol = this.#object.elf.symbols[relocation.symbolIndex];
+      if (symbol === undefined || symbol.sectionIndex !== this.#definition.section.index) return true;
+      const bias = type === c.R_X86_64_PC32 ? at - position : 0;
+      const to = symbol.value + relocation.addend - bias - this.#start;
+      // Another table that follows at once counts from its own start.
+      if (to < 0 || to >= this.#compiled.length) return true;
+      const linkedTo = this.#tableEntry(linkedAt, at - position, type);
+      if (linkedTo === undefined || this.#places.get(to) !== linkedTo - this.#address) return false;
+    }
+  }
+
+  /** Where an entry of a table in the target leads; an address in a position-independent file is in its relocations. */
+  #tableEntry(table: number, offset: number, type: number): number | undefined {
+    const bytes = this.#target.elf.bytesAt(linkAddress(table + offset), relocatedBytes(type));
+    if (bytes === undefined) return undefined;
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    return type === c.R_X86_64_PC32 ? table + view.getInt32(0, true) : Number(view.getBigInt64(0, true));
   }
 
   #decode(bytes: Uint8Array, at: number): Instruction | undefined {
@@ -231,6 +309,35 @@ class CodeProof {
   #difference(a: number, b: number): CodeDifference {
     return { offset: a, compiled: hexOf(this.#compiled, a), inTarget: hexOf(this.#linked, b) };
   }
+}
+
+type AnonymousReference = Extract<Reference, { kind: 'anonymous' }>;
+
+const LOAD_THREAD_POINTER = [0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0];
+/** mov %fs:0, %rax, then lea offset(%rax), %rax or add offset@GOTTPOFF(%rip), %rax. */
+const RELAXED_GENERAL_DYNAMIC = [
+  [...LOAD_THREAD_POINTER, 0x48, 0x8d, 0x80],
+  [...LOAD_THREAD_POINTER, 0x48, 0x03, 0x05],
+];
+/** mov %fs:0, %rax behind prefixes or before a nop that fill the place. */
+const RELAXED_LOCAL_DYNAMIC = [
+  [0x66, 0x66, 0x66, ...LOAD_THREAD_POINTER],
+  [0x66, 0x66, 0x66, 0x66, ...LOAD_THREAD_POINTER],
+  [...LOAD_THREAD_POINTER],
+];
+
+/** mov or add of a thread-pointer offset: from the GOT, or of an immediate once the linker knows it (mov, lea, add). */
+function isThreadOffsetLoad(x: Uint8Array, y: Uint8Array): boolean {
+  if (x.length !== 7 || y.length !== 7) return false;
+  if (x[0] === y[0] && x[1] === y[1] && x[2] === y[2]) return true;
+  const register = ((x[2] as number) >> 3) & 7;
+  const high = ((x[0] as number) >> 2) & 1;
+  if (x[1] === 0x8b) return y[1] === 0xc7 && y[2] === (0xc0 | register) && ((y[0] as number) & 1) === high;
+  if (x[1] !== 0x03) return false;
+  const isAdd = y[1] === 0x81 && y[2] === (0xc0 | register) && ((y[0] as number) & 1) === high;
+  const isLea =
+    y[1] === 0x8d && y[2] === (0x80 | (register << 3) | register) && ((y[0] as number) & 5) === high * 5;
+  return isAdd || isLea;
 }
 
 /** The same jump in its short or long form. */

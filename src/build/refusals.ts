@@ -2,7 +2,7 @@ import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { Comparison } from './compare.js';
 import type { CompiledPair } from './compiled-pair.js';
-import type { Definition } from './object-model.js';
+import type { Definition, ObjectModel } from './object-model.js';
 
 /** Refuses, by name, changes that redirecting functions can't bring about in a running program. */
 export function refuseUnsafe(pair: CompiledPair, comparison: Comparison): void {
@@ -14,6 +14,12 @@ export function refuseUnsafe(pair: CompiledPair, comparison: Comparison): void {
     const list = names.map((d) => d.name).join(', ');
     throw new LivegraftError(code, `${file}: ${what}: ${list}`, { remedy, details: { file, symbols: list } });
   };
+  refuse(
+    'static-data-ambiguous',
+    'which static variables of the original these are can not be told',
+    comparison.ambiguousData,
+    'rename the new ones, so that each name is used by one function alone',
+  );
   const originalOf = (d: Definition) => comparison.counterpart.get(d);
   refuse(
     'tls-changed',
@@ -52,6 +58,25 @@ export function refuseUnsafe(pair: CompiledPair, comparison: Comparison): void {
       );
     }
   }
+  const gathered = gatheredSections(original, patched);
+  if (gathered !== undefined) {
+    throw new LivegraftError(
+      'gathered-section-changed',
+      `${file}: the diff changes section ${gathered}, whose parts the program finds by their place between __start_${gathered} and __stop_${gathered}`,
+      {
+        remedy: 'the program can not see an entry that a patch adds there; register it from code',
+        details: { file, section: gathered },
+      },
+    );
+  }
+  const common = commonSymbols(patched).filter((name) => !commonSymbols(original).includes(name));
+  if (common.length > 0) {
+    throw new LivegraftError(
+      'common-new',
+      `${file}: the diff adds variables without a place of their own (-fcommon): ${common.join(', ')}`,
+      { remedy: 'declare them static, or initialise them', details: { file, symbols: common.join(', ') } },
+    );
+  }
   const changed = changedFunctions.map((p) => p.patched);
   refuse(
     'ifunc-changed',
@@ -80,4 +105,25 @@ export function refuseUnsafe(pair: CompiledPair, comparison: Comparison): void {
     ),
     'compile both versions with -ffunction-sections -fdata-sections',
   );
+}
+
+/** A section with the name of a C identifier is gathered by the linker; the first that differs in size. */
+function gatheredSections(original: ObjectModel, patched: ObjectModel): string | undefined {
+  const sizes = (model: ObjectModel) => {
+    const bySection = new Map<string, number>();
+    for (const { name, flags, sizeBytes } of model.elf.sections) {
+      if ((flags & c.SHF_ALLOC) === 0 || (flags & c.SHF_EXECINSTR) !== 0 || !/^[A-Za-z_]\w*$/.test(name))
+        continue;
+      bySection.set(name, (bySection.get(name) ?? 0) + sizeBytes);
+    }
+    return bySection;
+  };
+  const [before, after] = [sizes(original), sizes(patched)];
+  return [...new Set([...before.keys(), ...after.keys()])].find(
+    (name) => before.get(name) !== after.get(name),
+  );
+}
+
+function commonSymbols(model: ObjectModel): readonly string[] {
+  return model.elf.symbols.filter((s) => s.sectionIndex === c.SHN_COMMON).map((s) => s.name);
 }

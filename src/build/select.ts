@@ -185,8 +185,13 @@ class Selector {
   /** The symbol in the target that a definition is, undefined when it goes into the patch. */
   #externalDefinition(definition: Definition, isAddress: boolean): number | undefined {
     const original = this.#comparison.counterpart.get(definition);
-    // A function that was patched keeps its address for those who compare or store it; its old entry leads on.
-    if (this.#included.has(definition.section.index) && !(isAddress && original !== undefined))
+    // A function that was patched keeps its address for those who compare or store it; its old entry leads on. A
+    // variable that shares a section with something new stays where it is all the same.
+    if (
+      definition.kind === 'function' &&
+      this.#included.has(definition.section.index) &&
+      !(isAddress && original !== undefined)
+    )
       return undefined;
     // Split parts belong to their function's version.
     if (parentOfPart(definition.name) !== undefined) return undefined;

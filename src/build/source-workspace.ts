@@ -3,17 +3,18 @@ import { copyFileSync, cpSync, existsSync, readFileSync, statSync, utimesSync, w
 import { join } from 'node:path';
 import { LivegraftError } from '../base/errors.js';
 
-interface Hunk {
-  /** First line of the hunk in the old file and the number of lines there; the same in the new one. */
-  readonly oldStart: number;
-  readonly oldLines: number;
-  readonly newStart: number;
-  readonly newLines: number;
+/** A run of added and removed lines. */
+interface Change {
+  /** The first line behind it, in the old file and in the new one, from 1. */
+  readonly oldNext: number;
+  readonly newNext: number;
 }
 
 interface ChangedFile {
   readonly path: string;
-  readonly hunks: readonly Hunk[];
+  readonly changes: readonly Change[];
+  /** The diff makes it, or removes it; else it is there before and after. */
+  readonly existence: 'kept' | 'added' | 'removed';
 }
 
 /** A private copy of a source tree, and the diff that is applied to it. */
@@ -48,7 +49,9 @@ export class SourceWorkspace {
       });
     }
     // a/src/x.c with -p1, src/x.c with -p0: whichever names files that are there.
-    const strip = [1, 0, 2].find((n) => files.every((f) => existsSync(join(sourceDir, stripped(f.path, n)))));
+    const existing = files.filter((f) => f.existence !== 'added');
+    const fits = (n: number) => existing.every((f) => isFile(join(sourceDir, stripped(f.path, n))));
+    const strip = [1, 0, 2].find(fits);
     if (strip === undefined) {
       const names = files.map((f) => f.path).join(', ');
       throw new LivegraftError(
@@ -78,7 +81,9 @@ export class SourceWorkspace {
   /** Makes the build see the files as changed, so that what depends on them is compiled also without the diff. */
   touchChangedFiles(): void {
     const now = new Date();
-    for (const { path } of this.#files) utimesSync(join(this.directory, path), now, now);
+    for (const { path, existence } of this.#files) {
+      if (existence !== 'added') utimesSync(join(this.directory, path), now, now);
+    }
   }
 
   /** Applies the diff; returns the files it changes. Lines behind a hunk keep their numbers by #line directives. */
@@ -99,6 +104,7 @@ export class SourceWorkspace {
     }
     const future = new Date(Date.now() + 2000);
     for (const file of this.#files) {
+      if (file.existence !== 'kept') continue;
       const path = join(this.directory, file.path);
       copyFileSync(path, `${path}.livegraft-plain`);
       const text = readFileSync(path, 'utf8');
@@ -114,55 +120,81 @@ export class SourceWorkspace {
   dropLineDirectives(): void {
     this.keepsLineNumbers = false;
     const future = new Date(Date.now() + 4000);
-    for (const { path } of this.#files) {
+    for (const { path, existence } of this.#files) {
+      if (existence !== 'kept') continue;
       copyFileSync(join(this.directory, `${path}.livegraft-plain`), join(this.directory, path));
       utimesSync(join(this.directory, path), future, future);
     }
   }
 }
 
+function isFile(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isFile() === true;
+}
+
 function stripped(path: string, count: number): string {
   return path.split('/').slice(count).join('/');
 }
 
-/** The files and hunks of a unified diff. */
+/** The files of a unified diff, and where lines change in them. */
 function parseDiff(diff: string): ChangedFile[] {
-  const files: { path: string; hunks: Hunk[] }[] = [];
+  const files: { path: string; changes: Change[]; existence: ChangedFile['existence'] }[] = [];
   const lines = diff.split('\n');
-  for (let i = 0; i < lines.length; i++) {
-    const line = lines[i] as string;
-    const next = lines[i + 1] ?? '';
+  for (let i = 0; i < lines.length; ) {
+    const line = lines[i++] as string;
+    const next = lines[i] ?? '';
     if (line.startsWith('--- ') && next.startsWith('+++ ')) {
       const name = (text: string) => (text.slice(4).split('\t')[0] as string).trim();
-      const path = name(next) === '/dev/null' ? name(line) : name(next);
-      files.push({ path, hunks: [] });
+      const existence =
+        name(line) === '/dev/null' ? 'added' : name(next) === '/dev/null' ? 'removed' : 'kept';
+      files.push({ path: existence === 'removed' ? name(line) : name(next), changes: [], existence });
       i++;
       continue;
     }
     const hunk = /^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@/.exec(line);
-    if (hunk === null) continue;
-    files[files.length - 1]?.hunks.push({
-      oldStart: Number(hunk[1]),
-      oldLines: Number(hunk[2] ?? 1),
-      newStart: Number(hunk[3]),
-      newLines: Number(hunk[4] ?? 1),
-    });
+    const file = files[files.length - 1];
+    if (hunk === null || file === undefined) continue;
+    const [oldStart, oldLines, newStart, newLines] = hunk.slice(1).map((text) => Number(text ?? 1)) as [
+      number,
+      number,
+      number,
+      number,
+    ];
+    // An empty side is stated as the line before it.
+    let oldLine = oldLines === 0 ? oldStart + 1 : oldStart;
+    let newLine = newLines === 0 ? newStart + 1 : newStart;
+    const [oldEnd, newEnd] = [oldLine + oldLines, newLine + newLines];
+    let isChange = false;
+    while (i < lines.length && (oldLine < oldEnd || newLine < newEnd)) {
+      const kind = (lines[i++] as string)[0];
+      if (kind === '\\') continue;
+      if (isChange && kind !== '+' && kind !== '-') file.changes.push({ oldNext: oldLine, newNext: newLine });
+      isChange = kind === '+' || kind === '-';
+      if (kind !== '+') oldLine++;
+      if (kind !== '-') newLine++;
+    }
+    if (isChange) file.changes.push({ oldNext: oldLine, newNext: newLine });
   }
   return files;
 }
 
 /**
- * Code that uses `__LINE__` (assertions do) would change in every function behind an added line. A directive after
- * each hunk gives the lines that follow their old numbers; none is put where a line is continued.
+ * Code that uses `__LINE__` (assertions do) would change in every function behind an added line. A directive behind
+ * each change gives the lines that follow their old numbers; none is put where a line is continued.
  */
 function keepLineNumbers(text: string, file: ChangedFile): string {
   if (!/\.(c|cc|cpp|cxx|h|hh|hpp|inc)$/.test(file.path)) return text;
   const lines = text.split('\n');
-  for (const hunk of file.hunks.toReversed()) {
-    if (hunk.oldLines === hunk.newLines) continue;
-    const at = hunk.newStart - 1 + hunk.newLines;
+  let known = 0;
+  let inserted = 0;
+  for (const { oldNext, newNext } of file.changes) {
+    const at = newNext - 1 + inserted;
+    // The numbers behind it are right already when as many lines were removed as added.
+    if (newNext - oldNext === known) continue;
     if (at <= 0 || at >= lines.length || (lines[at - 1] as string).endsWith('\\')) continue;
-    lines.splice(at, 0, `#line ${hunk.oldStart + hunk.oldLines}`);
+    lines.splice(at, 0, `#line ${oldNext}`);
+    inserted++;
+    known = newNext - oldNext;
   }
   return lines.join('\n');
 }

@@ -24,6 +24,7 @@ export class TargetModel {
   readonly #byName = new Map<string, TargetSymbol[]>();
   readonly #byStableName = new Map<string, TargetSymbol[]>();
   readonly #byAddress = new Map<number, TargetSymbol[]>();
+  readonly #files = new Set<string>();
 
   /** `symbolSource` is the separate debug file of a stripped target, else the target itself. */
   constructor(elf: ElfFile, symbolSource: ElfFile, objectName: string) {
@@ -35,7 +36,7 @@ export class TargetModel {
         `${elf.source} has no symbol table and no separate debug file was found`,
         {
           remedy:
-            'install its debug symbols (the -dbgsym package), or keep an unstripped copy of the build and use that as --target',
+            'install its debug symbols (the -dbgsym package), name the folder of its debug file with --debug-dir, or give an unstripped copy of the build as --target',
           details: { target: elf.source },
         },
       );
@@ -43,7 +44,10 @@ export class TargetModel {
     const drafts: Omit<TargetSymbol, 'sympos'>[] = [];
     let fileName: string | undefined;
     for (const symbol of symbolSource.symbols) {
-      if (symbol.type === c.STT_FILE) fileName = symbol.name === '' ? undefined : symbol.name;
+      if (symbol.type === c.STT_FILE) {
+        fileName = symbol.name === '' ? undefined : symbol.name;
+        if (fileName !== undefined) this.#files.add(baseNameOf(fileName));
+      }
       const kind = kindOf(symbol);
       if (kind === undefined || symbol.sectionIndex === c.SHN_UNDEF || symbol.name === '') continue;
       const isLocal = symbol.binding === c.STB_LOCAL;
@@ -70,6 +74,11 @@ export class TargetModel {
     }
   }
 
+  /** Whether a source file is among those that the target was linked from; true when the linker recorded none. */
+  mayHaveFile(name: string | undefined): boolean {
+    return this.#files.size === 0 || name === undefined || this.#files.has(baseNameOf(name));
+  }
+
   symbolsAt(address: number): readonly TargetSymbol[] {
     return this.#byAddress.get(address) ?? [];
   }
@@ -90,13 +99,16 @@ export class TargetModel {
   ): readonly TargetSymbol[] {
     const fits = (s: TargetSymbol) => (s.kind === 'func') === isFunction;
     if (!isLocal) return this.symbolsNamed(name).filter((s) => fits(s) && !s.isLocal);
-    const baseName = fileName?.replace(/^.*\//, '');
     const inFile = (s: TargetSymbol) =>
-      s.fileName === undefined || s.fileName.replace(/^.*\//, '') === baseName;
+      s.fileName === undefined || (fileName !== undefined && baseNameOf(s.fileName) === baseNameOf(fileName));
     const exact = this.symbolsNamed(name).filter((s) => fits(s) && s.isLocal && inFile(s));
     if (exact.length > 0) return exact;
     return (this.#byStableName.get(stableName(name)) ?? []).filter((s) => fits(s) && s.isLocal && inFile(s));
   }
+}
+
+function baseNameOf(path: string): string {
+  return path.replace(/^.*\//, '');
 }
 
 function kindOf(symbol: ElfSymbol): TargetSymbol['kind'] | undefined {

@@ -9,6 +9,7 @@ export interface BuildCommandOptions {
   readonly orig?: string;
   readonly patched?: string;
   readonly target: string;
+  readonly debugDir?: readonly string[];
   readonly output: string;
   readonly name?: string;
 }

@@ -1,6 +1,7 @@
-import { writeFileSync } from 'node:fs';
-import { basename } from 'node:path';
+import { accessSync, constants, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { basename, dirname } from 'node:path';
 import { CommanderError } from 'commander';
+import { LivegraftError } from '../../base/errors.js';
 import type { BuildEvent } from '../../build/events.js';
 import { buildFromObjects } from '../../build/from-objects.js';
 import { buildFromSource } from '../../build/from-source.js';
@@ -26,8 +27,9 @@ export async function build(
     }
   };
   const { source, diff, orig, patched, target } = options;
-  const common = { targetPath: target, description: '', onEvent };
+  const common = { targetPath: target, debugDirs: options.debugDir ?? [], description: '', onEvent };
   const nameOf = (path: string) => options.name ?? basename(path).replace(/\.(patch|diff|o)$/, '');
+  expectWritable(options.output);
   let result: Awaited<ReturnType<typeof buildFromSource>>;
   if (source !== undefined && diff !== undefined && orig === undefined && patched === undefined) {
     if (command.length === 0) usage('give the build command behind --, for example: -- make');
@@ -43,7 +45,7 @@ export async function build(
   } else {
     return usage('give either --source and --diff, or --orig and --patched');
   }
-  writeFileSync(options.output, result.bytes);
+  writeWhole(options.output, result.bytes);
   const functions = result.manifest.objects.flatMap((object) => object.functions.map((fn) => fn.name));
   const { newFunctions, notes } = result.manifest;
   output.json({
@@ -56,4 +58,36 @@ export async function build(
   output.text(`${output.colors.green('built')} ${options.output}: replaces ${functions.join(', ')}`);
   if (newFunctions.length > 0) output.text(`  adds ${newFunctions.join(', ')}`);
   for (const note of notes) output.text(`  note: ${note}`);
+}
+
+/** Before a long build, instead of behind it. */
+function expectWritable(path: string): void {
+  try {
+    const folder = dirname(path);
+    if (!statSync(folder).isDirectory()) throw new Error(`${folder} is no directory`);
+    accessSync(folder, constants.W_OK);
+    if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) throw new Error('it is a directory');
+  } catch (cause) {
+    throw unwritable(path, cause);
+  }
+}
+
+/** A reader never sees half a patch. */
+function writeWhole(path: string, bytes: Uint8Array): void {
+  const draft = `${path}.${process.pid}.tmp`;
+  try {
+    writeFileSync(draft, bytes);
+    renameSync(draft, path);
+  } catch (cause) {
+    rmSync(draft, { force: true });
+    throw unwritable(path, cause);
+  }
+}
+
+function unwritable(path: string, cause: unknown): LivegraftError {
+  return new LivegraftError('output-unwritable', `${path} can't be written: ${(cause as Error).message}`, {
+    remedy: 'give a file in a folder that you may write to as -o',
+    details: { path },
+    cause,
+  });
 }
