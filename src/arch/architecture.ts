@@ -33,7 +33,10 @@ export interface RedirectSite {
   readonly offset: number;
   /** How many bytes are overwritten by the jump itself (5, or 2 for a hop). */
   readonly jumpSizeBytes: number;
-  /** Bytes that whole instructions at `offset` cover, at least `jumpSizeBytes`: these are displaced. */
+  /**
+   * Bytes that whole instructions at `offset` cover: these are displaced. At least `jumpSizeBytes`, but for a function
+   * that is shorter than the jump, which also takes fill behind it.
+   */
   readonly displacedSizeBytes: number;
   /** For a 2-byte hop: the offset (may be negative) of 5 unused padding bytes that hold the long jump. */
   readonly hopOffset: number | undefined;

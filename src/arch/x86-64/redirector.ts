@@ -13,6 +13,8 @@ import { decoder } from './decoder.js';
 const PAGE_BYTES = 4096;
 const LONG_JUMP_BYTES = 5;
 const SHORT_JUMP_BYTES = 2;
+/** Compilers align functions by this much, and fill what is left. */
+const ALIGNMENT_BYTES = 16;
 
 /** Redirects of x86-64: `jmp rel32` at the entry, or `jmp rel8` to one that lies in padding. */
 export const redirector: Redirector = {
@@ -20,15 +22,17 @@ export const redirector: Redirector = {
     const body = decodeFunction(code, functionStart, functionSizeBytes);
     if ('refused' in body) return body;
     const offset = startsWithEndbr64(code, functionStart) ? 4 : 0;
-    const long = coverBytes(body, offset, LONG_JUMP_BYTES, address);
+    const fillBytes = fillBehind(code, functionStart, functionSizeBytes, body, address);
+    const long = coverBytes(body, offset, LONG_JUMP_BYTES, address, fillBytes);
     if (!('refused' in long)) return { ...long, hopOffset: undefined };
-    const short = coverBytes(body, offset, SHORT_JUMP_BYTES, address);
+    const short = coverBytes(body, offset, SHORT_JUMP_BYTES, address, 0);
     if ('refused' in short) return short;
-    const hopOffset = findPadding(code, functionStart, functionSizeBytes, body, offset, address);
-    if (hopOffset === undefined) {
+    const isReachable = functionSizeBytes - (offset + SHORT_JUMP_BYTES) <= 127;
+    const page = modulo(address + functionSizeBytes, PAGE_BYTES);
+    if (fillBytes < LONG_JUMP_BYTES || !isReachable || page + LONG_JUMP_BYTES > PAGE_BYTES) {
       return { refused: `${long.refused}, and there is no padding within reach of a short jump` };
     }
-    return { ...short, hopOffset };
+    return { ...short, hopOffset: functionSizeBytes };
   },
 
   displace(code, functionStart, site, from, to): DisplacedCode | RedirectRefusal {
@@ -54,9 +58,12 @@ export const redirector: Redirector = {
   },
 };
 
+function isRel32(relative: number): boolean {
+  return relative >= -(2 ** 31) && relative < 2 ** 31;
+}
+
 function expectRel32(relative: number): number {
-  if (relative < -(2 ** 31) || relative >= 2 ** 31)
-    throw new RangeError(`jump of ${relative} bytes is out of reach`);
+  if (!isRel32(relative)) throw new RangeError(`jump of ${relative} bytes is out of reach`);
   return relative;
 }
 
@@ -82,26 +89,31 @@ function decodeFunction(
 
 type Cover = Omit<RedirectSite, 'hopOffset'>;
 
-/** Whole instructions that make room for a jump at `offset`, when nothing leads into the middle of that jump. */
+/**
+ * Whole instructions that make room for a jump at `offset`, when nothing leads into the middle of that jump. Of a
+ * function that is too short all, and the fill behind it.
+ */
 function coverBytes(
   body: readonly Instruction[],
   offset: number,
   jumpSizeBytes: number,
   address: number,
+  fillBytes: number,
 ): Cover | RedirectRefusal {
   // A write inside one page can't be torn by the death of the writer.
-  const page = (address + offset) % PAGE_BYTES;
+  const page = modulo(address + offset, PAGE_BYTES);
   if (page + jumpSizeBytes > PAGE_BYTES) return { refused: 'its first bytes lie on two pages' };
   let end = offset;
   for (const instruction of body) {
     if (instruction.offset < offset) continue;
     if (end - offset >= jumpSizeBytes) break;
     end = instruction.offset + instruction.lengthBytes;
-    const endsFlow =
-      instruction.flow === 'jump' || instruction.flow === 'return' || instruction.flow === 'indirectJump';
-    if (endsFlow && end - offset < jumpSizeBytes) break;
+    if (endsFlow(instruction)) break;
   }
-  if (end - offset < jumpSizeBytes)
+  const last = body[body.length - 1];
+  const functionEnd = last === undefined ? 0 : last.offset + last.lengthBytes;
+  const room = end === functionEnd ? end + fillBytes : end;
+  if (room - offset < jumpSizeBytes || end === offset)
     return { refused: `it has only ${end - offset} bytes to place a jump in` };
   const jumpEnd = offset + jumpSizeBytes;
   for (const instruction of body) {
@@ -127,57 +139,44 @@ function coverBytes(
   return { offset, jumpSizeBytes, displacedSizeBytes: end - offset };
 }
 
-/** Offset of five bytes that no code uses, within reach of a short jump at `offset`. */
-function findPadding(
+/**
+ * How many bytes behind the function no code uses: the fill up to the next aligned place. Fill that ends before could
+ * be another function that begins with nops, and does not count.
+ */
+function fillBehind(
   code: Uint8Array,
   functionStart: number,
   sizeBytes: number,
   body: readonly Instruction[],
-  offset: number,
   address: number,
-): number | undefined {
+): number {
   const last = body[body.length - 1];
-  const endsFlow =
-    last !== undefined &&
-    ['jump', 'return', 'indirectJump', 'deadEnd', 'interruptReturn'].includes(last.flow);
-  // Behind the function: fill up to the next aligned entry.
-  if (endsFlow) {
-    const room = paddingBytes(code, functionStart + sizeBytes, address + sizeBytes);
-    const reachable = sizeBytes - (offset + SHORT_JUMP_BYTES) <= 127;
-    const page = (address + sizeBytes) % PAGE_BYTES;
-    if (room >= LONG_JUMP_BYTES && reachable && page + LONG_JUMP_BYTES <= PAGE_BYTES) return sizeBytes;
-  }
-  // Before it: int3 and multi-byte nops can't be told from operands when read backwards, so only runs of one-byte
-  // fillers that reach back to a return or jump are taken.
-  let run = 0;
-  while (run < 15 && isOneByteFiller(code[functionStart - 1 - run])) run++;
-  const before = code[functionStart - 1 - run];
-  const page = (((address - LONG_JUMP_BYTES) % PAGE_BYTES) + PAGE_BYTES) % PAGE_BYTES;
-  if (run >= LONG_JUMP_BYTES && before === 0xc3 && page + LONG_JUMP_BYTES <= PAGE_BYTES)
-    return -LONG_JUMP_BYTES;
-  return undefined;
+  if (last === undefined || !endsFlow(last)) return 0;
+  const room = modulo(-(address + sizeBytes), ALIGNMENT_BYTES);
+  return isPadding(code, functionStart + sizeBytes, room) ? room : 0;
 }
 
-function isOneByteFiller(byte: number | undefined): boolean {
-  return byte === 0x90 || byte === 0xcc;
+/** Whether control never goes on behind an instruction. */
+function endsFlow({ flow }: Instruction): boolean {
+  return ['jump', 'return', 'indirectJump', 'deadEnd', 'interruptReturn'].includes(flow);
 }
 
-/** How many bytes of fill follow before the next 16-byte boundary. */
-function paddingBytes(code: Uint8Array, position: number, address: number): number {
-  const room = (16 - (address % 16)) % 16;
+/** The remainder that is never negative: kernel addresses are negative numbers. */
+function modulo(value: number, divisor: number): number {
+  return ((value % divisor) + divisor) % divisor;
+}
+
+/** Whether nops or int3 follow for `room` bytes; the last nop may be longer, when there is more to fill. */
+function isPadding(code: Uint8Array, position: number, room: number): boolean {
   let used = 0;
   while (used < room) {
     const at = position + used;
-    if (at >= code.length) break;
-    if (code[at] === 0xcc || code[at] === 0x00) {
-      used++;
-      continue;
-    }
-    const length = nopLength(code, at);
-    if (length === 0) break;
+    if (at >= code.length) return false;
+    const length = code[at] === 0xcc ? 1 : nopLength(code, at);
+    if (length === 0) return false;
     used += length;
   }
-  return Math.min(used, room);
+  return true;
 }
 
 /** 90, the long nops 0f 1f /0, and either behind 66 and 2e prefixes, as assemblers fill with. */
@@ -210,9 +209,7 @@ function displaceInstructions(
     map.push({ copy: out.length, original: offset });
     const bytes = code.subarray(at, at + instruction.lengthBytes);
     const { target } = instruction;
-    fallsThrough = !['jump', 'return', 'indirectJump', 'deadEnd', 'interruptReturn'].includes(
-      instruction.flow,
-    );
+    fallsThrough = !endsFlow(instruction);
     if (target !== undefined) {
       const refused = writeRelative(out, bytes, instruction, fields.relativeTargetSizeBytes);
       if (refused !== undefined) return { refused };
@@ -225,8 +222,7 @@ function displaceInstructions(
         const operand =
           from + offset + instruction.lengthBytes + view.getInt32(fields.ripDisplacementAt, true);
         const relative = operand - (to + start + instruction.lengthBytes);
-        if (relative < -(2 ** 31) || relative >= 2 ** 31)
-          return { refused: 'the data it uses is out of reach' };
+        if (!isRel32(relative)) return { refused: 'the data it uses is out of reach' };
         out.patchU32(start + fields.ripDisplacementAt, relative >>> 0);
       }
     }
@@ -240,7 +236,9 @@ function displaceInstructions(
   for (const { at, original } of pending) {
     const inside = map.find((pair) => pair.original === original);
     const target = inside !== undefined && original < end ? to + inside.copy : from + original;
-    out.patchU32(at, expectRel32(target - (to + at + 4)) >>> 0);
+    const relative = target - (to + at + 4);
+    if (!isRel32(relative)) return { refused: 'the code it leads to is out of reach' };
+    out.patchU32(at, relative >>> 0);
   }
   return { bytes: out.toBytes(), map };
 }
