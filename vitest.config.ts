@@ -4,7 +4,13 @@ export default defineConfig({
   test: {
     reporters: ['default', './scripts/plain-reporter.mjs'],
     projects: [
-      { test: { name: 'unit', include: ['src/**/*.test.ts'], testTimeout: 60_000 } },
+      {
+        test: {
+          name: 'unit',
+          include: ['src/**/*.test.ts', 'test/oracle/**/*.test.ts'],
+          testTimeout: 60_000,
+        },
+      },
       {
         // Real processes on two cores: one file at a time, each in a process of its own (ptrace is bound to a thread).
         test: {

@@ -9,9 +9,33 @@ import { join } from 'node:path';
 export function fetchDebianSource(name: string, folder: string): string {
   const tree = join(folder, 'tree');
   if (existsSync(tree)) return tree;
+  const run = preparePrivateApt(folder, 'deb-src');
+  run('apt-get', ['source', '--download-only', '-q', name]);
+  const description = readdirSync(folder).find(
+    (file) => file.startsWith(`${name}_`) && file.endsWith('.dsc'),
+  );
+  if (description === undefined) throw new Error(`apt-get fetched no source package ${name}`);
+  run('dpkg-source', ['-x', description, tree]);
+  return tree;
+}
+
+/** Fetches a Debian binary package in the same way and unpacks it, without installing anything. */
+export function fetchDebianPackage(name: string, folder: string): string {
+  const tree = join(folder, 'tree');
+  if (existsSync(tree)) return tree;
+  const run = preparePrivateApt(folder, 'deb');
+  run('apt-get', ['download', '-q', name]);
+  const file = readdirSync(folder).find((entry) => entry.startsWith(`${name}_`) && entry.endsWith('.deb'));
+  if (file === undefined) throw new Error(`apt-get fetched no package ${name}`);
+  run('dpkg-deb', ['-x', file, tree]);
+  return tree;
+}
+
+/** Makes apt's folders, its source list, and updates them; returns how to run a command with them. */
+function preparePrivateApt(folder: string, type: 'deb' | 'deb-src') {
   for (const part of ['state/lists/partial', 'cache/archives/partial', 'parts'])
     mkdirSync(join(folder, part), { recursive: true });
-  writeSources(join(folder, 'parts'));
+  writeSources(join(folder, 'parts'), type);
   const configuration = join(folder, 'apt.conf');
   writeFileSync(
     configuration,
@@ -25,21 +49,22 @@ export function fetchDebianSource(name: string, folder: string): string {
   );
   const run = (command: string, args: readonly string[]) => {
     const env = { ...process.env, APT_CONFIG: configuration };
-    const { status, stdout, stderr } = spawnSync(command, args, { cwd: folder, encoding: 'utf8', env });
-    if (status !== 0) throw new Error(`${command} ${args.join(' ')} failed:\n${stdout}${stderr}`);
+    const { status, stdout, stderr, error } = spawnSync(command, args, {
+      cwd: folder,
+      encoding: 'utf8',
+      env,
+    });
+    if (status !== 0)
+      throw new Error(
+        `${command} ${args.join(' ')} failed:\n${error?.message ?? ''}${stdout ?? ''}${stderr ?? ''}`,
+      );
   };
   run('apt-get', ['update', '-q']);
-  run('apt-get', ['source', '--download-only', '-q', name]);
-  const description = readdirSync(folder).find(
-    (file) => file.startsWith(`${name}_`) && file.endsWith('.dsc'),
-  );
-  if (description === undefined) throw new Error(`apt-get fetched no source package ${name}`);
-  run('dpkg-source', ['-x', description, tree]);
-  return tree;
+  return run;
 }
 
-/** Copies the machine's Debian entries, in either of apt's formats, as source entries. */
-function writeSources(into: string): void {
+/** Copies the machine's Debian entries, in either of apt's formats, as entries of one type. */
+function writeSources(into: string, type: 'deb' | 'deb-src'): void {
   const parts = '/etc/apt/sources.list.d';
   const files = [
     '/etc/apt/sources.list',
@@ -53,14 +78,14 @@ function writeSources(into: string): void {
         .split(/\n\s*\n/)
         .filter((stanza) => /^URIs:.*\/debian(-security)?\/?\s*$/m.test(stanza));
       if (stanzas.length === 0) return;
-      const sources = stanzas.map((stanza) => stanza.replace(/^Types:.*$/m, 'Types: deb-src'));
+      const sources = stanzas.map((stanza) => stanza.replace(/^Types:.*$/m, `Types: ${type}`));
       writeFileSync(join(into, `part${index}.sources`), `${sources.join('\n\n')}\n`);
     } else {
       const lines = text.split('\n').filter((line) => /^deb\s.*\/debian(-security)?\/?\s/.test(line));
       if (lines.length === 0) return;
       writeFileSync(
         join(into, `part${index}.list`),
-        `${lines.map((line) => line.replace(/^deb/, 'deb-src')).join('\n')}\n`,
+        `${lines.map((line) => line.replace(/^deb/, type)).join('\n')}\n`,
       );
     }
     found = true;

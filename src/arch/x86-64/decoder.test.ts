@@ -6,7 +6,7 @@ import { decoder } from './decoder.js';
 describe('decoder', () => {
   // The whole comparison is `npm run oracle:decoder`.
   it.each(['/usr/lib/x86_64-linux-gnu/libc.so.6', process.execPath])('agrees with iced-x86 on %s', (path) => {
-    const { instructions, mismatches } = compareFile(readFileSync(path), path, 4_000_000);
+    const { instructions, mismatches } = compareFile(readFileSync(path), path, 1_500_000);
     expect(instructions).toBeGreaterThan(100_000);
     expect([...mismatches]).toEqual([]);
   });

@@ -3,6 +3,7 @@ import type { Instruction as Ours } from '../../../src/arch/instruction.js';
 import { decoder } from '../../../src/arch/x86-64/decoder.js';
 import { SHF_EXECINSTR } from '../../../src/elf/constants.js';
 import { parseElf } from '../../../src/elf/reader.js';
+import { stackDifference } from './stack-effects.js';
 
 export interface DecodedFile {
   readonly instructions: number;
@@ -71,7 +72,7 @@ function difference(iced: Instruction, ours: Ours | undefined): string | undefin
       return `stack pointer: iced ${iced.stackPointerIncrement}, we ${change}`;
     }
   }
-  return undefined;
+  return stackDifference(iced, ours);
 }
 
 const FLOWS: Readonly<Record<number, readonly Ours['flow'][]>> = {
