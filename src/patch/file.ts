@@ -9,6 +9,7 @@ import {
   type SymbolToWrite,
   writeRelocatable,
 } from '../elf/writer.js';
+import { findFlaw } from './check.js';
 import type { Patch, PatchSection, PatchSectionKind, PatchSymbol } from './content.js';
 import { MANIFEST_VERSION, manifestSchema, type PatchManifest } from './manifest.js';
 
@@ -140,7 +141,7 @@ function parse(bytes: Uint8Array, source: string, digest: Digest): Patch {
   const manifest = parseManifest(manifestSection, source);
   const kept = elf.sections.filter((section) => kindOf(section) !== undefined);
   const newIndex = new Map(kept.map((section, i) => [section.index, i]));
-  return {
+  const patch: Patch = {
     id: stated.slice(0, 16),
     manifest,
     sections: kept.map((section) => parseSection(elf, section)),
@@ -157,6 +158,9 @@ function parse(bytes: Uint8Array, source: string, digest: Digest): Patch {
       };
     }),
   };
+  const flaw = findFlaw(patch);
+  if (flaw !== undefined) throw malformed(source, flaw);
+  return patch;
 }
 
 function kindOf(section: ElfSection): PatchSectionKind | undefined {

@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { LivegraftError } from '../../base/errors.js';
 import { sha256 } from '../../build/from-objects.js';
 import { parsePatch } from '../../patch/file.js';
@@ -7,6 +7,8 @@ import type { Output } from '../output.js';
 export function inspect(path: string, output: Output): void {
   let bytes: Uint8Array;
   try {
+    // A pipe or a device would be read without an end.
+    if (!statSync(path).isFile()) throw new Error('it is no regular file');
     bytes = readFileSync(path);
   } catch (cause) {
     throw new LivegraftError('patch-unreadable', `${path} can't be read: ${(cause as Error).message}`, {
