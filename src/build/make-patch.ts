@@ -10,12 +10,11 @@ import {
   type PatchManifest,
   type PatchSymbolAddress,
 } from '../patch/manifest.js';
-import { type Comparison, compareObjects, type Pair } from './compare.js';
+import type { Comparison, Pair } from './compare.js';
 import type { CompiledPair } from './compiled-pair.js';
 import type { BuildEvent } from './events.js';
 import { type Definition, type ObjectModel, parentOfPart } from './object-model.js';
-import { findCodeDifference } from './proof.js';
-import { refuseUnsafe } from './refusals.js';
+import { type Find, nameOfFile, proveAll } from './prove-pairs.js';
 import { selectPatch } from './select.js';
 import type { TargetModel, TargetSymbol } from './target-model.js';
 
@@ -47,7 +46,9 @@ export function makePatch(
   const sections: PatchSection[] = [];
   const symbols: PatchSymbol[] = [];
   const takenNames = new Set<string>();
-  for (const { pair, comparison, changedFunctions, find, proven, index } of proveAll(
+  /** New symbols that several files share, with their places in `symbols`. */
+  const globals = new Map<string, number>();
+  for (const { pair, comparison, changedFunctions, newGlobals, find, proven, index } of proveAll(
     pairs,
     target,
     options,
@@ -55,7 +56,7 @@ export function makePatch(
   )) {
     const file = nameOfFile(pair);
     notes.push(`${file}: ${proven} functions of the unpatched build are the target's`);
-    const roots = changedFunctions.map((p) => p.patched);
+    const roots = [...changedFunctions.map((p) => p.patched), ...newGlobals];
     const selection = selectPatch(pair.patched, comparison, roots, target, find, `${index}.`);
     const [sectionBase, symbolBase] = [sections.length, symbols.length];
     for (const section of selection.sections) {
@@ -71,6 +72,10 @@ export function makePatch(
           ? { ...symbol, name: inPatch(symbol.name), section: symbol.section + sectionBase }
           : symbol,
       );
+    }
+    for (const { name } of newGlobals) {
+      const at = selection.symbols.findIndex((symbol) => symbol.kind === 'defined' && symbol.name === name);
+      if (at >= 0) globals.set(name, symbolBase + at);
     }
     for (const symbol of selection.targetSymbols)
       targetSymbols.set(`${symbol.kind} ${symbol.name},${symbol.sympos}`, symbol);
@@ -115,98 +120,10 @@ export function makePatch(
     notes,
   };
   options.onEvent({ kind: 'step', step: 'write', detail: `${functions.length} functions` });
-  return { bytes: writePatch({ manifest, sections, symbols }, options.digest), manifest };
-}
-
-interface ProvenPair {
-  readonly pair: CompiledPair;
-  readonly index: number;
-  readonly comparison: Comparison;
-  /** Those that no earlier pair has: an inline function of a header is compiled with each file that uses it. */
-  readonly changedFunctions: readonly Pair[];
-  readonly find: Find;
-  readonly proven: number;
-}
-
-/**
- * Compares all pairs and holds those that changed against the target. A build may also compile files that the target
- * is not made of, or one file twice, for a program and for a library: what the target does not hold is left out, as
- * long as something is left.
- */
-function proveAll(
-  pairs: readonly CompiledPair[],
-  target: TargetModel,
-  options: MakeOptions,
-  notes: string[],
-): readonly ProvenPair[] {
-  const proven: ProvenPair[] = [];
-  const failed: {
-    readonly file: string;
-    readonly names: readonly string[];
-    readonly error: LivegraftError;
-  }[] = [];
-  const claimed = new Set<number>();
-  pairs.forEach((pair, index) => {
-    const comparison = compareObjects(pair.original, pair.patched);
-    const file = nameOfFile(pair);
-    options.onEvent({
-      kind: 'step',
-      step: 'compare',
-      detail: `${file}: ${comparison.changedFunctions.length} changed, ${comparison.newFunctions.length} new functions`,
-    });
-    const find = finder(options.decoder, pair.original, target);
-    const isPart = isPartOfTarget(pair.original, target);
-    if (isPart) refuseUnsafe(pair, comparison);
-    if (comparison.changedFunctions.length === 0) return;
-    const names = comparison.changedFunctions.map((change) => change.original.name);
-    if (!isPart) {
-      const error = new LivegraftError(
-        'object-not-in-target',
-        `${file} changes (${names.join(', ')}), but ${target.objectName} has none of its functions`,
-        {
-          remedy: 'give the executable or library that the changed file is linked into as --target',
-          details: { file, target: target.elf.source },
-        },
-      );
-      failed.push({ file, names, error });
-      return;
-    }
-    options.onEvent({ kind: 'step', step: 'prove', detail: file });
-    try {
-      const count = proveUnpatched(options.decoder, pair.original, comparison.changedFunctions, target, find);
-      const changedFunctions = comparison.changedFunctions.filter((change) => {
-        const address = find(change.original)?.address ?? 0;
-        const isNew = !claimed.has(address);
-        claimed.add(address);
-        return isNew;
-      });
-      if (changedFunctions.length > 0)
-        proven.push({ pair, index, comparison, changedFunctions, find, proven: count });
-    } catch (error) {
-      if (!(error instanceof LivegraftError)) throw error;
-      failed.push({ file, names, error });
-    }
-  });
-  const provenFiles = new Set(proven.map(({ pair }) => nameOfFile(pair)));
-  for (const { file, error } of failed) {
-    const isElsewhere = error.code === 'object-not-in-target' ? proven.length > 0 : provenFiles.has(file);
-    if (!isElsewhere) throw error;
-    notes.push(`left out a compilation of ${file}, which is not in ${target.objectName}`);
-  }
-  return proven;
-}
-
-function nameOfFile(pair: CompiledPair): string {
-  return pair.original.fileName ?? pair.original.source;
-}
-
-/** Whether the target was linked from the object's source file, and has any function of it by name. */
-function isPartOfTarget(original: ObjectModel, target: TargetModel): boolean {
-  if (!target.mayHaveFile(original.fileName)) return false;
-  return [...original.definitions.values()].some((d) => {
-    const isLocal = d.symbol.binding === c.STB_LOCAL;
-    return d.kind === 'function' && target.candidates(d.name, isLocal, original.fileName, true).length > 0;
-  });
+  return {
+    bytes: writePatch({ manifest, sections: joinFiles(sections, symbols, globals), symbols }, options.digest),
+    manifest,
+  };
 }
 
 function notesOnRemovals(file: string, pair: CompiledPair, comparison: Comparison): readonly string[] {
@@ -217,93 +134,6 @@ function notesOnRemovals(file: string, pair: CompiledPair, comparison: Compariso
   return removed.map(
     ({ name }) => `${file}: ${name} is gone from the source; it stays in the program, unused by the new code`,
   );
-}
-
-/** Finds what a definition of the original object is in the target; several of one name are told apart by their code. */
-function finder(decoder: InstructionDecoder, original: ObjectModel, target: TargetModel) {
-  const known = new Map<Definition, TargetSymbol | undefined>();
-  return (definition: Definition): TargetSymbol | undefined => {
-    if (known.has(definition)) return known.get(definition);
-    const isLocal = definition.symbol.binding === c.STB_LOCAL;
-    const isFunction = definition.kind === 'function';
-    let candidates = target.candidates(definition.name, isLocal, original.fileName, isFunction);
-    if (candidates.length > 1)
-      candidates = candidates.filter((s) => s.sizeBytes === definition.symbol.sizeBytes || isFunction);
-    if (candidates.length > 1 && isFunction) {
-      candidates = candidates.filter(
-        (s) =>
-          findCodeDifference(decoder, original, definition, target, s.address, s.sizeBytes) === undefined,
-      );
-    }
-    if (candidates.length > 1 && new Set(candidates.map((s) => s.address)).size > 1) {
-      throw new LivegraftError(
-        'symbol-ambiguous',
-        `${target.objectName} has ${candidates.length} symbols ${definition.name} that ${original.fileName ?? original.source} could mean`,
-        {
-          remedy: 'rename one of them, or patch the callers',
-          details: { symbol: definition.name, count: candidates.length },
-        },
-      );
-    }
-    known.set(definition, candidates[0]);
-    return candidates[0];
-  };
-}
-
-type Find = ReturnType<typeof finder>;
-
-/** Every function of the object that the target has must be the same code; returns how many there were. */
-function proveUnpatched(
-  decoder: InstructionDecoder,
-  original: ObjectModel,
-  changed: readonly Pair[],
-  target: TargetModel,
-  find: Find,
-): number {
-  let proven = 0;
-  const isChanged = new Set(changed.map((pair) => pair.original));
-  const definitions = [...original.definitions.values()].filter(
-    (d) => d.kind === 'function' && d.symbol.sizeBytes > 0,
-  );
-  // The changed ones first: a difference there is what the reader must hear of.
-  definitions.sort((a, b) => Number(isChanged.has(b)) - Number(isChanged.has(a)));
-  for (const definition of definitions) {
-    const found = find(definition);
-    if (found === undefined) {
-      if (!isChanged.has(definition)) continue;
-      throw new LivegraftError(
-        'function-not-in-target',
-        `${definition.name} changes, but ${target.objectName} has no such function`,
-        {
-          remedy:
-            'the target may have been built from other sources or with other flags, or the linker left it out',
-          details: { function: definition.name },
-        },
-      );
-    }
-    const difference = findCodeDifference(
-      decoder,
-      original,
-      definition,
-      target,
-      found.address,
-      found.sizeBytes,
-    );
-    if (difference === undefined) {
-      proven++;
-      continue;
-    }
-    const { offset, compiled, inTarget } = difference;
-    throw new LivegraftError(
-      'target-differs',
-      `the unpatched build is not the code in ${target.elf.source}: ${definition.name} differs at offset ${offset} (built ${compiled}, target ${inTarget})`,
-      {
-        remedy: 'build with the compiler, flags and sources that the target was built with',
-        details: { function: definition.name, offset, compiled, inTarget },
-      },
-    );
-  }
-  return proven;
 }
 
 function describeFunction(
@@ -353,4 +183,21 @@ function identityOf(target: TargetModel, digest: Digest): PatchManifest['objects
     at += segment.fileSizeBytes;
   }
   return { kind: 'textHash', sha256: digest(bytes) };
+}
+
+/** Leads what one file leaves open to what another one of the same patch defines. */
+function joinFiles(
+  sections: readonly PatchSection[],
+  symbols: readonly PatchSymbol[],
+  globals: ReadonlyMap<string, number>,
+): readonly PatchSection[] {
+  const join = (symbolIndex: number): number => {
+    const symbol = symbols[symbolIndex];
+    const isOpen = symbol?.kind === 'external' && symbol.object === '*';
+    return (isOpen ? globals.get(symbol.name) : undefined) ?? symbolIndex;
+  };
+  return sections.map((section) => ({
+    ...section,
+    relocations: section.relocations.map((r) => ({ ...r, symbolIndex: join(r.symbolIndex) })),
+  }));
 }

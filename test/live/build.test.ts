@@ -209,6 +209,32 @@ int other(int n) { struct pair p = {n, n + 3, n}; __asm__("" : "+m"(p)); return 
   });
 });
 
+describe('several files', () => {
+  it('that share a new function and a new variable', async () => {
+    const tree = makeTree({
+      files: {
+        'a.c': 'int work(int n) { return n; }',
+        'b.c': 'int quiet(void) { return 1; }',
+        'main.c': MAIN,
+      },
+      change: {
+        'a.c': 'int added(int); extern int level; int work(int n) { return added(n) + level; }',
+        'b.c':
+          'int level = 3; static int times; int quiet(void) { return 1; } int added(int n) { return n * 2 + ++times; }',
+      },
+    });
+    const { patch } = await expectPatch(tree);
+    expect(replacedBy(patch)).toEqual(['work']);
+    expect(patch.manifest.newFunctions).toEqual(['added']);
+    expect(patch.manifest.newData.map((d) => d.name).sort()).toEqual(['level', 'times']);
+    // Nothing is left for the dynamic linker to find.
+    const used = new Set(
+      patch.sections.flatMap((s) => s.relocations.map((r) => patch.symbols[r.symbolIndex])),
+    );
+    expect([...used].filter((s) => s?.kind === 'external' && s.object === '*')).toEqual([]);
+  });
+});
+
 describe('thread-local variables', () => {
   const text = (k: number) => `__thread int hits = 3; static __thread long own; extern __thread int elsewhere;
 int work(int n) { own += ${k}; return hits += n + elsewhere + (int)own; }`;
