@@ -39,9 +39,11 @@ export class CompilerCapture {
     this.#directory = directory;
     this.#sourceDir = sourceDir;
     // __FILE__ is what the target's build had: the path in the tree itself.
+    // Debug information tells how types are laid out; it changes no code (GCC manual, -fcompare-debug).
     const flags = [
       '-ffunction-sections',
       '-fdata-sections',
+      '-gdwarf-4',
       `-ffile-prefix-map=${directory}=${resolve(sourceDir)}`,
     ];
     const install = (place: string, name: string, script: string) => {

@@ -17,6 +17,8 @@ export interface BuildOptions {
   readonly targetPath: string;
   /** Where to look for the debug file of a stripped target, besides the system's folder. */
   readonly debugDirs: readonly string[];
+  /** Names of structures whose layout may change. */
+  readonly acceptedTypes: readonly string[];
   readonly name: string;
   readonly description: string;
   readonly onEvent: (event: BuildEvent) => void;
@@ -44,6 +46,7 @@ export function buildFromPairs(
     name: options.name,
     description: options.description,
     decoder: x86_64.decoder,
+    acceptedTypes: options.acceptedTypes,
     digest: sha256,
     createdAt: new Date().toISOString(),
     onEvent: options.onEvent,

@@ -22,6 +22,8 @@ export interface MakeOptions {
   readonly name: string;
   readonly description: string;
   readonly decoder: InstructionDecoder;
+  /** Structures whose layout may change: the user says that no object of them outlives the change. */
+  readonly acceptedTypes: readonly string[];
   readonly digest: Digest;
   readonly createdAt: string;
   readonly onEvent: (event: BuildEvent) => void;

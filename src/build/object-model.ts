@@ -1,5 +1,6 @@
 import type { InstructionDecoder } from '../arch/architecture.js';
-import { LivegraftError } from '../base/errors.js';
+import { LivegraftError, ParseError } from '../base/errors.js';
+import { parseTypeLayouts } from '../dwarf/type-layouts.js';
 import * as c from '../elf/constants.js';
 import type { ElfFile, ElfRelocation, ElfSection, ElfSymbol } from '../elf/elf-file.js';
 
@@ -16,6 +17,7 @@ export class ObjectModel {
   readonly #instructionEnds = new Map<number, Map<number, number>>();
   readonly #relocations = new Map<number, readonly ElfRelocation[]>();
   #users: Map<Definition, Set<string>> | undefined;
+  #anonymous: Map<number, number[]> | undefined;
 
   constructor(elf: ElfFile, decoder: InstructionDecoder) {
     this.elf = elf;
@@ -65,6 +67,32 @@ export class ObjectModel {
     return relocations;
   }
 
+  /** How the structures that the file knows are laid out, by name; undefined without debug information that can be read. */
+  get typeLayouts(): ReadonlyMap<string, string> | undefined {
+    const info = this.elf.findSection('.debug_info');
+    if (info === undefined) return undefined;
+    const values = new Map(
+      this.relocationsOf(info).map((r) => [
+        r.offset,
+        (this.elf.symbols[r.symbolIndex]?.value ?? 0) + r.addend,
+      ]),
+    );
+    const data = (name: string) => this.elf.findSection(name)?.data ?? new Uint8Array();
+    try {
+      return parseTypeLayouts({
+        info: info.data,
+        abbrev: data('.debug_abbrev'),
+        str: data('.debug_str'),
+        lineStr: data('.debug_line_str'),
+        relocated: (offset) => values.get(offset),
+        source: this.source,
+      });
+    } catch (error) {
+      if (error instanceof ParseError) return undefined;
+      throw error;
+    }
+  }
+
   /** Names of the functions and variables that refer to a definition. */
   usersOf(definition: Definition): ReadonlySet<string> {
     if (this.#users === undefined) {
@@ -81,6 +109,25 @@ export class ObjectModel {
       }
     }
     return this.#users.get(definition) ?? new Set();
+  }
+
+  /** Where code refers to data without a name in a section, in ascending order: each begins a constant or a table. */
+  anonymousPositions(section: ElfSection): readonly number[] {
+    if (this.#anonymous === undefined) {
+      this.#anonymous = new Map();
+      for (const code of this.elf.sections) {
+        if ((code.flags & c.SHF_EXECINSTR) === 0) continue;
+        for (const relocation of this.relocationsOf(code)) {
+          const reference = this.referenceOf(code, relocation);
+          if (reference.kind !== 'anonymous') continue;
+          const known = this.#anonymous.get(reference.section.index) ?? [];
+          known.push(reference.position);
+          this.#anonymous.set(reference.section.index, known);
+        }
+      }
+      for (const positions of this.#anonymous.values()) positions.sort((a, b) => a - b);
+    }
+    return this.#anonymous.get(section.index) ?? [];
   }
 
   /** What a relocation means, whatever symbol the assembler chose to express it. */

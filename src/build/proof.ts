@@ -272,18 +272,20 @@ class CodeProof {
     const type = byOffset.get(position)?.type;
     if (type !== c.R_X86_64_PC32 && type !== c.R_X86_64_64) return true;
     const entryBytes = relocatedBytes(type);
-    for (let at = position; ; at += entryBytes) {
+    // A table ends where the next one begins.
+    const end =
+      this.#object.anonymousPositions(section).find((other) => other > position) ?? section.sizeBytes;
+    for (let at = position; at < end; at += entryBytes) {
       const relocation = byOffset.get(at);
       if (relocation?.type !== type) return true;
       const symbol = this.#object.elf.symbols[relocation.symbolIndex];
       if (symbol === undefined || symbol.sectionIndex !== this.#definition.section.index) return true;
       const bias = type === c.R_X86_64_PC32 ? at - position : 0;
       const to = symbol.value + relocation.addend - bias - this.#start;
-      // Another table that follows at once counts from its own start.
-      if (to < 0 || to >= this.#compiled.length) return true;
       const linkedTo = this.#tableEntry(linkedAt, at - position, type);
       if (linkedTo === undefined || this.#places.get(to) !== linkedTo - this.#address) return false;
     }
+    return true;
   }
 
   /** Where an entry of a table in the target leads; an address in a position-independent file is in its relocations. */

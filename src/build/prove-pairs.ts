@@ -29,7 +29,11 @@ export interface ProvenPair {
 export function proveAll(
   pairs: readonly CompiledPair[],
   target: TargetModel,
-  options: { readonly decoder: InstructionDecoder; readonly onEvent: (event: BuildEvent) => void },
+  options: {
+    readonly decoder: InstructionDecoder;
+    readonly acceptedTypes: readonly string[];
+    readonly onEvent: (event: BuildEvent) => void;
+  },
   notes: string[],
 ): readonly ProvenPair[] {
   const proven: ProvenPair[] = [];
@@ -50,7 +54,7 @@ export function proveAll(
     });
     const find = finder(options.decoder, pair.original, target);
     const isPart = isPartOfTarget(pair.original, target);
-    if (isPart) refuseUnsafe(pair, comparison);
+    if (isPart) refuseUnsafe(pair, comparison, options.acceptedTypes);
     const newGlobals = [...comparison.newFunctions, ...comparison.newData].filter(
       (d) => d.symbol.binding !== c.STB_LOCAL && needed.has(d.name),
     );

@@ -5,7 +5,11 @@ import type { CompiledPair } from './compiled-pair.js';
 import type { Definition, ObjectModel } from './object-model.js';
 
 /** Refuses, by name, changes that redirecting functions can't bring about in a running program. */
-export function refuseUnsafe(pair: CompiledPair, comparison: Comparison): void {
+export function refuseUnsafe(
+  pair: CompiledPair,
+  comparison: Comparison,
+  acceptedTypes: readonly string[],
+): void {
   const { original, patched } = pair;
   const file = original.fileName ?? original.source;
   const { changedFunctions, changedData } = comparison;
@@ -57,6 +61,20 @@ export function refuseUnsafe(pair: CompiledPair, comparison: Comparison): void {
         },
       );
     }
+  }
+  const types = changedFunctions.length === 0 ? [] : changedTypes(original, patched);
+  const unexpected = types.filter((name) => !acceptedTypes.includes(name.replace(/^\w+ /, '')));
+  if (unexpected.length > 0) {
+    const list = unexpected.join(', ');
+    throw new LivegraftError(
+      'type-layout-changed',
+      `${file}: the diff changes how ${list} is laid out in memory: the program holds objects of the old layout`,
+      {
+        remedy:
+          'keep the layout, and put new state elsewhere; where no object outlives a changed function, say so with --accept-layout-change NAME',
+        details: { file, types: list },
+      },
+    );
   }
   const gathered = gatheredSections(original, patched);
   if (gathered !== undefined) {
@@ -126,4 +144,11 @@ function gatheredSections(original: ObjectModel, patched: ObjectModel): string |
 
 function commonSymbols(model: ObjectModel): readonly string[] {
   return model.elf.symbols.filter((s) => s.sectionIndex === c.SHN_COMMON).map((s) => s.name);
+}
+
+/** Structures that both compilations know, laid out in different ways. */
+function changedTypes(original: ObjectModel, patched: ObjectModel): readonly string[] {
+  const [before, after] = [original.typeLayouts, patched.typeLayouts];
+  if (before === undefined || after === undefined) return [];
+  return [...after.keys()].filter((name) => before.has(name) && before.get(name) !== after.get(name));
 }

@@ -10,6 +10,7 @@ export interface BuildCommandOptions {
   readonly patched?: string;
   readonly target: string;
   readonly debugDir?: readonly string[];
+  readonly acceptLayoutChange?: readonly string[];
   readonly output: string;
   readonly name?: string;
 }

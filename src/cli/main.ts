@@ -97,6 +97,7 @@ function addBuild(program: Command, output: () => Output): void {
     .option('--orig <object>', 'object compiled without the change')
     .option('--patched <object>', 'object compiled with the change')
     .requiredOption('--target <file>', 'the executable or library that runs')
+    .option('--accept-layout-change <name...>', 'structures of which no object outlives a changed function')
     .option('--debug-dir <dir...>', 'where to look for the debug file of a stripped target')
     .requiredOption('-o, --output <file>', 'where to write the patch')
     .option('--name <name>', 'name of the patch (default: from the diff)')

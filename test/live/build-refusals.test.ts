@@ -2,6 +2,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {
+  buildPatch,
   cli,
   expectRefusal,
   makeTree,
@@ -55,6 +56,15 @@ describe('a change that can not be made in a running program', () => {
       one(
         'struct s { int a; } state; int work(int n) { return state.a += n; }',
         'struct s { int a, b; } state; int work(int n) { return state.b += n; }',
+      ),
+    ],
+    [
+      'layout of a structure on the heap',
+      'type-layout-changed',
+      /a\.c: .* struct node is laid out/,
+      one(
+        '#include <stdlib.h>\nstruct node { int a; struct node *next; }; struct node *head; int work(int n) { struct node *p = calloc(1, sizeof *p); p->next = head; head = p; return p->a = n; }',
+        '#include <stdlib.h>\nstruct node { int a, checked; struct node *next; }; struct node *head; int work(int n) { struct node *p = calloc(1, sizeof *p); p->next = head; head = p; p->checked = 1; return p->a = n; }',
       ),
     ],
     [
@@ -183,6 +193,15 @@ describe('a change that can not be made in a running program', () => {
   it.each(cases)('%s: %s', async (_, code, names, options) => {
     expect(await expectRefusal(makeTree(options), code)).toMatch(names);
   });
+});
+
+it('accepts a layout that only lives inside a function, when told', async () => {
+  const text = (extra: string, use: string) =>
+    `struct pair { int a${extra}; }; int sum(struct pair *); int work(int n) { struct pair p = {n}; ${use} return p.a + n; }`;
+  const tree = makeTree(one(text('', ''), text(', b', 'p.b = n * 2; __asm__("" : "+m"(p)); n = p.b;')));
+  await expectRefusal(tree, 'type-layout-changed');
+  const { run: result } = await buildPatch(tree, '--accept-layout-change', 'pair');
+  expect(result.code).toBe(0);
 });
 
 describe('a target that is not what the sources make', () => {

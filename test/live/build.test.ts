@@ -85,6 +85,18 @@ int work(int n) {
     expect(tables.flatMap((s) => s.relocations).length).toBeGreaterThanOrEqual(7);
   });
 
+  it('a function with two jump tables, one behind the other', async () => {
+    const cases = (from: number, k: number) =>
+      Array.from(
+        { length: 8 },
+        (_, i) => `case ${from + i}: out(${i * k}); return out(${i + from}) ${'+-^*|&'[i % 6]} ${i + k};`,
+      );
+    const text = (k: number) =>
+      `int out(int n) { return n; }\nint work(int n) { switch (n) { ${cases(0, 3).join(' ')} } out(n); switch (n * 3) { ${cases(20, k).join(' ')} } return 0; }`;
+    const tree = makeTree(one(text(7), text(8), { cflags: '-fno-inline' }));
+    expect(await replacedIn(tree)).toEqual(['work']);
+  });
+
   it('an inline function of a header: all that it is inlined into', async () => {
     const header = (n: number) => `static inline int step(int n) { return n * ${n} + 1; }\n`;
     const user = (name: string) =>

@@ -27,7 +27,13 @@ export async function build(
     }
   };
   const { source, diff, orig, patched, target } = options;
-  const common = { targetPath: target, debugDirs: options.debugDir ?? [], description: '', onEvent };
+  const common = {
+    targetPath: target,
+    debugDirs: options.debugDir ?? [],
+    acceptedTypes: options.acceptLayoutChange ?? [],
+    description: '',
+    onEvent,
+  };
   const nameOf = (path: string) => options.name ?? basename(path).replace(/\.(patch|diff|o)$/, '');
   expectWritable(options.output);
   let result: Awaited<ReturnType<typeof buildFromSource>>;

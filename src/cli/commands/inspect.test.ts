@@ -33,6 +33,7 @@ function makePatch(): Uint8Array {
     patchedPath: compile('patched.o', text('new'), ...sections),
     targetPath: program,
     debugDirs: [],
+    acceptedTypes: [],
     name: 'say-new',
     description: 'says something else',
     onEvent: () => {},
