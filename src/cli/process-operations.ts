@@ -15,7 +15,7 @@ import type { RegisteredPatch, Registry } from '../targets/process/registry.js';
 import { findRegistryMapping } from '../targets/process/registry-store.js';
 import { expectNoSuspendedContext, isStillReferenced } from '../targets/process/suspended-contexts.js';
 import { isGsInUse, stateInTarget } from '../targets/process/task-slots.js';
-import { sleepSync } from '../targets/process/tracer.js';
+import { PATIENT_TIMEOUT_MS, sleepSync } from '../targets/process/tracer.js';
 import { rangesBelow, versionStack } from '../targets/process/trampolines.js';
 import type {
   ApplyOptions,
@@ -440,8 +440,9 @@ async function stacks(pid: number): Promise<readonly TaskStack[]> {
     for (const tracee of [...session.tracer.tracees.values()]) {
       const common = { tid: tracee.tid, name: session.threadName(tracee.tid) };
       session.tracer.interrupt(tracee);
-      if (session.tracer.collect(tracee, 300) !== 'stopped' || !session.tracer.fetchRegisters(tracee)) {
-        const reason = { code: 'unstoppable', detail: 'it did not stop within 300 ms' };
+      const state = session.tracer.collect(tracee, PATIENT_TIMEOUT_MS);
+      if (state !== 'stopped' || !session.tracer.fetchRegisters(tracee)) {
+        const reason = { code: 'unstoppable', detail: `it did not stop within ${PATIENT_TIMEOUT_MS} ms` };
         if (tracee.state === 'running') result.push({ ...common, reliable: false, reason, frames: [] });
         continue;
       }

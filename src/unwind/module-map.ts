@@ -67,13 +67,19 @@ export class ModuleMap {
     return info;
   }
 
-  #look(pc: number, interrupted: boolean): FrameInfo {
+  /** A call lies before it, or it is where the kernel has a signal handler return to: its table marks it so. */
+  #mayBeReturnedTo(pc: number): boolean {
     const home = this.#modules.find(pc);
-    if (!interrupted && home !== undefined) {
-      const code = home.codeBefore(pc, CALL_BYTES);
-      if (!this.#options.decoder.isPrecededByCall(code, code.length)) {
-        return { known: false, code: 'not-a-return-address', detail: `no call before it in ${home.name}` };
-      }
+    if (home === undefined) return true;
+    const code = home.codeBefore(pc, CALL_BYTES);
+    if (this.#options.decoder.isPrecededByCall(code, code.length)) return true;
+    return home.findRow(lookupAddress(pc, false))?.isSignalFrame === true;
+  }
+
+  #look(pc: number, interrupted: boolean): FrameInfo {
+    if (!interrupted && !this.#mayBeReturnedTo(pc)) {
+      const name = this.#modules.find(pc)?.name ?? '?';
+      return { known: false, code: 'not-a-return-address', detail: `no call before it in ${name}` };
     }
     const range = this.#displaced.find(lookupAddress(pc, interrupted));
     const original = range === undefined ? pc : originalOf(range, pc, interrupted);

@@ -48,7 +48,7 @@ async function expectAsBefore(before: ReturnType<typeof snapshot>): Promise<void
 
 describe('killed with SIGKILL', () => {
   it('at any step of an apply or a revert, leaves a target that the next run completes or reverses', async () => {
-    target = await startTarget(pair.program, '2', '600');
+    target = await startTarget(pair.program, '2', '3000');
     const before = snapshot(target.pid);
     const steps = countSteps();
     let killed = 0;
@@ -80,7 +80,7 @@ describe('killed with SIGKILL', () => {
 
 describe('failing', () => {
   it('at any step, either changes nothing or says that the transition is not complete', async () => {
-    target = await startTarget(pair.program, '2', '600');
+    target = await startTarget(pair.program, '2', '3000');
     const before = snapshot(target.pid);
     const steps = countSteps();
     const codes = { 0: 0, 1: 0, 3: 0 };

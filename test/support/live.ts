@@ -31,9 +31,12 @@ export function compile(source: string, kind: 'program' | 'object', flags: reado
 }
 
 /** Builds a patch from the `-DPATCHED` compilation of a target; returns the program and the patch. */
-export function compilePatch(source: string): { program: string; patch: string } {
-  const sections = ['-ffunction-sections', '-fdata-sections'];
-  const program = compile(source, 'program');
+export function compilePatch(
+  source: string,
+  flags: readonly string[] = [],
+): { program: string; patch: string } {
+  const sections = [...flags, '-ffunction-sections', '-fdata-sections'];
+  const program = compile(source, 'program', flags);
   const orig = compile(source, 'object', sections);
   const patched = compile(source, 'object', [...sections, '-DPATCHED']);
   const patch = `${patched}.lgp`;

@@ -1,21 +1,27 @@
 /* Threads call two functions whose contract changes together: outer() passes a version that inner() checks. A thread
  * that ever sees a mix of versions, in one call, ends the program with SIGABRT.
- *   pair THREADS SECONDS [fork|churn|exec|exit|seccomp-errno|seccomp-kill|gs|busy]
+ *   pair THREADS SECONDS [fork|vfork|churn|exec|exit|seccomp-errno|seccomp-kill|gs|leader|dumpable|signals|altstack|context|full|uring]
  * Compiled with -DPATCHED for the new versions. Prints "ready PID", then once in 50 ms the version that main sees. */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
+#include <signal.h>
+#include <spawn.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #ifdef PATCHED
@@ -25,6 +31,8 @@
 #endif
 
 static volatile int zero;
+/* What outer() does in its middle, for a coroutine that is suspended there. */
+static void (*volatile middle)(void);
 static __thread long calls;
 
 __attribute__((noinline, noipa)) int inner(int contract) {
@@ -39,6 +47,7 @@ __attribute__((noinline, noipa)) int inner(int contract) {
 
 __attribute__((noinline, noipa)) int outer(int naps) {
   int version = VERSION;
+  if (middle) middle();
   for (int i = 0; i < 3; i++) {
     if (inner(version * 1000 + zero) != version) abort();
     if (naps) usleep(500);
@@ -67,6 +76,96 @@ static void *brief(void *unused) {
   return unused;
 }
 
+static void *printing(void *unused) {
+  for (;;) {
+    printf("%d\n", outer(0));
+    fflush(stdout);
+    usleep(50000);
+  }
+  return unused;
+}
+
+static ucontext_t main_context, coroutine;
+
+static void suspend(void) { swapcontext(&coroutine, &main_context); }
+
+static void run_coroutine(void) { outer(0); }
+
+/* Leaves a coroutine suspended in the middle of outer(), on a stack that is no thread's. */
+static void suspend_coroutine(void) {
+  size_t size = 65536;
+  middle = suspend;
+  getcontext(&coroutine);
+  coroutine.uc_stack.ss_sp = malloc(size);
+  coroutine.uc_stack.ss_size = size;
+  coroutine.uc_link = &main_context;
+  makecontext(&coroutine, run_coroutine, 0);
+  swapcontext(&main_context, &coroutine);
+  middle = NULL;
+}
+
+static volatile sig_atomic_t resume_wanted;
+static void want_resume(int signal) {
+  (void)signal;
+  resume_wanted = 1;
+}
+
+/* A handler that calls both functions, wherever the thread is. */
+static void call_both(int signal) {
+  (void)signal;
+  int before = errno;
+  for (int i = 0; i < 10; i++) outer(1);
+  errno = before;
+}
+
+static void take_signals(int flags) {
+  stack_t stack = {.ss_sp = malloc(65536), .ss_size = 65536};
+  struct sigaction action = {.sa_handler = call_both, .sa_flags = flags | SA_RESTART};
+  struct itimerval often = {{0, 1500}, {0, 1500}};
+  if (sigaltstack(&stack, NULL) || sigaction(SIGVTALRM, &action, NULL)) abort();
+  if (setitimer(ITIMER_VIRTUAL, &often, NULL)) abort();
+}
+
+/* Leaves no free page within 2 GiB of the program. */
+static void fill_address_space(void) {
+  unsigned long here = (unsigned long)&zero & ~0xfffUL, reach = 0x81000000UL;
+  for (int found = 1; found;) {
+    found = 0;
+    unsigned long end = here - reach;
+    char line[512];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    while (fgets(line, sizeof line, maps)) {
+      unsigned long from, to, gap_end;
+      if (sscanf(line, "%lx-%lx", &from, &to) != 2 || to <= end) continue;
+      gap_end = from < here + reach ? from : here + reach;
+      if (gap_end > end && mmap((void *)end, gap_end - end, PROT_NONE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) != MAP_FAILED)
+        found = 1;
+      end = to;
+      if (end > here + reach) break;
+    }
+    fclose(maps);
+  }
+}
+
+/* Starts an io_uring worker thread: a read of an empty pipe that is asked to be done by one. */
+static void start_uring_worker(void) {
+  struct io_uring_params params = {0};
+  int ring = (int)syscall(SYS_io_uring_setup, 4, &params), ends[2];
+  if (ring < 0 || pipe(ends)) abort();
+  char *queue = mmap(NULL, params.sq_off.array + params.sq_entries * sizeof(unsigned), PROT_READ | PROT_WRITE,
+                     MAP_SHARED, ring, IORING_OFF_SQ_RING);
+  struct io_uring_sqe *entries = mmap(NULL, params.sq_entries * sizeof *entries, PROT_READ | PROT_WRITE, MAP_SHARED,
+                                      ring, IORING_OFF_SQES);
+  if (queue == MAP_FAILED || entries == MAP_FAILED) abort();
+  static char byte;
+  entries[0] = (struct io_uring_sqe){
+      .opcode = IORING_OP_READ, .fd = ends[0], .addr = (unsigned long)&byte, .len = 1, .flags = IOSQE_ASYNC};
+  *(unsigned *)(queue + params.sq_off.array) = 0;
+  __atomic_store_n((unsigned *)(queue + params.sq_off.tail), 1, __ATOMIC_RELEASE);
+  if (syscall(SYS_io_uring_enter, ring, 1, 0, 0, NULL, 0) != 1) abort();
+}
+
 static void forbid(int number, unsigned action) {
   struct sock_filter filter[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -91,6 +190,21 @@ int main(int argc, char **argv) {
   for (int i = 0; i < threads && !early; i++) {
     if (pthread_create(&thread, NULL, i == 0 ? busy : napping, NULL)) abort();
   }
+  if (strcmp(mode, "dumpable") == 0 && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) abort();
+  if (strcmp(mode, "signals") == 0) take_signals(0);
+  if (strcmp(mode, "altstack") == 0) take_signals(SA_ONSTACK);
+  if (strcmp(mode, "full") == 0) fill_address_space();
+  if (strcmp(mode, "uring") == 0) start_uring_worker();
+  if (strcmp(mode, "context") == 0) {
+    signal(SIGUSR1, want_resume);
+    suspend_coroutine();
+  }
+  if (strcmp(mode, "leader") == 0) {
+    if (pthread_create(&thread, NULL, printing, NULL)) abort();
+    printf("ready %d\n", getpid());
+    fflush(stdout);
+    pthread_exit(NULL);
+  }
   if (strcmp(mode, "seccomp-kill") == 0) forbid(SYS_mmap, SECCOMP_RET_KILL_PROCESS);
   printf("ready %d\n", getpid());
   for (int round = 0;; round++) {
@@ -110,6 +224,18 @@ int main(int argc, char **argv) {
       int status = 0;
       while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
       if (status != 0) abort();
+    } else if (strcmp(mode, "vfork") == 0) {
+      char *const words[] = {"true", NULL};
+      for (int i = 0, status; i < 5; i++) {
+        pid_t child;
+        if (posix_spawn(&child, "/bin/true", NULL, NULL, words, NULL)) abort();
+        while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+        if (status != 0) abort();
+        usleep(2000);
+      }
+    } else if (resume_wanted) {
+      resume_wanted = 0;
+      swapcontext(&main_context, &coroutine);
     } else if (strcmp(mode, "exec") == 0 && round == 10) {
       execl("/bin/sleep", "sleep", "5", NULL);
     } else if (strcmp(mode, "exit") == 0 && round == 10) {

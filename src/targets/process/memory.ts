@@ -1,6 +1,8 @@
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
+import { isErrno } from './errno.js';
+import { memoryFolder } from './proc.js';
 
 /**
  * Memory of a process through `/proc/PID/mem`. Reads need no stop. Writes reach read-only private mappings (the
@@ -13,7 +15,7 @@ export class ProcessMemory {
   constructor(pid: number) {
     this.pid = pid;
     try {
-      this.#fd = openSync(`/proc/${pid}/mem`, 'r+');
+      this.#fd = openSync(`${memoryFolder(pid)}/mem`, 'r+');
     } catch (cause) {
       throw new LivegraftError('no-permission', `process ${pid}: its memory can't be opened for writing`, {
         remedy: 'run livegraft as the user who owns the process, or as root',
@@ -87,8 +89,4 @@ export class ProcessMemory {
 /** User space of x86-64 ends at 2^47, or at 2^56 with five page-table levels. */
 function isUserAddress(address: number): boolean {
   return Number.isInteger(address) && address >= 0 && address < 2 ** 56;
-}
-
-export function isErrno(error: unknown, code: string): boolean {
-  return error instanceof Error && (error as NodeJS.ErrnoException).code === code;
 }

@@ -5,7 +5,7 @@ import { PT_LOAD } from '../../elf/constants.js';
 import type { ElfFile } from '../../elf/elf-file.js';
 import { parseElf } from '../../elf/reader.js';
 import type { ProcessMemory } from './memory.js';
-import type { Mapping } from './proc.js';
+import { type Mapping, memoryFolder } from './proc.js';
 
 /** An ELF file that is mapped into the target, parsed when first asked for. */
 export class LoadedModule {
@@ -92,11 +92,11 @@ export function listModules(memory: ProcessMemory, mappings: readonly Mapping[])
 function readMappedFile(pid: number, mapping: Mapping): Uint8Array {
   const range = `${mapping.start.toString(16)}-${mapping.end.toString(16)}`;
   try {
-    return readFileSync(`/proc/${pid}/map_files/${range}`);
+    return readFileSync(`${memoryFolder(pid)}/map_files/${range}`);
   } catch {
     // map_files needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
   }
-  const path = `/proc/${pid}/root${mapping.name}`;
+  const path = `${memoryFolder(pid)}/root${mapping.name}`;
   try {
     if (statSync(path).ino === mapping.inode) return readFileSync(path);
   } catch (cause) {

@@ -1,7 +1,7 @@
 import { closeSync, openSync, readSync } from 'node:fs';
 import { LivegraftError } from '../../base/errors.js';
-import { isErrno } from './memory.js';
-import { PF_KTHREAD, readStatus, readThreadStat } from './proc.js';
+import { isErrno } from './errno.js';
+import { memoryFolder, PF_KTHREAD, readStatus, readThreadStat } from './proc.js';
 
 const ELFCLASS32 = 1;
 
@@ -54,7 +54,7 @@ export function expectPatchableProcess(pid: number): void {
 function expectClass64(pid: number): void {
   const identification = Buffer.alloc(5);
   try {
-    const fd = openSync(`/proc/${pid}/exe`, 'r');
+    const fd = openSync(`${memoryFolder(pid)}/exe`, 'r');
     try {
       readSync(fd, identification, 0, identification.length, 0);
     } finally {

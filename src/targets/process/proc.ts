@@ -1,5 +1,5 @@
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
-import { isErrno } from './memory.js';
+import { isErrno } from './errno.js';
 
 /** Readers of `/proc/PID` (proc(5)). Each answers undefined when the process or thread is gone. */
 
@@ -30,7 +30,7 @@ function readIfThere(path: string): string | undefined {
 }
 
 export function readMappings(pid: number): Mapping[] | undefined {
-  const text = readIfThere(`/proc/${pid}/maps`);
+  const text = readIfThere(`${memoryFolder(pid)}/maps`);
   return text === undefined ? undefined : parseMappings(text);
 }
 
@@ -58,6 +58,16 @@ export function parseMappings(text: string): Mapping[] {
     });
   }
   return mappings;
+}
+
+/**
+ * The folder in `/proc` that shows a process's memory, files and program: its own, or, when the leader has ended
+ * before its threads and shows nothing any more, that of a thread.
+ */
+export function memoryFolder(pid: number): string {
+  if (readThreadStat(pid, pid)?.state !== 'Z') return `/proc/${pid}`;
+  const living = listThreads(pid)?.find((tid) => tid !== pid && readThreadStat(pid, tid)?.state !== 'Z');
+  return `/proc/${living ?? pid}`;
 }
 
 export function listThreads(pid: number): number[] | undefined {
@@ -143,7 +153,7 @@ function parseStatus(text: string | undefined): ReadonlyMap<string, string> | un
 /** What `/proc/PID/exe` points to, for people. */
 export function readExecutablePath(pid: number): string | undefined {
   try {
-    return readlinkSync(`/proc/${pid}/exe`);
+    return readlinkSync(`${memoryFolder(pid)}/exe`);
   } catch {
     return undefined;
   }

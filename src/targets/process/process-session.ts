@@ -12,10 +12,7 @@ import { findRegistryMapping, RegistryStore, SLOTS_OFFSET } from './registry-sto
 import { StackInspector } from './stack-inspector.js';
 import { isOwnMapping, PROT_READ, PROT_WRITE, roundUp, TargetMemory } from './target-memory.js';
 import { SLOT_BYTES, slotCount } from './task-slots.js';
-import { Tracer } from './tracer.js';
-
-/** A thread may wait this long for a processor on a crowded machine (300 ms were seen, on two cores). */
-const LOCATE_TIMEOUT_MS = 3000;
+import { PATIENT_TIMEOUT_MS, Tracer } from './tracer.js';
 
 /** An open process: its memory, code, registry, and, once seized, its threads. Close it in every case. */
 export class ProcessSession {
@@ -127,10 +124,10 @@ export class ProcessSession {
         continue;
       }
       this.tracer.interrupt(tracee);
-      if (this.tracer.collect(tracee, LOCATE_TIMEOUT_MS) === 'running') {
+      if (this.tracer.collect(tracee, PATIENT_TIMEOUT_MS) === 'running') {
         throw new LivegraftError(
           'thread-stuck',
-          `process ${this.pid}: thread ${tracee.tid} did not stop in ${LOCATE_TIMEOUT_MS} ms`,
+          `process ${this.pid}: thread ${tracee.tid} did not stop in ${PATIENT_TIMEOUT_MS} ms`,
           {
             remedy: 'the machine may be overloaded: try again',
             details: { pid: this.pid, tid: tracee.tid },

@@ -3,7 +3,7 @@ import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { ProcessMemory } from './memory.js';
 import { PAGE_BYTES } from './placement.js';
-import { type Mapping, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
+import { type Mapping, memoryFolder, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
 import { findLanding, type Landing, RemoteCaller } from './remote-call.js';
 import { SYS_close, SYS_memfd_create, SYS_mmap, SYS_munmap, usesRestartBlock } from './syscalls.js';
 import type { Tracee, Tracer } from './tracer.js';
@@ -60,7 +60,7 @@ export class TargetMemory {
       const mapped: PartToMap[] = [];
       try {
         // Its size is set from outside: one remote call less.
-        const own = openSync(`/proc/${this.#memory.pid}/fd/${fd}`, 'r+');
+        const own = openSync(`${memoryFolder(this.#memory.pid)}/fd/${fd}`, 'r+');
         try {
           ftruncateSync(own, end - base);
         } finally {
@@ -100,8 +100,7 @@ export class TargetMemory {
   #borrow(work: (caller: RemoteCaller) => void): void {
     const problems: unknown[] = [];
     for (const tracee of this.#candidates()) {
-      this.#tracer.interrupt(tracee);
-      if (this.#tracer.collect(tracee, 200) !== 'stopped') continue;
+      if (!this.#stopAtRest(tracee)) continue;
       let caller: RemoteCaller | undefined;
       try {
         if (tracee.stop.kind === 'groupStop') {
@@ -141,6 +140,22 @@ export class TargetMemory {
         },
       )
     );
+  }
+
+  /**
+   * Stops a thread where its registers are all that it has: in a trap of ours. At other stops it is inside of a system
+   * call that has yet to write its result (clone, vfork, exec), or a signal is on its way to it.
+   */
+  #stopAtRest(tracee: Tracee): boolean {
+    this.#tracer.interrupt(tracee);
+    let state = this.#tracer.collect(tracee, 200);
+    for (let i = 0; state === 'stopped' && i < 8; i++) {
+      if (tracee.stop.kind === 'interruptStop' || tracee.stop.kind === 'groupStop') return true;
+      this.#tracer.leadIntoTrap(tracee, 200);
+      state = tracee.state;
+    }
+    this.#tracer.resume(tracee);
+    return false;
   }
 
   /** Sleeping threads first, those that wait on a timer last: the busy ones are not held up. */

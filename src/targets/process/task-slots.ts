@@ -5,7 +5,7 @@ import * as native from './native.js';
 import { readThreadStat } from './proc.js';
 import { FS_BASE, GS_BASE, readRegister } from './registers.js';
 import type { SlotArea } from './registry.js';
-import type { Tracee, Tracer } from './tracer.js';
+import { PATIENT_TIMEOUT_MS, type Tracee, type Tracer } from './tracer.js';
 
 /**
  * The state byte of every thread, in the target's memory, where redirects read it: 0 runs the version below a
@@ -65,7 +65,7 @@ export function stateInTarget(
   const states: { tid: number; name: string; state: 'unpatched' | 'patched' }[] = [];
   for (const tracee of [...tracer.tracees.values()]) {
     tracer.interrupt(tracee);
-    if (tracer.collect(tracee, 300) !== 'stopped' || !tracer.fetchRegisters(tracee)) continue;
+    if (tracer.collect(tracee, PATIENT_TIMEOUT_MS) !== 'stopped' || !tracer.fetchRegisters(tracee)) continue;
     const state = slots.stateOf(tracee) === 1 ? 'patched' : 'unpatched';
     states.push({ tid: tracee.tid, name: readThreadStat(tracee.pid, tracee.tid)?.name ?? '?', state });
     tracer.detach(tracee);

@@ -55,6 +55,11 @@ export type TracerEvent =
   | { readonly kind: 'exec'; readonly tracee: Tracee };
 
 const FIRST_STOP_TIMEOUT_MS = 1000;
+/**
+ * Where a stop can't be tried again later: a thread may wait long for a processor on a crowded machine (300 ms were
+ * seen with seven busy processes on two cores).
+ */
+export const PATIENT_TIMEOUT_MS = 3000;
 
 const OPTIONS =
   native.PTRACE_O_TRACESYSGOOD |

@@ -1,0 +1,175 @@
+import { spawnSync } from 'node:child_process';
+import { copyFileSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, describe, expect, it } from 'vitest';
+import { compilePatch, type LiveTarget, livegraft, pause, snapshot, startTarget } from '../support/live.js';
+
+/** What a target may be or do that a patcher must cope with (DESIGN.md section 5). Targets abort on any mix of versions. */
+const targets: LiveTarget[] = [];
+async function start(program: string, ...args: string[]): Promise<LiveTarget> {
+  const target = await startTarget(program, ...args);
+  targets.push(target);
+  return target;
+}
+afterEach(() => {
+  for (const target of targets.splice(0)) target.stop();
+});
+
+const pair = compilePatch('pair.c');
+
+async function version(target: LiveTarget): Promise<string | undefined> {
+  await pause(300);
+  return target.output().trimEnd().split('\n').pop();
+}
+
+function expectDone(...args: readonly string[]): void {
+  const run = livegraft(...args);
+  expect([run.code, run.stderr]).toEqual([0, '']);
+}
+
+function expectRefused(code: string, ...args: readonly string[]): Record<string, unknown> {
+  const run = livegraft('--json', ...args);
+  const last = run.lines[run.lines.length - 1] as Record<string, unknown>;
+  expect(last).toMatchObject({ event: 'error', code });
+  expect(run.code).toBe(1);
+  return last;
+}
+
+async function expectThereAndBack(target: LiveTarget, pid = target.pid, rounds = 3): Promise<void> {
+  for (let i = 0; i < rounds; i++) {
+    expectDone('apply', '--pid', String(pid), pair.patch);
+    expect(await version(target)).toBe('2');
+    expectDone('revert', '--pid', String(pid));
+    expect(await version(target)).toBe('1');
+  }
+  expect(target.isAlive()).toBe(true);
+}
+
+describe('a target', () => {
+  it('starts programs with vfork, which run on its memory', async () => {
+    await expectThereAndBack(await start(pair.program, '3', '120', 'vfork'));
+  });
+
+  it('may not be dumped', async () => {
+    await expectThereAndBack(await start(pair.program, '3', '120', 'dumpable'), undefined, 1);
+  });
+
+  it('has a leader that ended before its threads', async () => {
+    const target = await start(pair.program, '3', '120', 'leader');
+    await pause(100);
+    expect(readFileSync(`/proc/${target.pid}/task/${target.pid}/stat`, 'latin1')).toMatch(/\) Z /);
+    for (let i = 0; i < 3; i++) {
+      expectDone('apply', '--pid', String(target.pid), pair.patch);
+      expect(await version(target)).toBe('2');
+      expectDone('revert', '--pid', String(target.pid));
+      expect(await version(target)).toBe('1');
+    }
+  });
+
+  it('has threads of io_uring, which refuse to be traced', async () => {
+    const target = await start(pair.program, '3', '120', 'uring');
+    await pause(200);
+    const names = readdirSync(`/proc/${target.pid}/task`).map((tid) =>
+      readFileSync(`/proc/${target.pid}/task/${tid}/comm`, 'latin1').trim(),
+    );
+    expect(names.some((name) => name.startsWith('iou-wrk'))).toBe(true);
+    await expectThereAndBack(target, undefined, 1);
+  });
+
+  it('takes signals wherever it is, and calls the patched functions in their handlers', async () => {
+    await expectThereAndBack(await start(pair.program, '3', '120', 'signals'));
+  });
+
+  it.each(['signals', 'altstack'])('is in a signal handler: its stack is reliable (%s)', async (mode) => {
+    const target = await start(pair.program, '1', '120', mode);
+    let interrupted = 0;
+    for (let i = 0; i < 60 && interrupted === 0; i++) {
+      const run = livegraft('--json', 'stack', '--pid', String(target.pid));
+      const [line] = run.lines as [
+        { tasks: { reliable: boolean; reason: unknown; frames: { by: string; symbol: string }[] }[] },
+      ];
+      for (const task of line.tasks) {
+        expect(task.reliable, JSON.stringify(task)).toBe(true);
+        const at = task.frames.findIndex((frame) => frame.by === 'signal');
+        if (at < 0) continue;
+        interrupted++;
+        expect(task.frames[task.frames.length - 1]?.symbol).toMatch(/^_start\+/);
+      }
+    }
+    expect(interrupted).toBeGreaterThan(0);
+  });
+
+  it('has a coroutine suspended inside of a function to be replaced', async () => {
+    const target = await start(pair.program, '2', '120', 'context');
+    const before = snapshot(target.pid);
+    const pid = String(target.pid);
+    const error = expectRefused('suspended-context', 'apply', '--pid', pid, pair.patch);
+    expect(error.remedy).toContain('--allow-suspended-contexts');
+    expect(snapshot(target.pid)).toEqual(before);
+    // The coroutine goes on and ends; what is left of its stack is stale.
+    process.kill(target.pid, 'SIGUSR1');
+    await pause(300);
+    expectDone('apply', '--allow-suspended-contexts', '--pid', pid, pair.patch);
+    expect(await version(target)).toBe('2');
+    expectDone('revert', '--allow-suspended-contexts', '--pid', pid);
+    expect(await version(target)).toBe('1');
+  });
+
+  it('has no room within 2 GiB', async () => {
+    const target = await start(pair.program, '2', '60', 'full');
+    const before = snapshot(target.pid);
+    expectRefused('no-room', 'apply', '--pid', String(target.pid), pair.patch);
+    expect(snapshot(target.pid)).toEqual(before);
+    expect(await version(target)).toBe('1');
+  });
+
+  it('has a second function that can not be redirected: the first is not either', async () => {
+    const two = compilePatch('two.c', ['-falign-functions=1']);
+    const target = await start(two.program, '60');
+    const before = snapshot(target.pid);
+    const error = expectRefused('not-redirectable', 'apply', '--pid', String(target.pid), two.patch);
+    expect(String(error.message)).toContain('spin');
+    expect(snapshot(target.pid)).toEqual(before);
+    expect(target.isAlive()).toBe(true);
+  });
+
+  it('was deleted from disk', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'livegraft-deleted-'));
+    const copy = join(folder, 'pair');
+    copyFileSync(pair.program, copy);
+    spawnSync('chmod', ['+x', copy]);
+    const target = await start(copy, '3', '120');
+    rmSync(folder, { recursive: true });
+    expect(readlinkSync(`/proc/${target.pid}/exe`)).toMatch(/ \(deleted\)$/);
+    await expectThereAndBack(target, undefined, 1);
+  });
+
+  it('lives in a pid and mount namespace of its own, with a file that is nowhere else', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'livegraft-namespace-'));
+    const script = `mount -t tmpfs none ${folder} && cp ${pair.program} ${folder}/hidden && exec ${folder}/hidden 3 120`;
+    const target = await start('/usr/bin/unshare', '--pid', '--mount', '--fork', '/bin/sh', '-c', script);
+    // It knows itself by another pid than we do.
+    const outer = readdirSync('/proc').find((pid) => {
+      try {
+        return /^\d+$/.test(pid) && readlinkSync(`/proc/${pid}/exe`) === `${folder}/hidden`;
+      } catch {
+        return false;
+      }
+    });
+    expect(outer).toBeDefined();
+    expect(Number(outer)).not.toBe(target.pid);
+    try {
+      for (let i = 0; i < 2; i++) {
+        expectDone('apply', '--pid', String(outer), pair.patch);
+        expect(await version(target)).toBe('2');
+        expectDone('revert', '--pid', String(outer));
+        expect(await version(target)).toBe('1');
+      }
+    } finally {
+      process.kill(Number(outer), 'SIGKILL');
+      targets.pop();
+      rmSync(folder, { recursive: true });
+    }
+  });
+});
