@@ -1,15 +1,16 @@
-import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { cpus, release, tmpdir } from 'node:os';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { livegraft, pause, ROOT, startTarget } from '../test/support/live.js';
+import { livegraft, pause, startTarget } from '../test/support/live.js';
+import { compileWithPatch, inFolder, medianOf, printRows, type Spread, spread } from './support.js';
 
 /**
- * `npm run -s bench:apply -- --json`: pauses and times of whole applies. `longestPauseMs` is the largest gap that a
+ * `npm run -s bench:apply -- --json`: pauses and times of whole applies, and what a call costs before, in and after one. `longestPauseMs` is the largest gap that a
  * running thread of the target saw between two of its own clock readings (for ticking threads: its largest lateness),
  * beside the same over an equal time with nothing applied.
  */
 const APPLIES = Number(process.env.APPLIES ?? 20);
+/** How long calls are counted in each state. */
+const CALLS_MS = 2000;
 const SCENARIOS = [
   { threads: 1, busy: 1, tick: 0, block: 0 },
   { threads: 16, busy: 1, tick: 0, block: 15 },
@@ -17,11 +18,6 @@ const SCENARIOS = [
   { threads: 256, busy: 1, tick: 0, block: 255 },
   { threads: 64, busy: 0, tick: 64, block: 0 },
 ];
-
-interface Spread {
-  readonly median: number;
-  readonly max: number;
-}
 
 interface Row {
   readonly threads: number;
@@ -33,29 +29,19 @@ interface Row {
   readonly longestPauseIdleMs: Spread;
   readonly wallMs: Spread;
   readonly transitionMs: Spread;
+  readonly nsPerCall: CallCosts;
 }
 
-function spread(values: readonly number[]): Spread {
-  const sorted = [...values].sort((a, b) => a - b);
-  const round = (value: number | undefined) => Math.round((value ?? 0) * 1000) / 1000;
-  return { median: round(sorted[Math.floor(sorted.length / 2)]), max: round(sorted[sorted.length - 1]) };
-}
-
-function compileTarget(folder: string): { program: string; patch: string } {
-  const source = join(ROOT, 'bench/target.c');
-  const gcc = (...args: string[]) => {
-    const { status, stderr } = spawnSync('gcc', ['-O2', '-g', ...args], { cwd: folder, encoding: 'utf8' });
-    if (status !== 0) throw new Error(stderr);
-  };
-  const [program, patch] = [join(folder, 'target'), join(folder, 'fix.lgp')];
-  const sections = ['-ffunction-sections', '-fdata-sections', '-c'];
-  gcc('-Wl,--build-id', '-o', program, source, '-lpthread');
-  gcc(...sections, '-o', 'orig.o', source);
-  gcc(...sections, '-DPATCHED', '-o', 'patched.o', source);
-  const objects = ['--orig', join(folder, 'orig.o'), '--patched', join(folder, 'patched.o')];
-  const built = livegraft('build', ...objects, '--target', program, '-o', patch);
-  if (built.code !== 0) throw new Error(built.stderr);
-  return { program, patch };
+/** Medians of ns per call. */
+interface CallCosts {
+  /** Of a function that nothing redirects. */
+  readonly plain: number;
+  /** Of a function that begins with a jump. */
+  readonly jmp: number;
+  /** Redirected, while a transition runs. */
+  readonly during: number;
+  /** Redirected, after the transition. */
+  readonly after: number;
 }
 
 /** The largest gap of all threads since the last reset, in ms; resets. */
@@ -72,9 +58,44 @@ function takeGap(shared: string): number {
   return Number(largest) / 1e6;
 }
 
+/** Calls in a loop, in a program of which another thread holds the transition up for as long as is wanted. */
+async function measureCalls(folder: string): Promise<CallCosts> {
+  const { program, patch } = compileWithPatch(folder, 'calls.c');
+  const target = await startTarget(program, '120');
+  const pid = String(target.pid);
+  const sample = async () => {
+    const from = target.output().length;
+    await pause(CALLS_MS);
+    const lines = [
+      ...target
+        .output()
+        .slice(from)
+        .matchAll(/^call (\S+) jmp (\S+)$/gm),
+    ];
+    return {
+      call: medianOf(lines.map((line) => Number(line[1]))),
+      jmp: medianOf(lines.map((line) => Number(line[2]))),
+    };
+  };
+  try {
+    const plain = await sample();
+    const begun = livegraft('apply', '--pid', pid, '--timeout', '0.5', patch);
+    if (begun.code !== 3) throw new Error(`the transition was not held up: ${begun.stdout}${begun.stderr}`);
+    const during = await sample();
+    process.kill(target.pid, 'SIGUSR1');
+    const done = livegraft('apply', '--pid', pid, patch);
+    if (done.code !== 0) throw new Error(`apply ended with ${done.code}: ${done.stdout}${done.stderr}`);
+    const after = await sample();
+    return { plain: plain.call, jmp: plain.jmp, during: during.call, after: after.call };
+  } finally {
+    target.stop();
+  }
+}
+
 async function measure(
   scenario: (typeof SCENARIOS)[number],
   built: { program: string; patch: string },
+  nsPerCall: CallCosts,
 ): Promise<Row> {
   const shared = join('/dev/shm', `livegraft-bench-${process.pid}`);
   const counts = [scenario.busy, scenario.tick, scenario.block].map(String);
@@ -118,25 +139,14 @@ async function measure(
     longestPauseIdleMs: spread(idle),
     wallMs: spread(walls),
     transitionMs: spread(transitions),
+    nsPerCall,
   };
 }
 
-const folder = mkdtempSync(join(tmpdir(), 'livegraft-bench-'));
-try {
-  const built = compileTarget(folder);
+await inFolder(async (folder) => {
+  const built = compileWithPatch(folder, 'target.c');
+  const nsPerCall = await measureCalls(folder);
   const rows: Row[] = [];
-  for (const scenario of SCENARIOS) {
-    const row = await measure(scenario, built);
-    rows.push(row);
-    if (!process.argv.includes('--json')) process.stdout.write(`${JSON.stringify(row)}\n`);
-  }
-  const machine = {
-    cpu: cpus()[0]?.model ?? '?',
-    cores: cpus().length,
-    kernel: release(),
-    node: process.versions.node,
-  };
-  process.stdout.write(`${JSON.stringify({ machine, rows })}\n`);
-} finally {
-  rmSync(folder, { recursive: true, force: true });
-}
+  for (const scenario of SCENARIOS) rows.push(await measure(scenario, built, nsPerCall));
+  printRows(rows);
+});

@@ -16,5 +16,6 @@ export const PACKAGES = {
     { name: 'pkg-config', command: 'pkg-config' },
   ],
   'bench:apply': COMPILER,
+  'bench:stack': [...COMPILER, { name: 'elfutils', command: 'eu-stack' }, { name: 'libunwind-dev' }],
   'oracle:decoder': [{ name: 'libssl3' }],
 };

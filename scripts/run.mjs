@@ -15,6 +15,7 @@ const TASKS = {
   demo: ['--import', 'tsx', 'examples/kvserver/demo.ts'],
   'demo:redis': ['--import', 'tsx', 'examples/redis/demo.ts'],
   'bench:apply': ['--import', 'tsx', 'bench/apply.ts'],
+  'bench:stack': ['--import', 'tsx', 'bench/stack.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
 };
 
