@@ -161,6 +161,7 @@ function describeFunction(
       (d) => d.kind === 'function' && parentOfPart(d.name) === parent.name,
     );
   const oldParts = partsOf(pair.original, original).flatMap((part) => find(part) ?? []);
+  for (const part of oldParts) expectNoJumpIntoEntry(found, part, target, options.decoder);
   return {
     name: found.name,
     sympos: found.sympos,
@@ -171,6 +172,32 @@ function describeFunction(
       .filter((part) => part.symbol.sizeBytes > 0)
       .map((part) => part.name),
   };
+}
+
+/** Where a redirect can lie: behind an endbr64, a jump of five bytes. */
+const ENTRY_BYTES = 4 + 5;
+
+/** A split-off part that jumps back into the first bytes of its function would run into the middle of a redirect. */
+function expectNoJumpIntoEntry(
+  { name, address }: TargetSymbol,
+  part: TargetSymbol,
+  target: TargetModel,
+  decoder: InstructionDecoder,
+): void {
+  const code = target.elf.bytesAt(linkAddress(part.address), part.sizeBytes) ?? new Uint8Array();
+  for (let offset = 0; offset < code.length; ) {
+    const instruction = decoder.decode(code, offset, part.address + offset);
+    if (instruction === undefined) return;
+    const to = instruction.target;
+    if (instruction.flow !== 'call' && to !== undefined && to > address && to < address + ENTRY_BYTES) {
+      throw new LivegraftError(
+        'not-redirectable',
+        `${part.name} jumps to offset ${to - address} of ${name}, where a redirect would have to lie`,
+        { remedy: 'leave it out of the patch, or patch its callers instead', details: { function: name } },
+      );
+    }
+    offset += instruction.lengthBytes;
+  }
 }
 
 function identityOf(target: TargetModel, digest: Digest): PatchManifest['objects'][number]['identity'] {

@@ -100,7 +100,7 @@ export class TargetModel {
     const fits = (s: TargetSymbol) => (s.kind === 'func') === isFunction;
     if (!isLocal) return this.symbolsNamed(name).filter((s) => fits(s) && !s.isLocal);
     const inFile = (s: TargetSymbol) =>
-      s.fileName === undefined || (fileName !== undefined && baseNameOf(s.fileName) === baseNameOf(fileName));
+      s.fileName === undefined || fileName === undefined || baseNameOf(s.fileName) === baseNameOf(fileName);
     const exact = this.symbolsNamed(name).filter((s) => fits(s) && s.isLocal && inFile(s));
     if (exact.length > 0) return exact;
     return (this.#byStableName.get(stableName(name)) ?? []).filter((s) => fits(s) && s.isLocal && inFile(s));

@@ -362,6 +362,42 @@ describe('two objects', () => {
     expect(refusalOf(await build(orig, `${orig}.gone`), 'file-unreadable', output)).toContain('gone');
   });
 
+  it('of which the target has a part that jumps back into the first bytes', async () => {
+    const code = 'not-redirectable';
+    const folder = join(dirname(tree.diff), code);
+    mkdirSync(folder);
+    const assembly = (factor: number) => `.section .text.work,"ax"
+.globl work
+.type work, @function
+work: mov %edi, %eax
+1: cmp $1000, %eax
+ja work.cold
+imul $${factor}, %eax, %eax
+ret
+.size work, . - work
+.section .text.unlikely.work,"ax"
+.type work.cold, @function
+work.cold: xor %eax, %eax
+jmp 1b
+.size work.cold, . - work.cold
+.section .note.GNU-stack,"",@progbits
+`;
+    for (const [name, factor] of [
+      ['orig', 3],
+      ['patched', 5],
+    ] as const) {
+      writeFileSync(join(folder, `${name}.s`), assembly(factor));
+      run('gcc', ['-c', `${name}.s`], folder);
+    }
+    writeFileSync(join(folder, 'main.c'), MAIN);
+    run('gcc', ['-o', 'prog', 'orig.o', 'main.c'], folder);
+    const result = await cli(
+      ...['--json', 'build', '--orig', join(folder, 'orig.o'), '--patched', join(folder, 'patched.o')],
+      ...['--target', join(folder, 'prog'), '-o', output],
+    );
+    expect(refusalOf(result, code, output)).toContain('work');
+  });
+
   it('of which data shares a section: what is there stays where it is', async () => {
     const text = (extra: string, use: string) =>
       `static int a = 4, ${extra} b = 5; int work(int n) { a += n; b ^= a; return ${use} + b; }`;
