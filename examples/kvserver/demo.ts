@@ -42,6 +42,7 @@ async function leaks(port: number): Promise<boolean> {
 async function demo(): Promise<void> {
   const folder = makeWorkFolder();
   let pid: number | undefined;
+  let load: ReturnType<typeof startLoad> | undefined;
   const startedAt = performance.now();
   try {
     heading('Build the server, with its bug, and start it with 8 threads');
@@ -54,7 +55,7 @@ async function demo(): Promise<void> {
     say(`   process ${pid}, port ${port}`);
 
     heading('Put load on it');
-    const load = startLoad([process.execPath, join(ROOT, 'examples/kvserver/load.mjs'), String(port), '8']);
+    load = startLoad([process.execPath, join(ROOT, 'examples/kvserver/load.mjs'), String(port), '8']);
     await pause(1000);
     expect(await leaks(port), 'the bug does not show');
     say("   the bug: another field of the server's memory is read out");
@@ -87,6 +88,7 @@ async function demo(): Promise<void> {
 
     heading('Summary');
     const counts = (await load.stop()) as LoadCounts;
+    load = undefined;
     say(`   requests sent ${counts.sent}, answered ${counts.answered}, failed ${counts.failed}`);
     say(
       `   longest answer ${counts.longestMs.toFixed(1)} ms; the first apply took ${applyMs.toFixed(0)} ms from start to exit`,
@@ -95,6 +97,8 @@ async function demo(): Promise<void> {
     expect(counts.failed === 0 && counts.sent === counts.answered, 'requests failed');
     expect(counts.answered > 1000, 'there was hardly any load');
   } finally {
+    // A demo that failed in the middle leaves nothing running.
+    await load?.stop().catch(() => {});
     endProcess(pid);
     removeFolder(folder);
   }
