@@ -39,8 +39,16 @@ export function compareObjects(original: ObjectModel, patched: ObjectModel): Com
       comparer.sameDefinition(a, b) ? [] : [{ original: a, patched: b }],
     );
     // A constant that only this file can refer to needs no counterpart: what refers to it gets the new one, and so
-    // counts as changed in the next round.
-    replaced = changed.map((pair) => pair.patched).filter(isPrivateConstant);
+    // counts as changed in the next round. A table of labels goes with its function, whatever its offsets.
+    const functions = new Set(changed.map((pair) => pair.patched).filter(isFunction));
+    const hasMoved = (d: Definition) =>
+      referencesOf(patched, d).some(
+        (r) => r.kind === 'definition' && r.offset !== 0 && functions.has(r.definition),
+      );
+    replaced = [
+      ...changed.map((pair) => pair.patched),
+      ...[...counterpart.keys()].filter((d) => d.kind === 'data' && hasMoved(d)),
+    ].filter((d) => isPrivateConstant(d, patched));
     for (const constant of replaced) counterpart.delete(constant);
   } while (replaced.length > 0);
   const changedFunctions = changed.filter((pair) => isFunction(pair.patched));
@@ -109,7 +117,7 @@ function correlate(original: ObjectModel, patched: ObjectModel) {
         if (match !== undefined) pair(match, b);
       }
     };
-    if (group.every((d) => d.kind === 'function' || isPrivateConstant(d))) {
+    if (group.every((d) => d.kind === 'function' || isPrivateConstant(d, patched))) {
       // Which of several clones or constants is paired with which is a matter of how much appears changed, not of
       // correctness: their callers are compared through the pairs.
       pairWhere((a, b) => sameBytes(a.section.data, b.section.data));
@@ -135,10 +143,27 @@ function correlate(original: ObjectModel, patched: ObjectModel) {
   return { pairs, ambiguous };
 }
 
-/** Read-only data that no other file can name. */
-function isPrivateConstant(definition: Definition): boolean {
+/**
+ * Read-only data that no other file can name, and that holds no address but those of texts and of labels in functions: a
+ * table of functions may be registered somewhere, so that a new one would not be seen.
+ */
+function isPrivateConstant(definition: Definition, model: ObjectModel): boolean {
   const { kind, symbol, section } = definition;
-  return kind === 'data' && symbol.binding === c.STB_LOCAL && (section.flags & c.SHF_WRITE) === 0;
+  if (kind !== 'data' || symbol.binding !== c.STB_LOCAL) return false;
+  const isReadOnly = (section.flags & c.SHF_WRITE) === 0 || section.name.startsWith('.data.rel.ro');
+  return (
+    isReadOnly &&
+    referencesOf(model, definition).every(
+      (r) =>
+        r.kind === 'string' ||
+        (r.kind === 'definition' && r.definition.kind === 'function' && r.offset !== 0),
+    )
+  );
+}
+
+function referencesOf(model: ObjectModel, { symbol, section }: Definition): readonly Reference[] {
+  const relocations = inRange(model.relocationsOf(section), symbol.value, symbol.sizeBytes);
+  return relocations.map((relocation) => model.referenceOf(section, relocation));
 }
 
 class Comparer {

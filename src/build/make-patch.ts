@@ -91,7 +91,7 @@ export function makePatch(
         notes.push('main changes: it never leaves the stack, so the transition can not complete');
     }
     for (const name of ownNames) takenNames.add(name);
-    notes.push(...notesOnRemovals(file, pair, comparison));
+    notes.push(...notesOn(file, pair, comparison, target));
   }
   if (functions.length === 0) {
     throw new LivegraftError(
@@ -128,14 +128,34 @@ export function makePatch(
   };
 }
 
-function notesOnRemovals(file: string, pair: CompiledPair, comparison: Comparison): readonly string[] {
+/** What a user should know of a change that is not refused. */
+function notesOn(
+  file: string,
+  { original, patched }: CompiledPair,
+  comparison: Comparison,
+  target: TargetModel,
+): readonly string[] {
+  const notes: string[] = [];
   const kept = new Set(comparison.counterpart.values());
-  const removed = [...pair.original.definitions.values()].filter(
-    (d) => d.kind === 'function' && !kept.has(d) && d.symbol.binding !== c.STB_LOCAL,
+  for (const { name, kind, symbol } of original.definitions.values()) {
+    if (kind === 'function' && symbol.binding !== c.STB_LOCAL && ![...kept].some((d) => d.name === name))
+      notes.push(`${file}: ${name} is gone from the source; it stays in the program, unused by the new code`);
+  }
+  for (const { name } of comparison.newData) {
+    if (original.definitions.get(name)?.kind === 'data')
+      notes.push(
+        `${file}: the constant ${name} has a new copy; a pointer to the old one that the program keeps leads to the old one`,
+      );
+  }
+  if (original.typeLayouts === undefined || patched.typeLayouts === undefined)
+    notes.push(`${file}: without debug information, the layouts of structures were not compared`);
+  const isCxx = /\.(cc|cpp|cxx|c\+\+|C)$/.test(file);
+  const throws = [...target.elf.dynamicSymbols, ...target.elf.symbols].some((s) =>
+    /^(__cxa_throw|_Unwind_Resume)(@|$)/.test(s.name),
   );
-  return removed.map(
-    ({ name }) => `${file}: ${name} is gone from the source; it stays in the program, unused by the new code`,
-  );
+  if (isCxx && throws)
+    notes.push(`${file}: an exception can not pass through the new versions: it would end the program`);
+  return notes;
 }
 
 function describeFunction(

@@ -17,6 +17,7 @@ export class ObjectModel {
   readonly #instructionEnds = new Map<number, Map<number, number>>();
   readonly #relocations = new Map<number, readonly ElfRelocation[]>();
   #users: Map<Definition, Set<string>> | undefined;
+  #typeLayouts: { readonly value: ReadonlyMap<string, string> | undefined } | undefined;
   #anonymous: Map<number, number[]> | undefined;
 
   constructor(elf: ElfFile, decoder: InstructionDecoder) {
@@ -69,6 +70,11 @@ export class ObjectModel {
 
   /** How the structures that the file knows are laid out, by name; undefined without debug information that can be read. */
   get typeLayouts(): ReadonlyMap<string, string> | undefined {
+    this.#typeLayouts ??= { value: this.#readTypeLayouts() };
+    return this.#typeLayouts.value;
+  }
+
+  #readTypeLayouts(): ReadonlyMap<string, string> | undefined {
     const info = this.elf.findSection('.debug_info');
     if (info === undefined) return undefined;
     const values = new Map(

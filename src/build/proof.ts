@@ -271,6 +271,8 @@ class CodeProof {
     const byOffset = new Map(this.#object.relocationsOf(section).map((r) => [r.offset, r]));
     const type = byOffset.get(position)?.type;
     if (type !== c.R_X86_64_PC32 && type !== c.R_X86_64_64) return true;
+    // Absolute entries of a file that can lie anywhere are in its dynamic relocations.
+    if (type === c.R_X86_64_64 && this.#target.elf.type === c.ET_DYN) return true;
     const entryBytes = relocatedBytes(type);
     // A table ends where the next one begins.
     const end =
@@ -288,7 +290,7 @@ class CodeProof {
     return true;
   }
 
-  /** Where an entry of a table in the target leads; an address in a position-independent file is in its relocations. */
+  /** Where an entry of a table in the target leads. */
   #tableEntry(table: number, offset: number, type: number): number | undefined {
     const bytes = this.#target.elf.bytesAt(linkAddress(table + offset), relocatedBytes(type));
     if (bytes === undefined) return undefined;

@@ -50,6 +50,15 @@ describe('a change that can not be made in a running program', () => {
       ),
     ],
     [
+      'a private table of functions, which may be registered somewhere',
+      'data-initial-value-changed',
+      /: operations/,
+      one(
+        `static int f(int n) { return n; } static int g(int n) { return -n; } static int (*const operations[])(int) = {f, g}; int work(int n) { return operations[n & 1](n); }`,
+        `static int f(int n) { return n; } static int g(int n) { return -n; } static int (*const operations[])(int) = {g, f}; int work(int n) { return operations[n & 1](n); }`,
+      ),
+    ],
+    [
       'size of a variable',
       'data-layout-changed',
       /: state/,

@@ -183,6 +183,22 @@ int other(int n) { struct pair p = {n, n + 3, n}; __asm__("" : "+m"(p)); return 
     const { patch } = await expectPatch(makeTree(one(text(9), text(7))));
     expect(replacedBy(patch)).toEqual(['work']);
     expect(patch.manifest.newData.map((d) => d.name)).toEqual(['primes']);
+    expect(patch.manifest.notes.join()).toContain('the constant primes has a new copy');
+  });
+
+  it.each(['-fPIC', '-fno-pie'])('a table of labels goes with its function (%s)', async (cflags) => {
+    const text = (k: number) =>
+      `int out(int n) { return n; }\nint work(int n) { static const void *const labels[] = {&&a, &&b, &&c}; goto *labels[n % 3]; a: return out(n) + ${k}; b: return out(n) * 3; c: return out(n) - 9; }`;
+    const tree = makeTree(
+      one(text(5), text(7), {
+        cflags: `-fno-inline ${cflags}`,
+        ldflags: cflags === '-fPIC' ? '' : '-no-pie',
+      }),
+    );
+    const { patch } = await expectPatch(tree);
+    expect(replacedBy(patch)).toEqual(['work']);
+    // The offsets of the labels are the same as before; the table must lead into the new code all the same.
+    expect(patch.manifest.newData.map((d) => d.name.replace(/\..*/, ''))).toEqual(['labels']);
   });
 
   it('inline assembly', async () => {
@@ -392,6 +408,22 @@ inline ${NOINLINE} int shared(int n) { return n ^ ${k}; }
       '_Z6sharedi',
       '_ZNK5Shape4areaEv',
     ]);
+  });
+
+  it('C++ with exceptions elsewhere: says that none can pass through the new code', async () => {
+    const tree = makeTree({
+      files: {
+        'a.cc': 'int may(int); int work(int n) { return may(n) + 1; }',
+        'b.cc': 'int may(int n) { if (n > 5) throw n; return n; }',
+        'main.cc':
+          'int work(int); int main(int n, char **) { try { return work(n); } catch (int e) { return e; } }',
+      },
+      change: { 'a.cc': 'int may(int); int work(int n) { return may(n) + 2; }' },
+      cc: 'g++',
+    });
+    expect((await expectPatch(tree)).patch.manifest.notes.join()).toContain(
+      'an exception can not pass through',
+    );
   });
 
   it('a library and a program of the same sources: whichever is the target', async () => {
