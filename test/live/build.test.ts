@@ -410,6 +410,24 @@ inline ${NOINLINE} int shared(int n) { return n ^ ${k}; }
     ]);
   });
 
+  it('two programs of one tree, both with a main: the one that is the target', async () => {
+    const header = (k: number) => `static inline int step(int n) { return n * ${k}; }\n`;
+    const tree = makeTree({
+      files: {
+        Makefile:
+          'all: prog tool\nprog: a.o main.o\n\tgcc -o $@ a.o main.o\ntool: tool.o\n\tgcc -o $@ tool.o\n%.o: %.c step.h\n\tgcc -O2 -c -o $@ $<\n',
+        'step.h': header(3),
+        'a.c': '#include "step.h"\nint work(int n) { return step(n); }',
+        'main.c': MAIN,
+        'tool.c': '#include "step.h"\nint main(int n, char **v) { (void)v; return step(n) + 1; }',
+      },
+      change: { 'step.h': header(4) },
+    });
+    const { patch } = await expectPatch(tree);
+    expect(replacedBy(patch)).toEqual(['work']);
+    expect(patch.manifest.notes.join()).toContain('left out a compilation of tool.c');
+  });
+
   it('C++ with exceptions elsewhere: says that none can pass through the new code', async () => {
     const tree = makeTree({
       files: {
