@@ -119,6 +119,26 @@ describe('a patch from source, in a running program', () => {
     expect(target.isAlive()).toBe(true);
   });
 
+  it('functions shorter than a jump, down to a single ret', async () => {
+    const text = (fixed: boolean) => `#include <stdio.h>
+int seen; ${NOINLINE} void nothing(void) { ${fixed ? 'seen++;' : ''} }
+${NOINLINE} int first(int a, int b) { ${fixed ? 'a += 100 * b;' : ''} return a; }
+const char *work(int n) { static char text[40]; nothing(); sprintf(text, "%d/%d", first(n, 2), seen > 0); return text; }
+`;
+    const tree = makeTree({ files: { 'a.c': text(false), 'main.c': MAIN }, change: { 'a.c': text(true) } });
+    const { patch, output } = await expectPatch(tree);
+    const sizes = patch.manifest.objects[0]?.functions.map((fn) => fn.old.sizeBytes).sort();
+    expect(sizes).toEqual([1, 3]);
+    const target = await startTarget(tree.target);
+    targets.push(target);
+    expect(await nextLine(target)).toMatch(/^0\/0 1\/0 2\/0 /);
+    const applied = livegraft('apply', '--pid', String(target.pid), output);
+    expect(applied.stderr).toBe('');
+    expect(await nextLine(target)).toMatch(/^200\/1 201\/1 202\/1 /);
+    expect(livegraft('revert', '--pid', String(target.pid)).code).toBe(0);
+    expect(await nextLine(target)).toMatch(/^0\/1 1\/1 2\/1 /);
+  });
+
   it('C++ methods, virtual ones, templates and the statics in them', async () => {
     const header = (fixed: boolean) => `#include <stdio.h>
 struct Shape { int side; ${NOINLINE} Shape(int n) : side(n) {} virtual ${NOINLINE} int area() const { return side * ${fixed ? 'side' : '1'}; } };
