@@ -5,7 +5,10 @@ const COMPILER = [
   { name: 'make', command: 'make' },
   { name: 'patch', command: 'patch' },
 ];
-const ORACLES = [{ name: 'binutils', command: 'readelf' }];
+const ORACLES = [
+  { name: 'binutils', command: 'readelf' },
+  { name: 'gdb', command: 'gdb' },
+];
 
 export const PACKAGES = {
   test: [...COMPILER, { name: 'g++', command: 'g++' }, ...ORACLES],
