@@ -89,12 +89,7 @@ export function walkReliable(input: WalkInput): WalkResult {
 
     const cfa = canonicalFrameAddress(row, registers, window);
     if (cfa === undefined) return fail('cfa-unknown', `the frame of ${hex(pc)} can't be computed`);
-    if (row.isSignalFrame) {
-      // The handler may run on an alternate stack: the interrupted one lies wherever its saved registers say.
-      limits = input.stackLimits(cfa);
-      if (limits === undefined)
-        return fail('outside-stack', `${hex(cfa)} (the interrupted stack of ${hex(pc)}) is no stack`);
-    } else {
+    if (!row.isSignalFrame) {
       if (cfa <= stackPointer)
         return fail('cfa-not-rising', `${hex(cfa)} of ${hex(pc)} is not above ${hex(stackPointer)}`);
       if (cfa > limits.high || (cfa & 7) !== 0) {
@@ -107,7 +102,18 @@ export function walkReliable(input: WalkInput): WalkResult {
     const problem = restoreCaller(row, cfa, registers, window);
     if (problem !== undefined)
       return fail(problem, `the caller of ${hex(pc)} can't be read from its frame at ${hex(cfa)}`);
-    if (row.isSignalFrame) window.load(registers[RSP] as number, limits.high);
+    if (row.isSignalFrame) {
+      // The handler may run on a stack of its own: the interrupted one lies where its saved stack pointer says.
+      const interruptedAt = registers[RSP] as number;
+      limits = input.stackLimits(interruptedAt);
+      if (limits === undefined) {
+        return fail(
+          'outside-stack',
+          `${hex(interruptedAt)} (the interrupted stack of ${hex(pc)}) is no stack`,
+        );
+      }
+      window.load(interruptedAt, limits.high);
+    }
     by = row.isSignalFrame ? 'signal' : 'call';
   }
 }
