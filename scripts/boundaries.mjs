@@ -14,6 +14,7 @@ const MAY_IMPORT = {
   cfi: ['base'],
   dwarf: ['base', 'cfi'],
   orc: ['base', 'cfi'],
+  btf: ['base'],
   arch: ['base', 'cfi'],
   unwind: ['base', 'elf', 'cfi', 'dwarf', 'orc', 'arch'],
   patch: ['base', 'elf', 'arch'],
@@ -23,7 +24,7 @@ const MAY_IMPORT = {
   cli: ['base', 'elf', 'cfi', 'dwarf', 'orc', 'arch', 'unwind', 'patch', 'build', 'engine', 'targets'],
 };
 /** No input or output here: everything comes in as arguments. */
-const PURE = ['base', 'elf', 'cfi', 'dwarf', 'orc', 'arch', 'unwind', 'patch', 'engine'];
+const PURE = ['base', 'elf', 'cfi', 'dwarf', 'orc', 'arch', 'unwind', 'patch', 'engine', 'btf'];
 
 const notTests = '\\.test\\.ts$';
 const forbidden = Object.entries(MAY_IMPORT).map(([folder, allowed]) => ({

@@ -8,6 +8,7 @@ const COMPILER = [
 const ORACLES = [
   { name: 'binutils', command: 'readelf' },
   { name: 'gdb', command: 'gdb' },
+  { name: 'bpftool', command: 'bpftool' },
 ];
 
 export const PACKAGES = {
