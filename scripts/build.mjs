@@ -15,7 +15,7 @@ await build({
   format: 'esm',
   platform: 'node',
   target: 'node20',
-  external: ['koffi'],
+  external: ['koffi', '@napi-rs/lzma'],
   // commander is CommonJS and asks for node's own modules by require.
   banner: {
     js: "import { createRequire as livegraftRequire } from 'node:module'; const require = livegraftRequire(import.meta.url);",

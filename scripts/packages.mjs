@@ -9,6 +9,9 @@ const ORACLES = [
   { name: 'binutils', command: 'readelf' },
   { name: 'gdb', command: 'gdb' },
   { name: 'bpftool', command: 'bpftool' },
+  { name: 'xz-utils', command: 'xz' },
+  { name: 'zstd', command: 'zstd' },
+  { name: 'lz4', command: 'lz4' },
 ];
 
 export const PACKAGES = {
