@@ -8,9 +8,9 @@ export type Brand<T, Name extends string> = T & { readonly [brand]: Name };
  * An address as an ELF file states it (`st_value`, `sh_addr`, `p_vaddr`), before any load bias.
  *
  * Held as a JavaScript number: the *signed* reading of the 64-bit value. User addresses are positive and kernel
- * addresses negative; both are exact, since a canonical x86-64 address has at most 48 significant bits (and the
- * kernel text of a 57-bit machine still lies in the top 2 GiB). {@link foldAddress} and {@link unfoldAddress}
- * convert at the edges.
+ * addresses negative; both are exact, since a canonical x86-64 address has at most 48 significant bits. Where a kernel
+ * uses 57, its text still lies in the top 2 GiB, and other addresses are exact when they are multiples of 8.
+ * {@link foldAddress} and {@link unfoldAddress} convert at the edges.
  */
 export type LinkAddress = Brand<number, 'LinkAddress'>;
 
@@ -32,6 +32,11 @@ export function foldAddress(value: bigint): number {
 /** The unsigned 64-bit value of an address, for the wire, for registers and for people. */
 function unfoldAddress(value: number): bigint {
   return BigInt.asUintN(64, BigInt(value));
+}
+
+/** Whether a number can be an address without having lost bits: see {@link LinkAddress}. */
+export function isExactAddress(value: number): boolean {
+  return Number.isSafeInteger(value) || (Math.abs(value) <= 2 ** 56 && value % 8 === 0);
 }
 
 /** `0x…`, unsigned, as every other tool prints addresses. */

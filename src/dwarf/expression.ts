@@ -1,3 +1,4 @@
+import { isExactAddress } from '../base/brand.js';
 import { ByteReader } from '../base/byte-reader.js';
 
 /** What an expression of a CFI row may look at. Each answers undefined for what is not known. */
@@ -30,7 +31,7 @@ export function evaluateExpression(
   }
   const top = machine.stack.pop();
   const result = top === undefined ? Number.NaN : Number(BigInt.asIntN(64, top));
-  return Number.isSafeInteger(result) ? result : undefined;
+  return isExactAddress(result) ? result : undefined;
 }
 
 class ExpressionMachine {
@@ -129,7 +130,7 @@ class ExpressionMachine {
     const address = this.stack.pop();
     if (address === undefined) return false;
     const value = this.#context.read64(Number(address));
-    if (value === undefined || !Number.isSafeInteger(value)) return false;
+    if (value === undefined || !isExactAddress(value)) return false;
     return this.#push(sizeBytes === 8 ? value : BigInt.asUintN(8 * sizeBytes, BigInt(value)));
   }
 

@@ -29,6 +29,8 @@ export interface ModuleMapOptions {
   readonly modules: readonly CodeModule[];
   readonly displaced?: readonly DisplacedRange[];
   readonly decoder: InstructionDecoder;
+  /** For a kernel: a return address that no call has pushed, in code where a stack begins. */
+  readonly isStackBottom?: (address: number) => boolean;
   /** Whether a validator has shown that the table is wrong about this address. */
   readonly isDisproved?: (address: number) => boolean;
 }
@@ -62,7 +64,8 @@ export class ModuleMap {
     let info = cache.get(pc);
     if (info === undefined) {
       info = this.#look(pc, interrupted);
-      cache.set(pc, info);
+      // A refusal is asked for again: the code may not have been read yet.
+      if (info.known) cache.set(pc, info);
     }
     return info;
   }
@@ -73,6 +76,7 @@ export class ModuleMap {
     if (home === undefined) return true;
     const code = home.codeBefore(pc, CALL_BYTES);
     if (this.#options.decoder.isPrecededByCall(code, code.length)) return true;
+    if (this.#options.isStackBottom !== undefined) return this.#options.isStackBottom(pc);
     return home.findRow(lookupAddress(pc, false))?.isSignalFrame === true;
   }
 

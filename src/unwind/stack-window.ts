@@ -1,3 +1,5 @@
+import { isExactAddress } from '../base/brand.js';
+
 /** A stretch of stack read in one go; words outside of it are fetched one stretch at a time. */
 export class StackWindow {
   readonly #readMemory: (address: number, into: Uint8Array) => number;
@@ -25,7 +27,7 @@ export class StackWindow {
 
   /** The signed number of the 8 bytes at an aligned address; undefined when it can't be read. */
   read64(address: number): number | undefined {
-    if (address % 8 !== 0 || !Number.isSafeInteger(address)) return undefined;
+    if (address % 8 !== 0 || !isExactAddress(address)) return undefined;
     if (address < this.#start || address >= this.#end) {
       this.load(address, address + WINDOW_BYTES);
       if (address >= this.#end) return undefined;

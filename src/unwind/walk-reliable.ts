@@ -15,6 +15,22 @@ export interface WalkInput {
   readonly stackLimits: (address: number) => StackLimits | undefined;
   readonly modules: ModuleMap;
   readonly maxFrames?: number;
+  /** The program counter is a return address: the task stopped by calling, as one that sleeps in a scheduler did. */
+  readonly startsAtReturnAddress?: boolean;
+  /** The stacks of a kernel: exception frames lie on them, and they lead from one to the next. */
+  readonly nestedStacks?: NestedStacks;
+}
+
+/**
+ * How a kernel's stacks differ from those of a process: the registers of an exception lie on the stack it came in on,
+ * and interrupts, softirqs and NMIs have stacks of their own. Each stack is entered at most once in one walk.
+ */
+export interface NestedStacks {
+  /**
+   * Where a frame of saved registers leads, given the registers in it and the address right behind it: to code of
+   * the kernel, to user mode, which ends the walk, or nowhere, with the reason.
+   */
+  entryOf(registers: Float64Array, frameEnd: number): 'kernel' | 'user' | { readonly damaged: string };
 }
 
 export interface StackLimits {
@@ -40,6 +56,7 @@ export type WalkReason =
   | 'outside-stack'
   | 'stack-unreadable'
   | 'register-unknown'
+  | 'exception-frame-damaged'
   | 'too-deep';
 
 export type WalkResult =
@@ -69,10 +86,13 @@ export function walkReliable(input: WalkInput): WalkResult {
     reason: { code, detail },
   });
 
-  let limits = input.stackLimits(registers[RSP] as number);
-  if (limits === undefined) return fail('outside-stack', `${hex(registers[RSP] as number)} is no stack`);
+  const { nestedStacks } = input;
+  const start = input.stackLimits(registers[RSP] as number);
+  if (start === undefined) return fail('outside-stack', `${hex(registers[RSP] as number)} is no stack`);
+  let limits: StackLimits = start;
   window.load(registers[RSP] as number, limits.high);
-  let by: Frame['by'] = 'stopped';
+  const visited = [limits.low];
+  let by: Frame['by'] = input.startsAtReturnAddress === true ? 'call' : 'stopped';
   for (;;) {
     const pc = registers[PC] as number;
     const stackPointer = registers[RSP] as number;
@@ -89,8 +109,34 @@ export function walkReliable(input: WalkInput): WalkResult {
 
     const cfa = canonicalFrameAddress(row, registers, window);
     if (cfa === undefined) return fail('cfa-unknown', `the frame of ${hex(pc)} can't be computed`);
-    if (!row.isSignalFrame) {
-      if (cfa <= stackPointer)
+    const enter = (address: number, what: string): WalkResult | undefined => {
+      const next = input.stackLimits(address);
+      if (next === undefined)
+        return fail('outside-stack', `${hex(address)} (the ${what} of ${hex(pc)}) is no stack`);
+      if (nestedStacks !== undefined && next.low !== limits.low) {
+        if (visited.includes(next.low))
+          return fail(
+            'outside-stack',
+            `${hex(address)} (the ${what} of ${hex(pc)}) is a stack walked before`,
+          );
+        visited.push(next.low);
+      }
+      limits = next;
+      return undefined;
+    };
+    if (row.isSignalFrame && nestedStacks === undefined) {
+      // The handler may run on an alternate stack: the interrupted one lies wherever its saved registers say.
+      const failure = enter(cfa, 'interrupted stack');
+      if (failure !== undefined) return failure;
+    } else {
+      // A kernel function that calls on another stack finds its own through a word saved there.
+      const isElsewhere = cfa <= limits.low || cfa > limits.high;
+      const failure =
+        nestedStacks !== undefined && row.cfaExpression !== undefined && isElsewhere
+          ? enter(cfa, 'calling stack')
+          : undefined;
+      if (failure !== undefined) return failure;
+      if (cfa <= stackPointer && stackPointer >= limits.low && stackPointer <= limits.high)
         return fail('cfa-not-rising', `${hex(cfa)} of ${hex(pc)} is not above ${hex(stackPointer)}`);
       if (cfa > limits.high || (cfa & 7) !== 0) {
         return fail(
@@ -102,18 +148,17 @@ export function walkReliable(input: WalkInput): WalkResult {
     const problem = restoreCaller(row, cfa, registers, window);
     if (problem !== undefined)
       return fail(problem, `the caller of ${hex(pc)} can't be read from its frame at ${hex(cfa)}`);
-    if (row.isSignalFrame) {
-      // The handler may run on a stack of its own: the interrupted one lies where its saved stack pointer says.
-      const interruptedAt = registers[RSP] as number;
-      limits = input.stackLimits(interruptedAt);
-      if (limits === undefined) {
-        return fail(
-          'outside-stack',
-          `${hex(interruptedAt)} (the interrupted stack of ${hex(pc)}) is no stack`,
-        );
-      }
-      window.load(interruptedAt, limits.high);
+    if (nestedStacks !== undefined && row.savedRegisters.includes(RSP)) {
+      const entry = nestedStacks.entryOf(registers, cfa);
+      if (entry === 'user') return { reliable: true, frames };
+      if (entry !== 'kernel') return fail('exception-frame-damaged', `${hex(cfa)}: ${entry.damaged}`);
+      const before = limits;
+      const failure = enter(registers[RSP] as number, 'interrupted stack');
+      if (failure !== undefined) return failure;
+      if (limits.low === before.low && (registers[RSP] as number) < cfa)
+        return fail('cfa-not-rising', `the stack that was interrupted lies above its frame at ${hex(cfa)}`);
     }
+    if (row.isSignalFrame) window.load(registers[RSP] as number, limits.high);
     by = row.isSignalFrame ? 'signal' : 'call';
   }
 }
