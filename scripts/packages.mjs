@@ -14,8 +14,11 @@ const ORACLES = [
   { name: 'lz4', command: 'lz4' },
 ];
 
+/** A guest: its kernel is fetched by the tests themselves. */
+const GUEST = [{ name: 'qemu-system-x86', command: 'qemu-system-x86_64' }, { name: 'busybox-static' }];
+
 export const PACKAGES = {
-  test: [...COMPILER, { name: 'g++', command: 'g++' }, ...ORACLES],
+  test: [...COMPILER, { name: 'g++', command: 'g++' }, ...ORACLES, ...GUEST],
   demo: COMPILER,
   'demo:redis': [
     ...COMPILER,

@@ -116,6 +116,34 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
   }),
   z.strictObject({
     ...common,
+    event: z.literal('kernelStack'),
+    release: z.string(),
+    offset: address,
+    cpus: z.int(),
+    modules: z.array(z.string()),
+    stoppedMs: ms,
+    tasks: z.array(
+      z.strictObject({
+        pid: z.int(),
+        name: z.string(),
+        kthread: z.boolean(),
+        state: z.string(),
+        reliable: z.boolean(),
+        reason: z.strictObject({ code: z.string(), detail: z.string() }).nullable(),
+        frames: z.array(
+          z.strictObject({
+            index: z.int(),
+            address,
+            symbol: z.string().nullable(),
+            module: z.string(),
+            by: z.string(),
+          }),
+        ),
+      }),
+    ),
+  }),
+  z.strictObject({
+    ...common,
     event: z.literal('built'),
     output: z.string(),
     functions: z.array(z.string()),

@@ -187,15 +187,37 @@ function addStatus(program: Command, output: () => Output): void {
     });
 }
 
+interface StackOptions {
+  readonly pid?: number;
+  readonly gdb?: string;
+  readonly vmlinux?: string;
+}
+
 function addStack(program: Command, output: () => Output, setCode: (code: number) => void): void {
   program
     .command('stack')
     .description("walk every thread's stack, with verdict and reason")
-    .requiredOption('--pid <pid>', 'the process', parsePid)
-    .addHelpText('after', '\nExample:\n  $ livegraft stack --pid 1234')
-    .action(async (options: { pid: number }) => {
-      const { showStacks } = await import('./commands/stack.js');
-      await showStacks(options.pid, output());
+    .option('--pid <pid>', 'the process', parsePid)
+    .option(
+      '--gdb <socket>',
+      'a running kernel instead: the gdb socket of its machine, unix:PATH or HOST:PORT',
+    )
+    .option('--vmlinux <file>', 'with --gdb: the vmlinuz or vmlinux of the kernel that runs')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ livegraft stack --pid 1234
+  $ livegraft stack --gdb unix:/run/guest-gdb --vmlinux /boot/vmlinuz-6.1.0-50-cloud-amd64`,
+    )
+    .action(async ({ pid, gdb, vmlinux }: StackOptions) => {
+      if (pid !== undefined && gdb === undefined && vmlinux === undefined) {
+        const { showStacks } = await import('./commands/stack.js');
+        await showStacks(pid, output());
+      } else if (pid === undefined && gdb !== undefined && vmlinux !== undefined) {
+        const { showKernelStacks } = await import('./commands/kernel-stack.js');
+        await showKernelStacks({ gdb, vmlinux }, output());
+      } else program.error('error: give --pid, or --gdb together with --vmlinux', { exitCode: EXIT.usage });
       setCode(EXIT.done);
     });
 }

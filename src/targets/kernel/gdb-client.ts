@@ -1,0 +1,301 @@
+import { hex } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import { escapeBinary, GdbConnection, type GdbEndpoint } from './gdb-connection.js';
+import {
+  DEFAULT_LAYOUT,
+  GuestRegisters,
+  parseRegisterLayout,
+  type RegisterLayout,
+} from './guest-registers.js';
+
+/** Why the guest stopped: a signal in one vCPU (5: a breakpoint, a step, or our request; 2: our request), or its end. */
+export type GuestStop =
+  | { readonly kind: 'signal'; readonly signal: number; readonly vcpu: string }
+  | { readonly kind: 'exited'; readonly detail: string };
+
+export interface GdbClientOptions {
+  /** How long any answer may take. */
+  readonly timeoutMs: number;
+}
+
+/**
+ * A guest behind a GDB stub whose threads are its vCPUs. Connecting stops it. Methods that look or change need it
+ * stopped; all of it stops and runs together. Every failure is a LivegraftError: `gdb-…`, `guest-memory`.
+ */
+export class GdbClient {
+  readonly #connection: GdbConnection;
+  readonly #timeoutMs: number;
+  #packetBytes = 1024;
+  #layout: RegisterLayout = DEFAULT_LAYOUT;
+  #features = new Set<string>();
+  #running = false;
+  #selected: string | undefined;
+  #physicalMode: boolean | undefined;
+
+  private constructor(connection: GdbConnection, timeoutMs: number) {
+    this.#connection = connection;
+    this.#timeoutMs = timeoutMs;
+  }
+
+  static async connect(endpoint: GdbEndpoint, options: GdbClientOptions): Promise<GdbClient> {
+    const connection = await GdbConnection.open(endpoint, options.timeoutMs);
+    const client = new GdbClient(connection, options.timeoutMs);
+    try {
+      await client.#negotiate();
+    } catch (error) {
+      await connection.close();
+      throw error;
+    }
+    return client;
+  }
+
+  get isRunning(): boolean {
+    return this.#running;
+  }
+
+  /** Ids of the vCPUs, in the stub's spelling. */
+  async vcpus(): Promise<readonly string[]> {
+    const ids: string[] = [];
+    let answer = await this.#request('qfThreadInfo');
+    while (answer.startsWith('m')) {
+      ids.push(...answer.slice(1).split(','));
+      answer = await this.#request('qsThreadInfo');
+    }
+    if (ids.length === 0) throw this.#protocolError('it lists no threads');
+    return ids;
+  }
+
+  async readRegisters(vcpu: string): Promise<GuestRegisters> {
+    await this.#select(vcpu);
+    const answer = await this.#request('g');
+    // `x` stands for a register that the stub can't read.
+    if (!/^[0-9a-fx]{272,}$/i.test(answer)) throw this.#protocolError(`registers: ${answer.slice(0, 40)}`);
+    return new GuestRegisters(fromHex(answer.replaceAll('x', '0')), this.#layout);
+  }
+
+  async writeRegisters(vcpu: string, registers: GuestRegisters): Promise<void> {
+    await this.#select(vcpu);
+    this.#expectOk('registers', await this.#request(`G${toHex(registers.toBytes())}`));
+  }
+
+  /** Memory by the addresses of the vCPU that was selected last; all vCPUs agree about the kernel's. */
+  async readMemory(address: number, sizeBytes: number): Promise<Uint8Array> {
+    await this.#usePhysical(false);
+    return this.#read(unsigned(address), sizeBytes);
+  }
+
+  async writeMemory(address: number, bytes: Uint8Array): Promise<void> {
+    await this.#usePhysical(false);
+    await this.#write(unsigned(address), bytes);
+  }
+
+  /** Whether {@link readPhysical} works: QEMU has it, other stubs may not. */
+  get hasPhysicalMemory(): boolean {
+    return this.#physicalMode !== undefined;
+  }
+
+  async readPhysical(address: number, sizeBytes: number): Promise<Uint8Array> {
+    await this.#usePhysical(true);
+    return this.#read(unsigned(address), sizeBytes);
+  }
+
+  async insertBreakpoint(address: number, kind: 'software' | 'hardware'): Promise<void> {
+    const type = kind === 'software' ? 0 : 1;
+    this.#expectOk('breakpoint', await this.#request(`Z${type},${unsigned(address).toString(16)},1`));
+  }
+
+  async removeBreakpoint(address: number, kind: 'software' | 'hardware'): Promise<void> {
+    const type = kind === 'software' ? 0 : 1;
+    this.#expectOk('breakpoint', await this.#request(`z${type},${unsigned(address).toString(16)},1`));
+  }
+
+  /** Lets the guest run; the next {@link waitForStop} or {@link interrupt} says why it stopped. */
+  resume(): void {
+    if (this.#running) return;
+    this.#connection.send(this.#features.has('vCont') ? 'vCont;c' : 'c');
+    this.#running = true;
+  }
+
+  /** One instruction of one vCPU; the others stand still. */
+  async step(vcpu: string): Promise<GuestStop> {
+    this.#connection.send(`vCont;s:${vcpu}`);
+    this.#running = true;
+    const stop = await this.waitForStop(this.#timeoutMs);
+    if (stop === undefined) throw this.#protocolError('a single step does not end');
+    return stop;
+  }
+
+  /** Undefined when the guest has not stopped in time; it goes on running then. */
+  async waitForStop(timeoutMs: number): Promise<GuestStop | undefined> {
+    const deadline = Date.now() + timeoutMs;
+    while (this.#running) {
+      const packet = await this.#connection.poll(Math.max(0, deadline - Date.now()));
+      if (packet === undefined) return undefined;
+      const stop = this.#parseStop(packet);
+      if (stop !== undefined) {
+        this.#running = false;
+        return stop;
+      }
+    }
+    throw new Error('the guest is not running');
+  }
+
+  /** Stops the guest now. When it had stopped by itself already, that is what is returned. */
+  async interrupt(): Promise<GuestStop> {
+    this.#connection.sendBreak();
+    const stop = await this.waitForStop(this.#timeoutMs);
+    if (stop !== undefined) return stop;
+    // Poisons the connection: a stop that comes later would answer another question.
+    await this.#connection.receive(0);
+    throw this.#protocolError('the guest does not stop');
+  }
+
+  /** Lets the guest go for good and closes the connection. Never throws: what can't be told to the stub is lost anyway. */
+  async detach(): Promise<void> {
+    try {
+      if (this.#running) await this.interrupt();
+      await this.#connection.request('D', this.#timeoutMs);
+    } catch (error) {
+      if (!(error instanceof LivegraftError)) throw error;
+    } finally {
+      await this.#connection.close();
+    }
+  }
+
+  async #negotiate(): Promise<void> {
+    let supported = await this.#request('qSupported:xmlRegisters=i386;vContSupported+');
+    // QEMU tells first that connecting has stopped the guest, unless it stood still before.
+    while (this.#parseStop(supported) !== undefined)
+      supported = await this.#connection.receive(this.#timeoutMs);
+    for (const feature of supported.split(';')) {
+      const size = /^PacketSize=([0-9a-f]+)$/i.exec(feature)?.[1];
+      if (size !== undefined) this.#packetBytes = Math.min(Number.parseInt(size, 16), 65536);
+      if (feature.endsWith('+')) this.#features.add(feature.slice(0, -1));
+    }
+    if (this.#packetBytes < 256)
+      throw this.#protocolError(`packets of ${this.#packetBytes} bytes are too small`);
+    if (this.#features.has('QStartNoAckMode') && (await this.#request('QStartNoAckMode')) === 'OK')
+      this.#connection.stopAcknowledging();
+    if ((await this.#request('vCont?')).startsWith('vCont;')) this.#features.add('vCont');
+    if (this.#features.has('qXfer:features:read')) {
+      const layout = parseRegisterLayout(await this.#readDescription('target.xml', 0));
+      if (layout === undefined) throw this.#protocolError('its registers are not those of x86-64');
+      this.#layout = layout;
+    }
+    const mode = await this.#request('qqemu.PhyMemMode');
+    if (mode === '0' || mode === '1') this.#physicalMode = mode === '1';
+    const stop = this.#parseStop(await this.#request('?'));
+    if (stop === undefined || stop.kind === 'exited') throw this.#protocolError('the guest has ended');
+  }
+
+  /** A target description with what it includes put in place. */
+  async #readDescription(name: string, depth: number): Promise<string> {
+    let text = '';
+    for (;;) {
+      const part = await this.#request(
+        `qXfer:features:read:${name}:${text.length.toString(16)},${(this.#packetBytes - 8).toString(16)}`,
+      );
+      if (!/^[ml]/.test(part)) throw this.#protocolError(`no target description ${name}`);
+      text += part.slice(1);
+      if (part.startsWith('l') || part.length === 1 || text.length > 1_000_000) break;
+    }
+    const pieces: string[] = [];
+    let at = 0;
+    for (const match of text.matchAll(/<xi:include\s+href="([^"]+)"\s*\/>/g)) {
+      pieces.push(text.slice(at, match.index));
+      if (depth < 3) pieces.push(await this.#readDescription(match[1] as string, depth + 1));
+      at = match.index + match[0].length;
+    }
+    return [...pieces, text.slice(at)].join('');
+  }
+
+  async #select(vcpu: string): Promise<void> {
+    if (this.#selected === vcpu) return;
+    this.#expectOk(`vCPU ${vcpu}`, await this.#request(`Hg${vcpu}`));
+    this.#selected = vcpu;
+  }
+
+  async #usePhysical(physical: boolean): Promise<void> {
+    if (this.#physicalMode === undefined) {
+      if (!physical) return;
+      throw this.#protocolError('it has no physical memory access');
+    }
+    if (this.#physicalMode === physical) return;
+    this.#expectOk('PhyMemMode', await this.#request(`Qqemu.PhyMemMode:${physical ? 1 : 0}`));
+    this.#physicalMode = physical;
+  }
+
+  async #read(address: bigint, sizeBytes: number): Promise<Uint8Array> {
+    const result = new Uint8Array(sizeBytes);
+    const most = Math.floor((this.#packetBytes - 8) / 2);
+    for (let at = 0; at < sizeBytes; ) {
+      const count = Math.min(most, sizeBytes - at);
+      const from = address + BigInt(at);
+      const answer = await this.#request(`m${from.toString(16)},${count.toString(16)}`);
+      if (!/^([0-9a-f]{2})+$/i.test(answer)) throw memoryError('read', from, answer);
+      const bytes = fromHex(answer).subarray(0, count);
+      result.set(bytes, at);
+      at += bytes.length;
+    }
+    return result;
+  }
+
+  async #write(address: bigint, bytes: Uint8Array): Promise<void> {
+    // Each byte may need an escape.
+    const most = Math.floor((this.#packetBytes - 40) / 2);
+    for (let at = 0; at < bytes.length; at += most) {
+      const part = bytes.subarray(at, at + most);
+      const to = (address + BigInt(at)).toString(16);
+      let answer = await this.#request(`X${to},${part.length.toString(16)}:${escapeBinary(part)}`);
+      if (answer === '') answer = await this.#request(`M${to},${part.length.toString(16)}:${toHex(part)}`);
+      if (answer !== 'OK') throw memoryError('written', address + BigInt(at), answer);
+    }
+  }
+
+  #request(payload: string): Promise<string> {
+    if (this.#running) throw new Error(`the guest runs; ${payload.slice(0, 20)} needs it stopped`);
+    return this.#connection.request(payload, this.#timeoutMs);
+  }
+
+  /** Undefined for packets that report no stop (console output). */
+  #parseStop(packet: string): GuestStop | undefined {
+    const kind = packet[0];
+    if (kind === 'W' || kind === 'X') return { kind: 'exited', detail: packet };
+    if (kind !== 'T' && kind !== 'S') return undefined;
+    const vcpu = /thread:([^;]+);/.exec(packet)?.[1];
+    if (vcpu !== undefined) this.#selected = undefined;
+    return { kind: 'signal', signal: Number.parseInt(packet.slice(1, 3), 16), vcpu: vcpu ?? '1' };
+  }
+
+  #expectOk(what: string, answer: string): void {
+    if (answer !== 'OK')
+      throw this.#protocolError(`${what}: it answers ${answer === '' ? 'nothing' : answer}`);
+  }
+
+  #protocolError(problem: string): LivegraftError {
+    return new LivegraftError('gdb-protocol', `${this.#connection.endpoint}: ${problem}`, {
+      remedy: 'use a stub for an x86-64 machine, such as QEMU',
+    });
+  }
+}
+
+function memoryError(verb: string, address: bigint, answer: string): LivegraftError {
+  return new LivegraftError(
+    'guest-memory',
+    `guest memory at ${hex(address)} can't be ${verb} (${answer === '' ? 'not supported' : answer})`,
+  );
+}
+
+function unsigned(address: number): bigint {
+  return BigInt.asUintN(64, BigInt(address));
+}
+
+function fromHex(text: string): Uint8Array {
+  const bytes = new Uint8Array(Math.floor(text.length / 2));
+  for (let i = 0; i < bytes.length; i++) bytes[i] = Number.parseInt(text.slice(2 * i, 2 * i + 2), 16);
+  return bytes;
+}
+
+function toHex(bytes: Uint8Array): string {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
+}

@@ -1,0 +1,242 @@
+import { connect, type Socket } from 'node:net';
+import { LivegraftError } from '../../base/errors.js';
+
+export type GdbEndpoint =
+  | { readonly kind: 'unix'; readonly path: string }
+  | { readonly kind: 'tcp'; readonly host: string; readonly port: number };
+
+/** `unix:PATH`, `HOST:PORT` or `[HOST]:PORT`; undefined for anything else. */
+export function parseGdbEndpoint(text: string): GdbEndpoint | undefined {
+  if (text.startsWith('unix:') && text.length > 5) return { kind: 'unix', path: text.slice(5) };
+  const match = /^(?:tcp:)?(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(text);
+  const port = Number(match?.[3]);
+  if (match === null || port < 1 || port > 65535) return undefined;
+  return { kind: 'tcp', host: (match[1] ?? match[2]) as string, port };
+}
+
+function gdbEndpointText(endpoint: GdbEndpoint): string {
+  return endpoint.kind === 'unix' ? `unix:${endpoint.path}` : `${endpoint.host}:${endpoint.port}`;
+}
+
+/** A packet longer than this is no answer to anything livegraft asks. */
+const MAX_PACKET_BYTES = 4 * 1024 * 1024;
+const MAX_RESENDS = 3;
+const CLOSE_TIMEOUT_MS = 500;
+
+interface Waiter {
+  readonly resolve: (packet: string) => void;
+  readonly reject: (error: LivegraftError) => void;
+  readonly timer: NodeJS.Timeout;
+}
+
+/**
+ * Packets of the GDB remote serial protocol over a socket (gdb manual, appendix E.1): framing, checksums, escapes,
+ * run-length encoding. Payloads are strings of bytes (latin1). A socket that closes or stalls fails whatever waits,
+ * with an error that says so, and every later request.
+ */
+export class GdbConnection {
+  readonly endpoint: string;
+  readonly #socket: Socket;
+  #buffer = '';
+  #packets: string[] = [];
+  #waiter: Waiter | undefined;
+  #failure: LivegraftError | undefined;
+  #acknowledges = true;
+  #lastSent = '';
+  #resends = 0;
+
+  private constructor(socket: Socket, endpoint: string) {
+    this.#socket = socket;
+    this.endpoint = endpoint;
+    socket.setNoDelay(true);
+    socket.on('data', (bytes: Buffer) => this.#receive(bytes));
+    socket.on('error', (error) =>
+      this.#fail('gdb-connection-lost', `the connection failed: ${error.message}`),
+    );
+    socket.on('close', () => this.#fail('gdb-connection-lost', 'the other side closed the connection'));
+  }
+
+  /** Rejects with a LivegraftError (`gdb-unreachable`) when nobody answers in time. */
+  static open(endpoint: GdbEndpoint, timeoutMs: number): Promise<GdbConnection> {
+    const text = gdbEndpointText(endpoint);
+    return new Promise((resolve, reject) => {
+      const socket =
+        endpoint.kind === 'unix'
+          ? connect(endpoint.path)
+          : connect({ host: endpoint.host, port: endpoint.port });
+      const fail = (why: string) => {
+        clearTimeout(timer);
+        socket.destroy();
+        reject(
+          new LivegraftError('gdb-unreachable', `${text}: ${why}`, {
+            remedy: 'start the guest with a gdb socket, e.g. qemu -gdb unix:PATH,server=on,wait=off',
+          }),
+        );
+      };
+      const timer = setTimeout(() => fail(`no connection within ${timeoutMs} ms`), timeoutMs);
+      socket.once('error', (error) => fail(error.message));
+      socket.once('connect', () => {
+        clearTimeout(timer);
+        socket.removeAllListeners('error');
+        resolve(new GdbConnection(socket, text));
+      });
+    });
+  }
+
+  /** After this neither side acknowledges packets (`QStartNoAckMode` was answered with OK). */
+  stopAcknowledging(): void {
+    this.#acknowledges = false;
+  }
+
+  /** Sends a packet and waits for the next one. One at a time. */
+  async request(payload: string, timeoutMs: number): Promise<string> {
+    this.send(payload);
+    return this.receive(timeoutMs);
+  }
+
+  send(payload: string): void {
+    if (this.#failure !== undefined) throw this.#failure;
+    let checksum = 0;
+    for (let i = 0; i < payload.length; i++) checksum = (checksum + payload.charCodeAt(i)) & 0xff;
+    this.#lastSent = `$${payload}#${checksum.toString(16).padStart(2, '0')}`;
+    this.#resends = 0;
+    this.#socket.write(this.#lastSent, 'latin1');
+  }
+
+  /** Asks a running target to stop: the byte 3, outside of any packet. */
+  sendBreak(): void {
+    if (this.#failure !== undefined) throw this.#failure;
+    this.#socket.write('\x03', 'latin1');
+  }
+
+  /** The next packet. Rejects with `gdb-timeout`; the connection is unusable then, since a late answer would be taken for another. */
+  async receive(timeoutMs: number): Promise<string> {
+    const packet = await this.poll(timeoutMs);
+    if (packet !== undefined) return packet;
+    this.#fail('gdb-timeout', `no answer within ${timeoutMs} ms`);
+    throw this.#failure;
+  }
+
+  /** The next packet, or undefined when none came in time, which harms nothing. */
+  poll(timeoutMs: number): Promise<string | undefined> {
+    if (this.#waiter !== undefined) throw new Error('a request is already waiting');
+    const ready = this.#packets.shift();
+    if (ready !== undefined) return Promise.resolve(ready);
+    if (this.#failure !== undefined) return Promise.reject(this.#failure);
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => {
+        this.#waiter = undefined;
+        resolve(undefined);
+      }, timeoutMs);
+      this.#waiter = { resolve, reject, timer };
+    });
+  }
+
+  /** Resolves when the other side knows, or after a moment. */
+  async close(): Promise<void> {
+    this.#failure ??= new LivegraftError('gdb-connection-lost', `${this.endpoint}: the connection is closed`);
+    if (this.#socket.destroyed) return;
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, CLOSE_TIMEOUT_MS);
+      this.#socket.once('close', () => {
+        clearTimeout(timer);
+        resolve();
+      });
+      this.#socket.destroySoon();
+    });
+    this.#socket.destroy();
+  }
+
+  #fail(code: string, problem: string): void {
+    this.#failure ??= new LivegraftError(code, `${this.endpoint}: ${problem}`, {
+      remedy:
+        'see whether the guest still runs and whether another debugger uses its socket, then repeat the command',
+    });
+    this.#socket.destroy();
+    const waiter = this.#waiter;
+    this.#waiter = undefined;
+    if (waiter === undefined) return;
+    clearTimeout(waiter.timer);
+    waiter.reject(this.#failure);
+  }
+
+  #receive(bytes: Buffer): void {
+    this.#buffer += bytes.toString('latin1');
+    for (;;) {
+      const start = this.#buffer.search(/[$-]/);
+      if (start < 0) {
+        this.#buffer = '';
+        return;
+      }
+      if (this.#buffer[start] === '-') {
+        this.#buffer = this.#buffer.slice(start + 1);
+        if (this.#acknowledges) this.#resend();
+        continue;
+      }
+      const end = this.#buffer.indexOf('#', start);
+      if (end < 0 || end + 3 > this.#buffer.length) {
+        this.#buffer = this.#buffer.slice(start);
+        if (this.#buffer.length > MAX_PACKET_BYTES) this.#fail('gdb-protocol', 'a packet has no end');
+        return;
+      }
+      const body = this.#buffer.slice(start + 1, end);
+      const checksum = Number.parseInt(this.#buffer.slice(end + 1, end + 3), 16);
+      this.#buffer = this.#buffer.slice(end + 3);
+      let sum = 0;
+      for (let i = 0; i < body.length; i++) sum = (sum + body.charCodeAt(i)) & 0xff;
+      if (sum !== checksum) {
+        if (!this.#acknowledges) {
+          this.#fail('gdb-protocol', 'a packet has a wrong checksum');
+          return;
+        }
+        this.#socket.write('-', 'latin1');
+        continue;
+      }
+      if (this.#acknowledges) this.#socket.write('+', 'latin1');
+      this.#deliver(decodeBody(body));
+    }
+  }
+
+  #resend(): void {
+    if (++this.#resends > MAX_RESENDS) this.#fail('gdb-protocol', 'the other side refuses our packets');
+    else this.#socket.write(this.#lastSent, 'latin1');
+  }
+
+  #deliver(packet: string): void {
+    const waiter = this.#waiter;
+    if (waiter === undefined) {
+      this.#packets.push(packet);
+      return;
+    }
+    this.#waiter = undefined;
+    clearTimeout(waiter.timer);
+    waiter.resolve(packet);
+  }
+}
+
+/** Undoes `}` escapes and `*` run lengths. */
+function decodeBody(body: string): string {
+  if (!/[}*]/.test(body)) return body;
+  const out: string[] = [];
+  for (let i = 0; i < body.length; i++) {
+    const char = body[i] as string;
+    if (char === '}') out.push(String.fromCharCode((body.charCodeAt(++i) || 0) ^ 0x20));
+    else if (char === '*') {
+      const count = (body.charCodeAt(++i) || 0) - 29;
+      const last = out.at(-1);
+      if (last !== undefined && count > 0) out.push(last.repeat(count).slice(0, 256 * last.length));
+    } else out.push(char);
+  }
+  return out.join('');
+}
+
+/** Bytes as they travel in a binary packet (`X`). */
+export function escapeBinary(bytes: Uint8Array): string {
+  let text = '';
+  for (const byte of bytes) {
+    if (byte === 0x23 || byte === 0x24 || byte === 0x2a || byte === 0x7d)
+      text += `}${String.fromCharCode(byte ^ 0x20)}`;
+    else text += String.fromCharCode(byte);
+  }
+  return text;
+}

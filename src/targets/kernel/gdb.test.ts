@@ -1,0 +1,256 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { createServer, type Server, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, describe, expect, it } from 'vitest';
+import { GdbClient } from './gdb-client.js';
+import { parseGdbEndpoint } from './gdb-connection.js';
+import { DEFAULT_LAYOUT, parseRegisterLayout } from './guest-registers.js';
+
+const DESCRIPTION = `<target><architecture>i386:x86-64</architecture><xi:include href="core.xml"/></target>`;
+const CORE = `<feature><!-- <reg name="gone" bitsize="64"/>
+  <reg name="gone_too" bitsize="64"/> -->${[...DEFAULT_LAYOUT.places]
+    .map(([name, { sizeBytes }]) => `<reg name="${name}" bitsize="${sizeBytes * 8}" type="int"/>`)
+    .join('')}<reg name="gs_base" bitsize="64" type="int"/></feature>`;
+
+type Answer = string | undefined | ((packet: string, stub: Stub) => string | undefined);
+
+/** A stub with a little memory; answers can be replaced, held back, or damaged. */
+class Stub {
+  readonly memory = new Uint8Array(4096);
+  readonly received: string[] = [];
+  readonly answers = new Map<string, Answer>();
+  readonly folder = mkdtempSync(join(tmpdir(), 'livegraft-gdb-'));
+  socket: Socket | undefined;
+  readonly server: Server;
+  #buffer = '';
+
+  constructor() {
+    this.server = createServer((socket) => {
+      this.socket = socket;
+      socket.on('error', () => {});
+      socket.on('data', (bytes) => {
+        // The break byte comes alone: it is not part of any packet.
+        this.#buffer += bytes.length === 1 && bytes[0] === 3 ? '!' : bytes.toString('latin1');
+        for (;;) {
+          const match = /^[+-]*(?:!|\$([^#]*)#[0-9a-f]{2})/.exec(this.#buffer);
+          if (match === null) return;
+          this.#buffer = this.#buffer.slice(match[0].length);
+          this.#handle(match[1] ?? 'break');
+        }
+      });
+    });
+  }
+
+  async listen(): Promise<string> {
+    const path = join(this.folder, 'socket');
+    await new Promise<void>((resolve) => this.server.listen(path, resolve));
+    return `unix:${path}`;
+  }
+
+  close(): void {
+    this.socket?.destroy();
+    this.server.close();
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+
+  packet(body: string): string {
+    let sum = 0;
+    for (let i = 0; i < body.length; i++) sum = (sum + body.charCodeAt(i)) & 0xff;
+    return `$${body}#${sum.toString(16).padStart(2, '0')}`;
+  }
+
+  write(body: string): void {
+    this.socket?.write(this.packet(body), 'latin1');
+  }
+
+  #handle(packet: string): void {
+    this.received.push(packet);
+    for (const [prefix, answer] of this.answers) {
+      if (!packet.startsWith(prefix)) continue;
+      const text = typeof answer === 'function' ? answer(packet, this) : answer;
+      if (text !== undefined) this.write(text);
+      return;
+    }
+    const text = this.#answer(packet);
+    if (text !== undefined) this.write(text);
+  }
+
+  #answer(packet: string): string | undefined {
+    if (packet.startsWith('qSupported')) return 'PacketSize=400;qXfer:features:read+;vContSupported+';
+    if (packet === 'vCont?') return 'vCont;c;C;s;S';
+    if (packet === '?') return 'T05thread:01;';
+    const feature = /^qXfer:features:read:(\S+):([0-9a-f]+),([0-9a-f]+)$/.exec(packet);
+    if (feature !== null) {
+      const text = feature[1] === 'target.xml' ? DESCRIPTION : CORE;
+      const [at, size] = [
+        Number.parseInt(feature[2] as string, 16),
+        Number.parseInt(feature[3] as string, 16),
+      ];
+      return `${at + size < text.length ? 'm' : 'l'}${text.slice(at, at + size)}`;
+    }
+    if (packet === 'qfThreadInfo') return 'm01,02';
+    if (packet === 'qsThreadInfo') return 'l';
+    if (packet.startsWith('Hg') || packet === 'D' || /^[zZG]/.test(packet)) return 'OK';
+    if (packet === 'g') return `${'11'.repeat(8)}${'00'.repeat(156)}${'efcdab0000000080'}`;
+    const read = /^m([0-9a-f]+),([0-9a-f]+)$/.exec(packet);
+    if (read !== null) {
+      const at = Number.parseInt(read[1] as string, 16) - 0x1000;
+      if (at < 0 || at >= this.memory.length) return 'E14';
+      return Buffer.from(this.memory.subarray(at, at + Number.parseInt(read[2] as string, 16))).toString(
+        'hex',
+      );
+    }
+    const write = /^X([0-9a-f]+),([0-9a-f]+):(.*)$/s.exec(packet);
+    if (write !== null) {
+      const text = (write[3] as string).replace(/\}(.)/gs, (_, c: string) =>
+        String.fromCharCode(c.charCodeAt(0) ^ 0x20),
+      );
+      this.memory.set(Buffer.from(text, 'latin1'), Number.parseInt(write[1] as string, 16) - 0x1000);
+      return 'OK';
+    }
+    return '';
+  }
+}
+
+const stubs: Stub[] = [];
+afterEach(() => {
+  for (const stub of stubs.splice(0)) stub.close();
+});
+
+async function connect(prepare: (stub: Stub) => void = () => {}, timeoutMs = 2000) {
+  const stub = new Stub();
+  stubs.push(stub);
+  prepare(stub);
+  const endpoint = parseGdbEndpoint(await stub.listen());
+  if (endpoint === undefined) throw new Error('endpoint');
+  return { stub, client: await GdbClient.connect(endpoint, { timeoutMs }) };
+}
+
+describe('GdbClient', () => {
+  it('reads and writes memory in packets that fit, with every byte that needs an escape', async () => {
+    const { stub, client } = await connect();
+    const bytes = Uint8Array.from({ length: 2000 }, (_, i) => i & 0xff);
+    await client.writeMemory(0x1100, bytes);
+    expect(stub.memory.slice(0x100, 0x100 + 2000)).toEqual(bytes);
+    expect(await client.readMemory(0x1100, 2000)).toEqual(bytes);
+    expect(Math.max(...stub.received.map((packet) => packet.length))).toBeLessThanOrEqual(0x400);
+    await expect(client.readMemory(0x9000, 8)).rejects.toMatchObject({ code: 'guest-memory' });
+  });
+
+  it('falls back to hexadecimal writes', async () => {
+    const { stub, client } = await connect((s) => s.answers.set('X', '').set('M', 'OK'));
+    await client.writeMemory(0x1000, new Uint8Array([0x7d, 0x23]));
+    expect(stub.received.at(-1)).toBe('M1000,2:7d23');
+  });
+
+  it('reads registers by the description that the stub gives, comments left out', async () => {
+    const { client } = await connect();
+    const registers = await client.readRegisters('02');
+    expect(registers.get('rax')).toBe(0x1111111111111111n);
+    expect(registers.get('gs_base')).toBe(0x80000000_00abcdefn);
+    expect(registers.with({ rip: -1, eflags: 2 }).get('rip')).toBe(0xffffffffffffffffn);
+    expect(parseRegisterLayout('<reg name="rax" bitsize="64"/>')).toBeUndefined();
+  });
+
+  it('undoes run lengths and escapes', async () => {
+    // Four zeros in a run, then an escaped "1".
+    const { client } = await connect((s) => s.answers.set('m', `0* }${String.fromCharCode(0x11)}7`));
+    expect(await client.readMemory(0x1000, 3)).toEqual(new Uint8Array([0, 0, 0x17]));
+  });
+
+  it('takes a stop that was reported on connecting for what it is', async () => {
+    const { client } = await connect((s) =>
+      s.answers.set('qSupported', (_, stub) => {
+        stub.write('T02thread:01;');
+        return 'PacketSize=400;qXfer:features:read+';
+      }),
+    );
+    expect(await client.vcpus()).toEqual(['01', '02']);
+  });
+
+  it('runs, is stopped, and tells which vCPU stopped', async () => {
+    const { stub, client } = await connect((s) =>
+      s.answers.set('vCont;c', undefined).set('break', 'T02thread:02;'),
+    );
+    client.resume();
+    expect(await client.waitForStop(20)).toBeUndefined();
+    expect(client.isRunning).toBe(true);
+    expect(await client.interrupt()).toEqual({ kind: 'signal', signal: 2, vcpu: '02' });
+    client.resume();
+    stub.write('Ofe');
+    stub.write('T05thread:01;');
+    expect(await client.waitForStop(1000)).toMatchObject({ signal: 5, vcpu: '01' });
+    client.resume();
+    stub.write('W00');
+    expect(await client.waitForStop(1000)).toMatchObject({ kind: 'exited' });
+  });
+
+  it('asks for a damaged packet again, and gives up on a stub that damages all', async () => {
+    let sent = 0;
+    const { client } = await connect((s) =>
+      s.answers.set('qfThreadInfo', (_, stub) => {
+        stub.socket?.write('$m05#00');
+        if (sent++ === 0) setTimeout(() => stub.write('m07'), 20);
+        return undefined;
+      }),
+    );
+    expect(await client.vcpus()).toEqual(['07']);
+  });
+
+  it('says that the socket closed, and says it again to whoever asks later', async () => {
+    const { client } = await connect((s) =>
+      s.answers.set('qfThreadInfo', (_, stub) => {
+        stub.socket?.destroy();
+        return undefined;
+      }),
+    );
+    await expect(client.vcpus()).rejects.toMatchObject({ code: 'gdb-connection-lost' });
+    await expect(client.readMemory(0x1000, 1)).rejects.toMatchObject({ code: 'gdb-connection-lost' });
+    await client.detach();
+  });
+
+  it('says that the stub stalls, and takes no late answer for another', async () => {
+    const { stub, client } = await connect((s) => s.answers.set('qfThreadInfo', undefined), 100);
+    await expect(client.vcpus()).rejects.toMatchObject({ code: 'gdb-timeout' });
+    stub.socket?.write(stub.packet('m01'));
+    await expect(client.vcpus()).rejects.toMatchObject({ code: 'gdb-timeout' });
+  });
+
+  it.each([
+    [
+      'registers of another machine',
+      'qXfer:features:read',
+      'l<target><reg name="x0" bitsize="64"/></target>',
+    ],
+    ['a guest that has ended', '?', 'W00'],
+    ['tiny packets', 'qSupported', 'PacketSize=20'],
+  ])('refuses %s', async (_, request, answer) => {
+    await expect(connect((s) => s.answers.set(request, answer))).rejects.toMatchObject({
+      code: 'gdb-protocol',
+    });
+  });
+
+  it('says that nobody listens', async () => {
+    const endpoint = parseGdbEndpoint('unix:/nowhere/at/all');
+    if (endpoint === undefined) throw new Error('endpoint');
+    await expect(GdbClient.connect(endpoint, { timeoutMs: 100 })).rejects.toMatchObject({
+      code: 'gdb-unreachable',
+    });
+  });
+});
+
+describe('parseGdbEndpoint', () => {
+  it.each([
+    ['unix:/run/gdb', { kind: 'unix', path: '/run/gdb' }],
+    ['localhost:1234', { kind: 'tcp', host: 'localhost', port: 1234 }],
+    ['tcp:10.0.0.1:99', { kind: 'tcp', host: '10.0.0.1', port: 99 }],
+    ['[::1]:5', { kind: 'tcp', host: '::1', port: 5 }],
+    ['1234', undefined],
+    ['host:0', undefined],
+    ['host:99999', undefined],
+    ['unix:', undefined],
+  ])('reads %s', (text, expected) => {
+    expect(parseGdbEndpoint(text)).toEqual(expected);
+  });
+});

@@ -1,0 +1,88 @@
+import { hex } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+
+/** What reads a stopped guest's memory: the gdb protocol, or a file that QEMU shares. */
+export interface MemorySource {
+  /** Rejects with a LivegraftError `guest-memory` where nothing is mapped. */
+  readMemory(address: number, sizeBytes: number): Promise<Uint8Array>;
+}
+
+/** Small enough for one packet of QEMU's stub, and a divisor of every page. */
+const BLOCK_BYTES = 1024;
+/** A read that needs more rounds than this chases a list that never ends. */
+const MAX_ROUNDS = 100_000;
+
+/**
+ * Guest memory for code that reads synchronously (a stack walk): it is run against what is already known, and again
+ * when the blocks that it missed have been fetched. What is known is forgotten when the guest runs.
+ */
+export class GuestMemory {
+  readonly #source: MemorySource;
+  /** Undefined for a block that can't be read. */
+  readonly #blocks = new Map<number, Uint8Array | undefined>();
+  readonly #missing = new Set<number>();
+
+  constructor(source: MemorySource) {
+    this.#source = source;
+  }
+
+  /** The guest has run: everything may have changed. */
+  forget(): void {
+    this.#blocks.clear();
+  }
+
+  /** Runs `attempt`, which uses {@link readInto}, until it has all it asked for. It must have no effects. */
+  async settle<T>(attempt: () => T): Promise<T> {
+    for (let round = 0; round < MAX_ROUNDS; round++) {
+      this.#missing.clear();
+      const result = attempt();
+      if (this.#missing.size === 0) return result;
+      await this.#fetch();
+    }
+    throw new LivegraftError('guest-memory', 'a structure of the guest has no end; is it still booting?');
+  }
+
+  /**
+   * For use inside of {@link settle}: copies what is known and returns how many bytes from the start were.
+   * Addresses beyond 2^53 must be multiples of 8 (`src/base/brand.ts`).
+   */
+  readInto(address: number, into: Uint8Array): number {
+    let start = Math.floor(address / BLOCK_BYTES) * BLOCK_BYTES;
+    let skip = address - start;
+    for (let at = 0; at < into.length; start += BLOCK_BYTES) {
+      const block = this.#blocks.get(start);
+      if (block === undefined) {
+        if (!this.#blocks.has(start)) this.#missing.add(start);
+        return at;
+      }
+      const part = block.subarray(skip, skip + into.length - at);
+      into.set(part, at);
+      at += part.length;
+      skip = 0;
+    }
+    return into.length;
+  }
+
+  /** Rejects with `guest-memory` when any byte can't be read. */
+  async read(address: number, sizeBytes: number): Promise<Uint8Array> {
+    const bytes = new Uint8Array(sizeBytes);
+    const count = await this.settle(() => this.readInto(address, bytes));
+    if (count < sizeBytes)
+      throw new LivegraftError(
+        'guest-memory',
+        `${sizeBytes} bytes of guest memory at ${hex(address)} can't be read`,
+      );
+    return bytes;
+  }
+
+  async #fetch(): Promise<void> {
+    for (const start of this.#missing) {
+      try {
+        this.#blocks.set(start, await this.#source.readMemory(start, BLOCK_BYTES));
+      } catch (error) {
+        if (!(error instanceof LivegraftError) || error.code !== 'guest-memory') throw error;
+        this.#blocks.set(start, undefined);
+      }
+    }
+  }
+}

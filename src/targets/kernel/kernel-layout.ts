@@ -1,0 +1,113 @@
+import { foldAddress } from '../../base/brand.js';
+import { decodeText } from '../../base/byte-reader.js';
+import { LivegraftError } from '../../base/errors.js';
+import type { BtfFile } from '../../btf/btf.js';
+import type { GuestMemory } from './guest-memory.js';
+
+/** Where a member lies. */
+export interface FieldPlace {
+  readonly offset: number;
+  readonly sizeBytes: number;
+}
+
+/** Offsets of a kernel's structures, from its own type information. */
+export class KernelLayout {
+  readonly #btf: BtfFile;
+  readonly #source: string;
+
+  constructor(btf: BtfFile, source: string) {
+    this.#btf = btf;
+    this.#source = source;
+  }
+
+  sizeOf(struct: string): number | undefined {
+    const id = this.#btf.findType('struct', struct);
+    return id === undefined ? undefined : this.#btf.sizeOf(id);
+  }
+
+  /** Undefined when the kernel has no such structure or member, which differs by version and configuration. */
+  find(struct: string, path: string): FieldPlace | undefined {
+    const id = this.#btf.findType('struct', struct);
+    const field = id === undefined ? undefined : this.#btf.findField(id, path);
+    if (field === undefined || field.bitOffset % 8 !== 0) return undefined;
+    return { offset: field.bitOffset / 8, sizeBytes: this.#btf.sizeOf(field.typeId) ?? 0 };
+  }
+
+  /** Throws a LivegraftError `kernel-unsupported` when there is none. */
+  expect(struct: string, ...paths: readonly string[]): FieldPlace {
+    for (const path of paths) {
+      const place = this.find(struct, path);
+      if (place !== undefined) return place;
+    }
+    throw new LivegraftError(
+      'kernel-unsupported',
+      `${this.#source}: struct ${struct} has no member ${paths.join(' or ')}`,
+      { remedy: 'this kernel differs from those that livegraft knows (5.10 and later)' },
+    );
+  }
+
+  /** Names of the members of a structure that begin and end so, in order. */
+  members(struct: string): readonly string[] {
+    const id = this.#btf.findType('struct', struct);
+    const type = id === undefined ? undefined : this.#btf.type(id);
+    return type?.kind === 'struct' ? type.members.map((member) => member.name) : [];
+  }
+}
+
+/** Reads members of structures in guest memory. */
+export class StructReader {
+  readonly #memory: GuestMemory;
+
+  constructor(memory: GuestMemory) {
+    this.#memory = memory;
+  }
+
+  async address(base: number, place: FieldPlace | { readonly offset: number }): Promise<number> {
+    const bytes = await this.#member(base, place.offset, 8);
+    return foldAddress(new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true));
+  }
+
+  /** An unsigned number of 1, 2, 4 or 8 bytes. */
+  async number(base: number, place: FieldPlace): Promise<number> {
+    const bytes = await this.#member(base, place.offset, place.sizeBytes);
+    let value = 0;
+    for (let i = bytes.length - 1; i >= 0; i--) value = value * 256 + (bytes[i] as number);
+    return value;
+  }
+
+  /** Structures are aligned to 8 bytes or more; a sum with an offset that is not might not be exact. */
+  async #member(base: number, offset: number, sizeBytes: number): Promise<Uint8Array> {
+    const rest = offset % 8;
+    const bytes = await this.#memory.read(base + (offset - rest), sizeBytes + rest);
+    return bytes.subarray(rest);
+  }
+
+  /** A fixed array of characters up to its first NUL. */
+  async text(base: number, place: FieldPlace): Promise<string> {
+    const bytes = await this.#member(base, place.offset, place.sizeBytes);
+    const end = bytes.indexOf(0);
+    return decodeText(end < 0 ? bytes : bytes.subarray(0, end));
+  }
+
+  /** The structures on a circular `list_head`, given where their link lies; at most `limit`. */
+  async list(head: number, link: FieldPlace, limit: number): Promise<number[]> {
+    const found: number[] = [];
+    for (
+      let at = await this.address(head, { offset: 0 });
+      at !== head;
+      at = await this.address(at, { offset: 0 })
+    ) {
+      if (at >= 0 || found.length >= limit) {
+        throw new LivegraftError(
+          'guest-inconsistent',
+          `a list of the guest is broken behind ${found.length} entries`,
+          {
+            remedy: 'it was stopped while it changed the list: repeat the command',
+          },
+        );
+      }
+      found.push(at - link.offset);
+    }
+    return found;
+  }
+}

@@ -1,0 +1,65 @@
+import type { Architecture } from '../../arch/architecture.js';
+import type { KernelImage } from '../../kernel-image/kernel-image.js';
+import { GdbClient } from './gdb-client.js';
+import type { GdbEndpoint } from './gdb-connection.js';
+import { GuestMemory } from './guest-memory.js';
+import { KernelLayout } from './kernel-layout.js';
+import { type KernelModule, readModules } from './kernel-modules.js';
+import { KernelStacks } from './kernel-stacks.js';
+import { TaskReader } from './kernel-tasks.js';
+import { KernelAddresses, locateKernel } from './running-kernel.js';
+
+export interface KernelSessionOptions {
+  readonly endpoint: GdbEndpoint;
+  readonly image: KernelImage;
+  readonly arch: Architecture;
+  /** How long one answer of the stub may take. */
+  readonly timeoutMs: number;
+}
+
+/** A running kernel whose image was held against it. The guest stands still from {@link open} to {@link close}. */
+export class KernelSession {
+  readonly client: GdbClient;
+  readonly kernel: KernelAddresses;
+  readonly memory: GuestMemory;
+  readonly modules: readonly KernelModule[];
+  readonly tasks: TaskReader;
+  readonly stacks: KernelStacks;
+
+  private constructor(
+    options: KernelSessionOptions,
+    client: GdbClient,
+    kernel: KernelAddresses,
+    layout: KernelLayout,
+    memory: GuestMemory,
+    modules: readonly KernelModule[],
+  ) {
+    this.client = client;
+    this.kernel = kernel;
+    this.memory = memory;
+    this.modules = modules;
+    this.tasks = new TaskReader(client, memory, kernel, layout);
+    this.stacks = new KernelStacks(options.arch, memory, kernel, layout, modules);
+  }
+
+  /** Rejects with a LivegraftError, and the guest goes on, when it can't be reached or runs another kernel. */
+  static async open(options: KernelSessionOptions): Promise<KernelSession> {
+    const { endpoint, image, timeoutMs } = options;
+    const client = await GdbClient.connect(endpoint, { timeoutMs });
+    try {
+      const kernel = new KernelAddresses(image, await locateKernel(client, image));
+      const layout = new KernelLayout(image.btf, image.source);
+      const memory = new GuestMemory(client);
+      const modules = await readModules(memory, kernel, layout);
+      return new KernelSession(options, client, kernel, layout, memory, modules);
+    } catch (error) {
+      await client.detach();
+      throw error;
+    }
+  }
+
+  /** Lets the guest go on. */
+  async close(): Promise<void> {
+    await this.client.detach();
+  }
+}

@@ -1,0 +1,177 @@
+import { LivegraftError } from '../../base/errors.js';
+import type { GdbClient } from './gdb-client.js';
+import type { GuestMemory } from './guest-memory.js';
+import type { GuestRegisters } from './guest-registers.js';
+import { type FieldPlace, type KernelLayout, StructReader } from './kernel-layout.js';
+import type { KernelAddresses } from './running-kernel.js';
+
+/** One vCPU of a stopped guest. */
+export interface Cpu {
+  readonly vcpu: string;
+  /** The kernel's number of it. */
+  readonly number: number;
+  readonly registers: GuestRegisters;
+  /** What is added to the address of a per-CPU variable. */
+  readonly perCpuOffset: number;
+  /** `current`: the address of its task_struct. */
+  readonly current: number;
+  readonly isInUserMode: boolean;
+}
+
+export interface KernelTask {
+  /** Address of its task_struct. */
+  readonly address: number;
+  readonly name: string;
+  readonly pid: number;
+  readonly tgid: number;
+  readonly isKthread: boolean;
+  readonly isIdle: boolean;
+  /** As `ps` shows it. */
+  readonly state: string;
+  /** It has a CPU, or is just leaving one: what it saved on its stack does not count. */
+  readonly isOnCpu: boolean;
+  readonly stack: number;
+  /** `thread.sp` */
+  readonly savedStackPointer: number;
+}
+
+const PF_KTHREAD = 0x20_0000;
+const MAX_TASKS = 4_000_000;
+const MAX_CPUS = 8192;
+/** Letters by the lowest bit of `__state | exit_state` (fs/proc/array.c, task_state_array). */
+const STATE_LETTERS = 'SDTtXZPI';
+
+/** Lists CPUs and tasks of a stopped guest. Offsets are looked up once. */
+export class TaskReader {
+  readonly #client: GdbClient;
+  readonly #memory: GuestMemory;
+  readonly #read: StructReader;
+  readonly #kernel: KernelAddresses;
+  readonly #place;
+
+  constructor(client: GdbClient, memory: GuestMemory, kernel: KernelAddresses, layout: KernelLayout) {
+    this.#client = client;
+    this.#memory = memory;
+    this.#read = new StructReader(memory);
+    this.#kernel = kernel;
+    const task = (...paths: string[]) => layout.expect('task_struct', ...paths);
+    this.#place = {
+      tasks: task('tasks'),
+      comm: task('comm'),
+      pid: task('pid'),
+      tgid: task('tgid'),
+      flags: task('flags'),
+      // 5.14 renamed it and made it unsigned int (2f064a59a11f).
+      state: task('__state', 'state'),
+      exitState: task('exit_state'),
+      signal: task('signal'),
+      threadNode: task('thread_node'),
+      stack: task('stack'),
+      savedStackPointer: task('thread.sp'),
+      onCpu: layout.find('task_struct', 'on_cpu'),
+      threadHead: layout.expect('signal_struct', 'thread_head'),
+      idle: layout.expect('rq', 'idle'),
+      currentInHot: layout.find('pcpu_hot', 'current_task'),
+    };
+  }
+
+  /** The vCPUs that the kernel uses, with what each of them runs. */
+  async cpus(): Promise<readonly Cpu[]> {
+    const offsets = await this.#perCpuOffsets();
+    const cpus: Cpu[] = [];
+    for (const vcpu of await this.#client.vcpus()) {
+      const registers = await this.#client.readRegisters(vcpu);
+      // The kernel's GS base is in force in the kernel, and put away in user mode (swapgs).
+      const bases = [registers.address('gs_base'), registers.address('k_gs_base')];
+      const number = offsets.findIndex((offset) => bases.includes(offset));
+      // Without one it has not been started, or is between entry and swapgs.
+      if (number < 0) {
+        throw new LivegraftError('guest-inconsistent', `vCPU ${vcpu} has no per-CPU area now`, {
+          remedy: 'it is starting or on its way into the kernel: repeat the command',
+        });
+      }
+      const perCpuOffset = offsets[number] as number;
+      cpus.push({
+        vcpu,
+        number,
+        registers,
+        perCpuOffset,
+        current: await this.#current(perCpuOffset),
+        isInUserMode: (registers.get('cs') & 3n) === 3n,
+      });
+    }
+    return cpus;
+  }
+
+  /** Every task: processes with their threads, kernel threads, the idle task of each CPU. */
+  async tasks(cpus: readonly Cpu[]): Promise<readonly KernelTask[]> {
+    const place = this.#place;
+    const initTask = this.#kernel.expect('init_task');
+    const leaders = await this.#read.list(initTask + place.tasks.offset, place.tasks, MAX_TASKS);
+    const addresses: number[] = [];
+    for (const leader of leaders) {
+      const signal = await this.#read.address(leader, place.signal);
+      const threads = await this.#read.list(signal + place.threadHead.offset, place.threadNode, MAX_TASKS);
+      addresses.push(...threads);
+    }
+    const idle = new Set<number>();
+    for (const cpu of cpus) {
+      const runQueue = this.perCpu(this.#kernel.expect('runqueues'), cpu.perCpuOffset);
+      idle.add(await this.#read.address(runQueue, place.idle));
+    }
+    const tasks: KernelTask[] = [];
+    for (const address of [...idle, ...addresses]) {
+      const task = await this.task(address, idle.has(address));
+      // A dead task whose stack was given back is listed for a while, and never runs again.
+      if (task.stack !== 0) tasks.push(task);
+    }
+    return tasks;
+  }
+
+  async task(address: number, isIdle: boolean): Promise<KernelTask> {
+    const place = this.#place;
+    const number = (field: FieldPlace) => this.#read.number(address, field);
+    const flags = await number(place.flags);
+    const state = (await number(place.state)) | (await number(place.exitState));
+    const lowest = Math.log2(state & -state);
+    return {
+      address,
+      name: await this.#read.text(address, place.comm),
+      pid: await number(place.pid),
+      tgid: await number(place.tgid),
+      isKthread: (flags & PF_KTHREAD) !== 0,
+      isIdle,
+      state: state === 0 ? 'R' : (state & 0x402) === 0x402 ? 'I' : (STATE_LETTERS[lowest] ?? '?'),
+      isOnCpu: place.onCpu !== undefined && (await number(place.onCpu)) !== 0,
+      stack: await this.#read.address(address, place.stack),
+      savedStackPointer: await this.#read.address(address, place.savedStackPointer),
+    };
+  }
+
+  /** The address of a per-CPU variable in one CPU's area. */
+  perCpu(variable: number, perCpuOffset: number): number {
+    return variable + perCpuOffset;
+  }
+
+  async #current(perCpuOffset: number): Promise<number> {
+    // 6.2 to 6.14 keep it in pcpu_hot (e57ef2ed97c1).
+    const { currentInHot } = this.#place;
+    const hot = currentInHot === undefined ? undefined : this.#kernel.find('pcpu_hot');
+    const variable =
+      hot === undefined || currentInHot === undefined
+        ? this.#kernel.expect('current_task')
+        : hot + currentInHot.offset;
+    return this.#read.address(this.perCpu(variable, perCpuOffset), { offset: 0 });
+  }
+
+  /** `__per_cpu_offset`, as far as CPUs are possible: those that are not are all set to the load address of the area. */
+  async #perCpuOffsets(): Promise<readonly number[]> {
+    const ids = this.#kernel.expect('nr_cpu_ids');
+    const count = await this.#read.number(ids, { offset: 0, sizeBytes: 4 });
+    if (count < 1 || count > MAX_CPUS)
+      throw new LivegraftError('guest-inconsistent', `the guest has ${count} CPUs; is it still booting?`);
+    const bytes = await this.#memory.read(this.#kernel.expect('__per_cpu_offset'), 8 * count);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    return Array.from({ length: count }, (_, i) => Number(view.getBigInt64(8 * i, true)));
+  }
+}
