@@ -19,7 +19,7 @@ const MAY_IMPORT = {
   'kernel-image': ['base', 'elf', 'btf'],
   unwind: ['base', 'elf', 'cfi', 'dwarf', 'orc', 'arch'],
   patch: ['base', 'elf', 'arch'],
-  build: ['base', 'elf', 'dwarf', 'arch', 'patch'],
+  build: ['base', 'elf', 'dwarf', 'arch', 'patch', 'kernel-image'],
   engine: ['base'],
   targets: [
     ...['base', 'elf', 'cfi', 'dwarf', 'orc', 'btf', 'kernel-image'],

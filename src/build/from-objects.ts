@@ -81,7 +81,7 @@ export function readTarget({ targetPath: path, debugDirs }: BuildOptions): Targe
   return new TargetModel(elf, symbolSource, elf.soname ?? basename(path));
 }
 
-function readElf(path: string): ElfFile {
+export function readElf(path: string): ElfFile {
   let bytes: Uint8Array;
   try {
     bytes = readFileSync(path);

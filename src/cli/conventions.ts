@@ -8,6 +8,7 @@ export interface BuildCommandOptions {
   readonly diff?: string;
   readonly orig?: string;
   readonly patched?: string;
+  readonly replacement?: string;
   readonly target: string;
   readonly debugDir?: readonly string[];
   readonly acceptLayoutChange?: readonly string[];

@@ -116,6 +116,22 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
   }),
   z.strictObject({
     ...common,
+    event: z.literal('kernelStatus'),
+    release: z.string(),
+    patches: z.array(
+      z.strictObject({
+        id: z.string(),
+        name: z.string(),
+        state: z.enum(['applying', 'applied', 'reverting', 'reverted']),
+        forced: z.boolean(),
+        appliedAt: z.string(),
+        functions: z.array(z.strictObject({ name: z.string(), oldAddress: address, newAddress: address })),
+      }),
+    ),
+    transition: z.strictObject({ patchId: z.string(), direction }).nullable(),
+  }),
+  z.strictObject({
+    ...common,
     event: z.literal('kernelStack'),
     release: z.string(),
     offset: address,

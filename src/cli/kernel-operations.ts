@@ -2,11 +2,19 @@ import { readFileSync } from 'node:fs';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { hex } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
+import type { Direction } from '../engine/target.js';
+import { runTransition, TransitionControl } from '../engine/transition.js';
 import { extractVmlinux } from '../kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../kernel-image/kernel-image.js';
+import { parsePatch } from '../patch/file.js';
 import { parseGdbEndpoint } from '../targets/kernel/gdb-connection.js';
+import { KernelPatcher } from '../targets/kernel/kernel-patcher.js';
+import type { KernelRegistry, RegisteredKernelPatch } from '../targets/kernel/kernel-registry.js';
 import { KernelSession } from '../targets/kernel/kernel-session.js';
+import { sha256 } from '../targets/process/patch-loader.js';
 import { decompressors } from './decompressors.js';
+import type { ApplyOptions, ApplyOutcome, RevertOptions } from './operations.js';
+import { readPatchFile, stepsOf } from './process-operations.js';
 
 /** How a command names a running kernel. */
 export interface KernelReference {
@@ -48,7 +56,8 @@ const ANSWER_TIMEOUT_MS = 10_000;
 /** Every task's stack, in one stop of the guest. */
 export async function kernelStacks(reference: KernelReference): Promise<KernelStacksReport> {
   const image = readKernelImage(reference.vmlinux);
-  return withSession(reference, image, async (session, startedAt) => {
+  return withSession(reference, image, LEAVING_SIGNALS, async (session, startedAt) => {
+    await KernelPatcher.open(session, x86_64);
     const cpus = await session.tasks.cpus();
     const tasks: KernelTaskStack[] = [];
     for (const task of await session.tasks.tasks(cpus)) {
@@ -81,7 +90,145 @@ export async function kernelStacks(reference: KernelReference): Promise<KernelSt
   });
 }
 
-function readKernelImage(path: string): KernelImage {
+export type KernelApplyOptions = KernelReference &
+  Pick<ApplyOptions, 'patchPath' | 'model' | 'timeoutMs' | 'signal' | 'onEvent'>;
+export type KernelRevertOptions = KernelReference &
+  Pick<RevertOptions, 'patch' | 'model' | 'timeoutMs' | 'signal' | 'onEvent'>;
+
+/** Applies a patch to a running kernel, or continues a half-done apply of the same patch. */
+export async function applyToKernel(options: KernelApplyOptions): Promise<ApplyOutcome> {
+  const { step, notice } = stepsOf(options.onEvent);
+  const patch = parsePatch(readPatchFile(options.patchPath), options.patchPath, sha256);
+  const image = readKernelImage(options.vmlinux);
+  step('check', `kernel ${image.release}, patch ${patch.manifest.name}`);
+  return withSession(options, image, ['SIGHUP'], async (session) => {
+    const patcher = await KernelPatcher.open(session, x86_64);
+    const { registry } = patcher;
+    const known = registry.patches.find((each) => each.id === patch.id);
+    if (registry.transition !== undefined) {
+      if (known === undefined || registry.transition.patchId !== patch.id) throw inTransition(registry);
+      notice('a transition of this patch was left half-done: it is continued');
+      return await transit(session, patcher, known, 'patch', options);
+    }
+    if (known?.state === 'applied') {
+      throw new LivegraftError('already-applied', `patch ${known.name} is applied to this kernel already`, {
+        remedy: 'nothing to do; see livegraft status --gdb',
+        details: { patch: known.id },
+      });
+    }
+    await patcher.check(patch, sha256);
+    step('prepare', `${patch.sections.length} sections`);
+    const loaded =
+      known === undefined
+        ? await patcher.load(patch, new Date().toISOString(), options.timeoutMs)
+        : await patcher.loadAgain(patch, known);
+    return await transit(session, patcher, loaded, 'patch', options);
+  });
+}
+
+/** Removes a patch from a running kernel (the newest by default), or turns a half-done apply around. */
+export async function revertFromKernel(options: KernelRevertOptions): Promise<ApplyOutcome> {
+  const { step } = stepsOf(options.onEvent);
+  const image = readKernelImage(options.vmlinux);
+  step('check', `kernel ${image.release}`);
+  return withSession(options, image, ['SIGHUP'], async (session) => {
+    const patcher = await KernelPatcher.open(session, x86_64);
+    const { registry } = patcher;
+    const present = registry.patches.filter((each) => each.state !== 'reverted');
+    const patch =
+      options.patch === undefined
+        ? present.at(-1)
+        : present.find((each) => each.id === options.patch || each.name === options.patch);
+    if (patch === undefined) {
+      throw new LivegraftError('no-such-patch', `the kernel carries no patch ${options.patch ?? ''}`.trim(), {
+        remedy: 'see livegraft status --gdb for those that it has',
+      });
+    }
+    if (registry.transition !== undefined && registry.transition.patchId !== patch.id)
+      throw inTransition(registry);
+    if (registry.transition === undefined && patch.state === 'applying') {
+      // It was loaded, and no entry was changed.
+      await patcher.complete(patch, 'unpatch', false);
+      return {
+        patch: { id: patch.id, name: patch.name },
+        result: { kind: 'complete', direction: 'unpatch', tasks: 0, durationMs: 0, forced: false },
+      };
+    }
+    return await transit(session, patcher, patch, 'unpatch', options);
+  });
+}
+
+/** What the registry in the guest says. */
+export async function kernelStatus(
+  reference: KernelReference,
+): Promise<{ readonly release: string; readonly registry: KernelRegistry }> {
+  const image = readKernelImage(reference.vmlinux);
+  return withSession(reference, image, LEAVING_SIGNALS, async (session) => {
+    const { registry } = await KernelPatcher.open(session, x86_64);
+    return { release: image.release, registry };
+  });
+}
+
+async function transit(
+  session: KernelSession,
+  patcher: KernelPatcher,
+  patch: RegisteredKernelPatch,
+  direction: Direction,
+  options: Pick<KernelApplyOptions, 'model' | 'timeoutMs' | 'signal' | 'onEvent'>,
+): Promise<ApplyOutcome> {
+  const { step, notice } = stepsOf(options.onEvent);
+  const control = new TransitionControl();
+  const stop = () => control.stop();
+  options.signal.addEventListener('abort', stop);
+  step('install', `${patch.functions.length} functions`);
+  try {
+    const transition = await patcher.transition(patch, direction);
+    const result = await runTransition(transition, {
+      direction,
+      model: options.model,
+      timeoutMs: options.timeoutMs,
+      clock: { nowMs: () => performance.now() },
+      control,
+      onEvent: options.onEvent,
+    });
+    if (result.kind === 'complete') await patcher.complete(patch, result.direction, result.forced);
+    const { slices, longestMs, totalMs } = transition.statistics;
+    notice(
+      `the guest stood still ${slices} times, ${longestMs.toFixed(1)} ms at the longest, ${totalMs.toFixed(0)} ms together`,
+    );
+    return { patch: { id: patch.id, name: patch.name }, result };
+  } catch (error) {
+    if (
+      !(error instanceof LivegraftError) ||
+      error.code === 'target-gone' ||
+      error.code === 'model-needs-barrier'
+    )
+      throw error;
+    throw new LivegraftError(
+      'transition-interrupted',
+      `kernel ${session.kernel.image.release}: the transition of patch ${patch.name} is not complete: ${error.message}`,
+      {
+        remedy:
+          'every task runs one consistent version: repeat the command to go on, or go the other way (apply, revert)',
+        details: { patch: patch.id, cause: error.code },
+        cause: error,
+      },
+    );
+  } finally {
+    options.signal.removeEventListener('abort', stop);
+  }
+}
+
+function inTransition(registry: KernelRegistry): LivegraftError {
+  const patchId = registry.transition?.patchId ?? '?';
+  const name = registry.patches.find((patch) => patch.id === patchId)?.name ?? patchId;
+  return new LivegraftError('transition-in-progress', `a transition of patch ${name} is not complete`, {
+    remedy: 'apply that patch again to complete it, or revert it',
+    details: { patch: patchId },
+  });
+}
+
+export function readKernelImage(path: string): KernelImage {
   let bytes: Uint8Array;
   try {
     bytes = new Uint8Array(readFileSync(path));
@@ -94,10 +241,13 @@ function readKernelImage(path: string): KernelImage {
   return parseKernelImage(extractVmlinux(bytes, path, decompressors), path);
 }
 
-/** Whatever ends this process in an orderly way lets the guest go on first. */
+const LEAVING_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+
+/** These signals end this process, after the guest was let go. */
 async function withSession<T>(
   reference: KernelReference,
   image: KernelImage,
+  signals: readonly NodeJS.Signals[],
   use: (session: KernelSession, startedAt: number) => Promise<T>,
 ): Promise<T> {
   const endpoint = parseGdbEndpoint(reference.gdb);
@@ -108,7 +258,6 @@ async function withSession<T>(
   }
   const startedAt = performance.now();
   const session = await KernelSession.open({ endpoint, image, arch: x86_64, timeoutMs: ANSWER_TIMEOUT_MS });
-  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
   const leave = (signal: NodeJS.Signals) => {
     for (const each of signals) process.off(each, leave);
     void session.close().finally(() => process.kill(process.pid, signal));

@@ -91,12 +91,18 @@ Examples:
 function addBuild(program: Command, output: () => Output): void {
   program
     .command('build')
-    .description('make a patch from a source tree and a diff, or from two compiled objects')
+    .description(
+      'make a patch from a source tree and a diff, from two compiled objects, or for a kernel from one',
+    )
     .option('--source <dir>', 'source tree that the target was built from')
     .option('--diff <file>', 'the change, as a unified diff')
     .option('--orig <object>', 'object compiled without the change')
     .option('--patched <object>', 'object compiled with the change')
-    .requiredOption('--target <file>', 'the executable or library that runs')
+    .option(
+      '--replacement <object>',
+      "an object whose functions take the place of a kernel's of the same names",
+    )
+    .requiredOption('--target <file>', 'the executable, library, or vmlinuz that runs')
     .option('--accept-layout-change <name...>', 'structures of which no object outlives a changed function')
     .option('--debug-dir <dir...>', 'where to look for the debug file of a stripped target')
     .requiredOption('-o, --output <file>', 'where to write the patch')
@@ -107,7 +113,8 @@ function addBuild(program: Command, output: () => Output): void {
       `
 Examples:
   $ livegraft build --source . --diff fix.patch --target ./server -o fix.lgp -- make
-  $ livegraft build --orig a.o --patched b.o --target ./server -o fix.lgp`,
+  $ livegraft build --orig a.o --patched b.o --target ./server -o fix.lgp
+  $ livegraft build --replacement new.o --target /boot/vmlinuz -o fix.lgp`,
     )
     .action(async (command: string[], options: BuildCommandOptions) => {
       const { build } = await import('./commands/build.js');
@@ -127,16 +134,42 @@ function addInspect(program: Command, output: () => Output): void {
     });
 }
 
-interface TransitionOptions {
-  readonly pid: number;
+interface SubjectOptions {
+  readonly pid?: number;
+  readonly gdb?: string;
+  readonly vmlinux?: string;
+}
+
+/** What a command works on: a process, or a running kernel. */
+type Subject =
+  | { readonly kind: 'process'; readonly pid: number }
+  | { readonly kind: 'kernel'; readonly gdb: string; readonly vmlinux: string };
+
+function addSubjectOptions(command: Command): Command {
+  return command
+    .option('--pid <pid>', 'the process', parsePid)
+    .option(
+      '--gdb <socket>',
+      'a running kernel instead: the gdb socket of its machine, unix:PATH or HOST:PORT',
+    )
+    .option('--vmlinux <file>', 'with --gdb: the vmlinuz or vmlinux of the kernel that runs');
+}
+
+function subjectOf({ pid, gdb, vmlinux }: SubjectOptions, program: Command): Subject {
+  if (pid !== undefined && gdb === undefined && vmlinux === undefined) return { kind: 'process', pid };
+  if (pid === undefined && gdb !== undefined && vmlinux !== undefined)
+    return { kind: 'kernel', gdb, vmlinux };
+  return program.error('error: give --pid, or --gdb together with --vmlinux', { exitCode: EXIT.usage });
+}
+
+interface TransitionOptions extends SubjectOptions {
   readonly model: ConsistencyModel;
   readonly timeout: number;
   readonly allowSuspendedContexts?: boolean;
 }
 
 function addTransitionOptions(command: Command): Command {
-  return command
-    .requiredOption('--pid <pid>', 'the process', parsePid)
+  return addSubjectOptions(command)
     .addOption(
       new Option('--model <model>', 'consistency model')
         .choices(['hybrid', 'immediate', 'stop', 'lazy'])
@@ -148,61 +181,63 @@ function addTransitionOptions(command: Command): Command {
 
 function addApply(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
   addTransitionOptions(program.command('apply'))
-    .description('apply a patch to a running process')
+    .description('apply a patch to a running process or kernel')
     .argument('<file>', 'a .lgp file')
     .addHelpText(
       'after',
-      '\nExamples:\n  $ livegraft apply --pid 1234 fix.lgp\n  $ livegraft apply --pid 1234 --timeout 120 fix.lgp',
+      `
+Examples:
+  $ livegraft apply --pid 1234 fix.lgp
+  $ livegraft apply --pid 1234 --timeout 120 fix.lgp
+  $ livegraft apply --gdb unix:/run/guest-gdb --vmlinux vmlinuz fix.lgp`,
     )
     .action(async (file: string, options: TransitionOptions) => {
-      const { applyPatch } = await import('./commands/transition.js');
-      setCode(await applyPatch(file, transitionOptions(options), output(), io));
+      const subject = subjectOf(options, program);
+      const { applyKernelPatch, applyPatch } = await import('./commands/transition.js');
+      setCode(
+        subject.kind === 'process'
+          ? await applyPatch(file, { ...subject, ...transitionOptions(options) }, output(), io)
+          : await applyKernelPatch(file, { ...subject, ...transitionOptions(options) }, output(), io),
+      );
     });
 }
 
 function addRevert(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
   addTransitionOptions(program.command('revert'))
-    .description('remove a patch from a running process, or turn a half-done apply around')
+    .description('remove a patch from a running process or kernel, or turn a half-done apply around')
     .argument('[patch]', 'name or id (default: the newest)')
     .addHelpText('after', '\nExample:\n  $ livegraft revert --pid 1234')
     .action(async (patch: string | undefined, options: TransitionOptions) => {
-      const { revertPatch } = await import('./commands/transition.js');
-      setCode(await revertPatch(patch, transitionOptions(options), output(), io));
+      const subject = subjectOf(options, program);
+      const { revertKernelPatch, revertPatch } = await import('./commands/transition.js');
+      setCode(
+        subject.kind === 'process'
+          ? await revertPatch(patch, { ...subject, ...transitionOptions(options) }, output(), io)
+          : await revertKernelPatch(patch, { ...subject, ...transitionOptions(options) }, output(), io),
+      );
     });
 }
 
-function transitionOptions({ pid, model, timeout, allowSuspendedContexts }: TransitionOptions) {
-  return { pid, model, timeoutMs: timeout * 1000, allowSuspendedContexts: allowSuspendedContexts === true };
+function transitionOptions({ model, timeout, allowSuspendedContexts }: TransitionOptions) {
+  return { model, timeoutMs: timeout * 1000, allowSuspendedContexts: allowSuspendedContexts === true };
 }
 
 function addStatus(program: Command, output: () => Output): void {
-  program
-    .command('status')
-    .description('show the patches of a process, or of all processes')
-    .option('--pid <pid>', 'the process', parsePid)
+  addSubjectOptions(program.command('status'))
+    .description('show the patches of a process, of a kernel, or of all processes')
     .addHelpText('after', '\nExamples:\n  $ livegraft status\n  $ livegraft status --pid 1234 --json')
-    .action(async (options: { pid?: number }) => {
-      const { showStatus } = await import('./commands/status.js');
-      await showStatus(options.pid, output());
+    .action(async (options: SubjectOptions) => {
+      const isGiven = options.gdb !== undefined || options.vmlinux !== undefined;
+      const subject = isGiven ? subjectOf(options, program) : undefined;
+      const { showKernelStatus, showStatus } = await import('./commands/status.js');
+      if (subject?.kind === 'kernel') await showKernelStatus(subject, output());
+      else await showStatus(options.pid, output());
     });
 }
 
-interface StackOptions {
-  readonly pid?: number;
-  readonly gdb?: string;
-  readonly vmlinux?: string;
-}
-
 function addStack(program: Command, output: () => Output, setCode: (code: number) => void): void {
-  program
-    .command('stack')
+  addSubjectOptions(program.command('stack'))
     .description("walk every thread's stack, with verdict and reason")
-    .option('--pid <pid>', 'the process', parsePid)
-    .option(
-      '--gdb <socket>',
-      'a running kernel instead: the gdb socket of its machine, unix:PATH or HOST:PORT',
-    )
-    .option('--vmlinux <file>', 'with --gdb: the vmlinuz or vmlinux of the kernel that runs')
     .addHelpText(
       'after',
       `
@@ -210,14 +245,15 @@ Examples:
   $ livegraft stack --pid 1234
   $ livegraft stack --gdb unix:/run/guest-gdb --vmlinux /boot/vmlinuz-6.1.0-50-cloud-amd64`,
     )
-    .action(async ({ pid, gdb, vmlinux }: StackOptions) => {
-      if (pid !== undefined && gdb === undefined && vmlinux === undefined) {
+    .action(async (options: SubjectOptions) => {
+      const subject = subjectOf(options, program);
+      if (subject.kind === 'process') {
         const { showStacks } = await import('./commands/stack.js');
-        await showStacks(pid, output());
-      } else if (pid === undefined && gdb !== undefined && vmlinux !== undefined) {
+        await showStacks(subject.pid, output());
+      } else {
         const { showKernelStacks } = await import('./commands/kernel-stack.js');
-        await showKernelStacks({ gdb, vmlinux }, output());
-      } else program.error('error: give --pid, or --gdb together with --vmlinux', { exitCode: EXIT.usage });
+        await showKernelStacks(subject, output());
+      }
       setCode(EXIT.done);
     });
 }

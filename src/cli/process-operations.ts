@@ -65,7 +65,10 @@ async function sayIfGone<T>(pid: number, work: () => Promise<T>): Promise<T> {
 
 type Steps = (step: Extract<OperationEvent, { kind: 'step' }>['step'], detail: string) => void;
 
-function stepsOf(onEvent: (event: OperationEvent) => void): { step: Steps; notice: (text: string) => void } {
+export function stepsOf(onEvent: (event: OperationEvent) => void): {
+  step: Steps;
+  notice: (text: string) => void;
+} {
   const start = performance.now();
   const atMs = () => performance.now() - start;
   return {
@@ -117,7 +120,7 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
   }
 }
 
-function readPatchFile(path: string): Uint8Array {
+export function readPatchFile(path: string): Uint8Array {
   try {
     return readFileSync(path);
   } catch (cause) {

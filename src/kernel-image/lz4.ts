@@ -3,6 +3,8 @@ import { ByteReader } from '../base/byte-reader.js';
 const LEGACY_MAGIC = 0x184c2102;
 /** The legacy frame cuts its input into pieces of 8 MiB. */
 const BLOCK_BYTES = 8 * 1024 * 1024;
+/** Below this a loop is faster than a call. */
+const LONG_COPY_BYTES = 48;
 
 /**
  * Decompresses LZ4's legacy frame, the form in which kernels are packed (lz4_Frame_format.md, "Legacy frame"): a magic
@@ -51,7 +53,8 @@ function decompressBlock(input: Uint8Array, fail: () => never): Uint8Array {
     const token = input[from++] as number;
     const literals = readLength(token >> 4);
     if (literals > input.length - from || literals > BLOCK_BYTES - to) return fail();
-    output.set(input.subarray(from, from + literals), to);
+    if (literals > LONG_COPY_BYTES) output.set(input.subarray(from, from + literals), to);
+    else for (let i = 0; i < literals; i++) output[to + i] = input[from + i] as number;
     from += literals;
     to += literals;
     if (from === input.length) break;
@@ -60,7 +63,8 @@ function decompressBlock(input: Uint8Array, fail: () => never): Uint8Array {
     const length = readLength(token & 15) + 4;
     if (distance === 0 || distance > to || length > BLOCK_BYTES - to) return fail();
     // Byte by byte where the match overlaps what it produces.
-    if (distance >= length) output.copyWithin(to, to - distance, to - distance + length);
+    if (length > LONG_COPY_BYTES && distance >= length)
+      output.copyWithin(to, to - distance, to - distance + length);
     else for (let i = 0; i < length; i++) output[to + i] = output[to + i - distance] as number;
     to += length;
   }

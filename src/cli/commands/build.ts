@@ -3,9 +3,12 @@ import { basename, dirname } from 'node:path';
 import { CommanderError } from 'commander';
 import { LivegraftError } from '../../base/errors.js';
 import type { BuildEvent } from '../../build/events.js';
-import { buildFromObjects } from '../../build/from-objects.js';
+import { buildFromObjects, readElf, sha256 } from '../../build/from-objects.js';
 import { buildFromSource } from '../../build/from-source.js';
+import { buildReplacement } from '../../build/kernel-replacement.js';
+import type { PatchManifest } from '../../patch/manifest.js';
 import { type BuildCommandOptions, EXIT } from '../conventions.js';
+import { readKernelImage } from '../kernel-operations.js';
 import type { Output } from '../output.js';
 
 export async function build(
@@ -26,7 +29,7 @@ export async function build(
       output.text(`note: ${event.text}`);
     }
   };
-  const { source, diff, orig, patched, target } = options;
+  const { source, diff, orig, patched, replacement, target } = options;
   const common = {
     targetPath: target,
     debugDirs: options.debugDir ?? [],
@@ -36,8 +39,18 @@ export async function build(
   };
   const nameOf = (path: string) => options.name ?? basename(path).replace(/\.(patch|diff|o)$/, '');
   expectWritable(options.output);
-  let result: Awaited<ReturnType<typeof buildFromSource>>;
-  if (source !== undefined && diff !== undefined && orig === undefined && patched === undefined) {
+  let result: { readonly bytes: Uint8Array; readonly manifest: PatchManifest };
+  const isPair = orig !== undefined && patched !== undefined;
+  if (replacement !== undefined) {
+    if ([source, diff, orig, patched].some((given) => given !== undefined))
+      usage('--replacement stands alone, with --target');
+    result = buildReplacement(readElf(replacement), readKernelImage(target), {
+      name: nameOf(replacement),
+      description: '',
+      digest: sha256,
+      createdAt: new Date().toISOString(),
+    });
+  } else if (source !== undefined && diff !== undefined && orig === undefined && patched === undefined) {
     if (command.length === 0) usage('give the build command behind --, for example: -- make');
     result = await buildFromSource({
       ...common,
@@ -46,10 +59,10 @@ export async function build(
       command,
       name: nameOf(diff),
     });
-  } else if (orig !== undefined && patched !== undefined && source === undefined && diff === undefined) {
+  } else if (isPair && source === undefined && diff === undefined) {
     result = buildFromObjects({ ...common, origPath: orig, patchedPath: patched, name: nameOf(patched) });
   } else {
-    return usage('give either --source and --diff, or --orig and --patched');
+    return usage('give --source and --diff, --orig and --patched, or --replacement');
   }
   writeWhole(options.output, result.bytes);
   const functions = result.manifest.objects.flatMap((object) => object.functions.map((fn) => fn.name));

@@ -1,3 +1,5 @@
+import { hex } from '../../base/brand.js';
+import { type KernelReference, kernelStatus } from '../kernel-operations.js';
 import type { ProcessStatus } from '../operations.js';
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';
@@ -20,6 +22,46 @@ export async function showStatus(pid: number | undefined, output: Output): Promi
   });
   if (processes.length === 0) output.text('no process of this machine carries a patch');
   for (const status of processes) showProcess(status, output);
+}
+
+export async function showKernelStatus(reference: KernelReference, output: Output): Promise<void> {
+  const { release, registry } = await kernelStatus(reference);
+  const patches = registry.patches.filter((patch) => patch.state !== 'reverted');
+  output.json({
+    event: 'kernelStatus',
+    release,
+    patches: patches.map(({ id, name, state, forced, appliedAt, functions }) => ({
+      id,
+      name,
+      state,
+      forced,
+      appliedAt,
+      functions: functions.map((fn) => ({
+        name: fn.name,
+        oldAddress: hex(fn.old[0]?.address ?? 0),
+        newAddress: hex(fn.new[0]?.address ?? 0),
+      })),
+    })),
+    transition:
+      registry.transition === undefined
+        ? null
+        : { patchId: registry.transition.patchId, direction: registry.transition.direction },
+  });
+  const { bold, green, yellow } = output.colors;
+  output.text(bold(`kernel ${release}`));
+  if (patches.length === 0) output.text('  no patch');
+  for (const patch of patches) {
+    const state = patch.state === 'applied' ? green(patch.state) : yellow(patch.state);
+    output.text(
+      `  ${patch.name} (${patch.id}) ${state} since ${patch.appliedAt}${patch.forced ? ', forced' : ''}`,
+    );
+    for (const fn of patch.functions)
+      output.text(`    ${fn.name} ${hex(fn.old[0]?.address ?? 0)} -> ${hex(fn.new[0]?.address ?? 0)}`);
+  }
+  if (registry.transition === undefined) return;
+  const { direction, patchId } = registry.transition;
+  output.text(`  ${yellow('transition not complete')}: ${direction}, patch ${patchId}`);
+  output.text('  what to do: apply the patch again to complete it, or livegraft revert --gdb …');
 }
 
 function showProcess(status: ProcessStatus, output: Output): void {

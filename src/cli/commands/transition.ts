@@ -2,6 +2,7 @@ import type { TransitionResult } from '../../engine/events.js';
 import { EXIT } from '../conventions.js';
 import type { Io } from '../io.js';
 import { eventLine, resultLine } from '../json-lines.js';
+import { applyToKernel, type KernelReference, revertFromKernel } from '../kernel-operations.js';
 import { createTransitionView } from '../live-view.js';
 import type { ApplyOptions, ApplyOutcome, OperationEvent } from '../operations.js';
 import type { Output } from '../output.js';
@@ -9,6 +10,7 @@ import { createProcessOperations } from '../process-operations.js';
 import { reasonText } from '../reason-text.js';
 
 type Common = Pick<ApplyOptions, 'pid' | 'model' | 'timeoutMs' | 'allowSuspendedContexts'>;
+type KernelCommon = KernelReference & Pick<ApplyOptions, 'model' | 'timeoutMs'>;
 type Hooks = Pick<ApplyOptions, 'signal' | 'onEvent'>;
 
 export async function applyPatch(
@@ -18,7 +20,7 @@ export async function applyPatch(
   io: Io,
 ): Promise<number> {
   const operations = createProcessOperations();
-  return await transit(output, io, options.pid, 'applied', (hooks) =>
+  return await transit(output, io, processSubject(options.pid), 'applied', (hooks) =>
     operations.apply({ ...options, ...hooks, patchPath }),
   );
 }
@@ -30,15 +32,54 @@ export async function revertPatch(
   io: Io,
 ): Promise<number> {
   const operations = createProcessOperations();
-  return await transit(output, io, options.pid, 'reverted', (hooks) =>
+  return await transit(output, io, processSubject(options.pid), 'reverted', (hooks) =>
     operations.revert({ ...options, ...hooks, patch }),
   );
+}
+
+export async function applyKernelPatch(
+  patchPath: string,
+  options: KernelCommon,
+  output: Output,
+  io: Io,
+): Promise<number> {
+  return await transit(output, io, kernelSubject(options), 'applied', (hooks) =>
+    applyToKernel({ ...options, ...hooks, patchPath }),
+  );
+}
+
+export async function revertKernelPatch(
+  patch: string | undefined,
+  options: KernelCommon,
+  output: Output,
+  io: Io,
+): Promise<number> {
+  return await transit(output, io, kernelSubject(options), 'reverted', (hooks) =>
+    revertFromKernel({ ...options, ...hooks, patch }),
+  );
+}
+
+/** How reports speak of what is patched. */
+interface Subject {
+  readonly name: string;
+  readonly kind: string;
+  readonly tasks: string;
+  /** The options that name it in the next command. */
+  readonly options: string;
+}
+
+function processSubject(pid: number): Subject {
+  return { name: `process ${pid}`, kind: 'process', tasks: 'thread', options: `--pid ${pid}` };
+}
+
+function kernelSubject({ gdb, vmlinux }: KernelReference): Subject {
+  return { name: 'kernel', kind: 'kernel', tasks: 'task', options: `--gdb ${gdb} --vmlinux ${vmlinux}` };
 }
 
 async function transit(
   output: Output,
   io: Io,
-  pid: number,
+  subject: Subject,
   done: string,
   work: (hooks: Hooks) => Promise<ApplyOutcome>,
 ): Promise<number> {
@@ -54,32 +95,38 @@ async function transit(
     const { patch, result } = await work({ signal: abort.signal, onEvent });
     view.end();
     output.json(resultLine(patch, result));
-    return report(output, pid, patch.name, done, result);
+    return report(output, subject, patch.name, done, result);
   } finally {
     view.end();
     stopListening();
   }
 }
 
-function report(output: Output, pid: number, name: string, done: string, result: TransitionResult): number {
+function report(
+  output: Output,
+  subject: Subject,
+  name: string,
+  done: string,
+  result: TransitionResult,
+): number {
   const { green, yellow } = output.colors;
   if (result.kind === 'complete') {
     const ms = result.durationMs.toFixed(1);
-    output.text(`${green(done)}: ${name}, process ${pid}, ${result.tasks} threads in ${ms} ms`);
+    output.text(`${green(done)}: ${name}, ${subject.name}, ${result.tasks} ${subject.tasks}s in ${ms} ms`);
     return EXIT.done;
   }
   const { stragglers, switched } = result;
   output.text(
-    `${yellow('not complete')}: ${name}, process ${pid}: ${switched} threads switched, ${stragglers.length} not yet`,
+    `${yellow('not complete')}: ${name}, ${subject.name}: ${switched} ${subject.tasks}s switched, ${stragglers.length} not yet`,
   );
   for (const straggler of stragglers) {
     output.text(
       `  ${straggler.task} (${straggler.name}): ${reasonText(straggler.reason)}, tried ${straggler.attempts} times`,
     );
   }
-  output.text('  every thread runs one consistent version; the process is safe as it is');
+  output.text(`  every ${subject.tasks} runs one consistent version; the ${subject.kind} is safe as it is`);
   output.text(
-    `  what to do: repeat the command to go on, or go the other way: livegraft ${done === 'applied' ? 'revert' : 'apply'} --pid ${pid}`,
+    `  what to do: repeat the command to go on, or go the other way: livegraft ${done === 'applied' ? 'revert' : 'apply'} ${subject.options}`,
   );
   return EXIT.incomplete;
 }

@@ -227,7 +227,8 @@ export class GdbClient {
 
   async #read(address: bigint, sizeBytes: number): Promise<Uint8Array> {
     const result = new Uint8Array(sizeBytes);
-    const most = Math.floor((this.#packetBytes - 8) / 2);
+    // The size is that of a payload: two digits a byte.
+    const most = Math.floor(this.#packetBytes / 2);
     for (let at = 0; at < sizeBytes; ) {
       const count = Math.min(most, sizeBytes - at);
       const from = address + BigInt(at);

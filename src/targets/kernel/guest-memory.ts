@@ -1,14 +1,15 @@
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 
-/** What reads a stopped guest's memory: the gdb protocol, or a file that QEMU shares. */
+/** A stopped guest's memory. */
 export interface MemorySource {
   /** Rejects with a LivegraftError `guest-memory` where nothing is mapped. */
   readMemory(address: number, sizeBytes: number): Promise<Uint8Array>;
+  writeMemory(address: number, bytes: Uint8Array): Promise<void>;
 }
 
 /** Small enough for one packet of QEMU's stub, and a divisor of every page. */
-const BLOCK_BYTES = 1024;
+const BLOCK_BYTES = 2048;
 /** A read that needs more rounds than this chases a list that never ends. */
 const MAX_ROUNDS = 100_000;
 
@@ -73,6 +74,16 @@ export class GuestMemory {
         `${sizeBytes} bytes of guest memory at ${hex(address)} can't be read`,
       );
     return bytes;
+  }
+
+  async write(address: number, bytes: Uint8Array): Promise<void> {
+    for (
+      let at = Math.floor(address / BLOCK_BYTES) * BLOCK_BYTES;
+      at < address + bytes.length;
+      at += BLOCK_BYTES
+    )
+      this.#blocks.delete(at);
+    await this.#source.writeMemory(address, bytes);
   }
 
   async #fetch(): Promise<void> {

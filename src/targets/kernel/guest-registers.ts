@@ -82,6 +82,11 @@ export class GuestRegisters {
     return copy;
   }
 
+  /** Other contents in the same layout. */
+  withBytes(bytes: Uint8Array): GuestRegisters {
+    return new GuestRegisters(bytes, this.#layout);
+  }
+
   /** For the walk: signed numbers by DWARF number. Exact for addresses. */
   toDwarf(): Float64Array {
     return Float64Array.from(DWARF_ORDER, (name) => this.address(name));

@@ -75,6 +75,11 @@ export class StructReader {
     return value;
   }
 
+  /** A signed number of 4 bytes. */
+  async int(base: number, place: FieldPlace): Promise<number> {
+    return (await this.number(base, place)) | 0;
+  }
+
   /** Structures are aligned to 8 bytes or more; a sum with an offset that is not might not be exact. */
   async #member(base: number, offset: number, sizeBytes: number): Promise<Uint8Array> {
     const rest = offset % 8;

@@ -5,6 +5,7 @@ import type { GdbEndpoint } from './gdb-connection.js';
 import { GuestMemory } from './guest-memory.js';
 import { KernelLayout } from './kernel-layout.js';
 import { type KernelModule, readModules } from './kernel-modules.js';
+import type { RegisteredKernelPatch } from './kernel-registry.js';
 import { KernelStacks } from './kernel-stacks.js';
 import { TaskReader } from './kernel-tasks.js';
 import { KernelAddresses, locateKernel } from './running-kernel.js';
@@ -56,6 +57,16 @@ export class KernelSession {
       await client.detach();
       throw error;
     }
+  }
+
+  /** Code that livegraft has put into the guest, so that walks know it. */
+  async usePatches(patches: readonly RegisteredKernelPatch[]): Promise<void> {
+    await this.stacks.usePatches(patches);
+  }
+
+  /** How code of the kernel finds the current task's state: a per-CPU variable, and an offset behind what it points to. */
+  get currentTask(): { readonly currentTask: number; readonly stateOffset: number } {
+    return { currentTask: this.tasks.currentVariable, stateOffset: this.tasks.patchStateOffset };
   }
 
   /** Lets the guest go on. */

@@ -3,13 +3,14 @@ import { hex } from '../../base/brand.js';
 import type { ReportedFrame } from '../../engine/target.js';
 import { orcFormatOf } from '../../orc/format.js';
 import { type OrcTable, parseOrc } from '../../orc/table.js';
-import type { CodeModule } from '../../unwind/code-module.js';
+import { type CodeModule, createMemoryModule } from '../../unwind/code-module.js';
 import { ModuleMap } from '../../unwind/module-map.js';
 import { prepareRow, type UnwindRow } from '../../unwind/unwind-row.js';
 import { type Frame, type StackLimits, type WalkReason, walkReliable } from '../../unwind/walk-reliable.js';
 import type { GuestMemory } from './guest-memory.js';
 import { type FieldPlace, type KernelLayout, StructReader } from './kernel-layout.js';
 import type { KernelModule } from './kernel-modules.js';
+import type { KernelRange, RegisteredKernelPatch } from './kernel-registry.js';
 import type { Cpu, KernelTask } from './kernel-tasks.js';
 import type { KernelAddresses } from './running-kernel.js';
 
@@ -56,7 +57,9 @@ export class KernelStacks {
   readonly #read: StructReader;
   readonly #kernel: KernelAddresses;
   readonly #modules: readonly KernelModule[];
-  readonly #map: ModuleMap;
+  readonly #arch: Architecture;
+  #map: ModuleMap;
+  #patchRanges: readonly KernelRange[] = [];
   readonly #inactive: {
     readonly sizeBytes: number;
     readonly bp: FieldPlace;
@@ -78,12 +81,8 @@ export class KernelStacks {
     this.#read = new StructReader(memory);
     this.#kernel = kernel;
     this.#modules = modules;
-    const code = kernelCode(memory, kernel);
-    this.#map = new ModuleMap({
-      decoder: arch.decoder,
-      modules: [...code, ...modules.map((module) => moduleCode(memory, kernel, module))],
-      isStackBottom: (address) => isBehindStartupReturn(kernel, code[0], address),
-    });
+    this.#arch = arch;
+    this.#map = this.#buildMap([]);
     this.#inactive = {
       sizeBytes: layout.sizeOf('inactive_task_frame') ?? 56,
       bp: layout.expect('inactive_task_frame', 'bp'),
@@ -97,6 +96,42 @@ export class KernelStacks {
     this.#entryStackTop = layout.expect('tss_struct', 'x86_tss.sp0');
     // Where a new task begins; 6.6 renamed the assembly part (3aec4ecb3d1f).
     this.#newTaskEntries = ['ret_from_fork_asm', 'ret_from_fork'].flatMap((name) => kernel.find(name) ?? []);
+  }
+
+  /**
+   * Takes in the code of patches, whose frames are described by `.eh_frame`. Redirects are left out on purpose: a task that
+   * stands in one has read its state, and must go on before it may be changed.
+   */
+  async usePatches(patches: readonly RegisteredKernelPatch[]): Promise<void> {
+    const modules: CodeModule[] = [];
+    for (const { name, text, ehFrame } of patches) {
+      modules.push(
+        createMemoryModule({
+          name: `patch ${name}`,
+          address: text.address,
+          code: await this.#memory.read(text.address, text.sizeBytes),
+          ehFrame: ehFrame && {
+            address: ehFrame.address,
+            bytes: await this.#memory.read(ehFrame.address, ehFrame.sizeBytes),
+          },
+        }),
+      );
+    }
+    this.#patchRanges = patches.flatMap((patch) => patch.functions.flatMap((fn) => fn.new));
+    this.#map = this.#buildMap(modules);
+  }
+
+  #buildMap(patches: readonly CodeModule[]): ModuleMap {
+    const code = kernelCode(this.#memory, this.#kernel);
+    return new ModuleMap({
+      decoder: this.#arch.decoder,
+      modules: [
+        ...code,
+        ...this.#modules.map((module) => moduleCode(this.#memory, this.#kernel, module)),
+        ...patches,
+      ],
+      isStackBottom: (address) => isBehindStartupReturn(this.#kernel, code[0], address),
+    });
   }
 
   /** `cpus`: all of them, in the same stop. */
@@ -139,6 +174,8 @@ export class KernelStacks {
       const symbol = symbols.findCovering(address);
       return symbol && `${symbol.name}+${hex(address + back - symbol.address)}`;
     }
+    const own = this.#patchRanges.find((r) => address >= r.address && address < r.address + r.sizeBytes);
+    if (own !== undefined) return `${own.name}+${hex(address + back - own.address)}`;
     return this.#kernel.describe(address, back);
   }
 

@@ -70,6 +70,7 @@ export class TaskReader {
       savedStackPointer: task('thread.sp'),
       onCpu: layout.find('task_struct', 'on_cpu'),
       threadHead: layout.expect('signal_struct', 'thread_head'),
+      patchState: layout.find('task_struct', 'patch_state'),
       idle: layout.expect('rq', 'idle'),
       currentInHot: layout.find('pcpu_hot', 'current_task'),
     };
@@ -148,20 +149,64 @@ export class TaskReader {
     };
   }
 
+  /**
+   * The same task as it is now; undefined when it has ended. Its memory may be another task's by then: it is the same
+   * when it has the pid and is on the list of threads, whose link is poisoned when a task leaves it.
+   */
+  async findAgain(known: KernelTask): Promise<KernelTask | undefined> {
+    const { threadNode, pid } = this.#place;
+    if (known.isIdle) return this.task(known.address, true);
+    const node = known.address + threadNode.offset;
+    if ((await this.#read.number(known.address, pid)) !== known.pid) return undefined;
+    try {
+      const next = await this.#read.address(node, { offset: 0 });
+      if (next >= 0 || (await this.#read.address(next, { offset: 8 })) !== node) return undefined;
+    } catch (error) {
+      if (error instanceof LivegraftError && error.code === 'guest-memory') return undefined;
+      throw error;
+    }
+    const task = await this.task(known.address, false);
+    return task.stack === 0 ? undefined : task;
+  }
+
+  /** Where livegraft keeps what a task has switched to: a field of the kernel's own livepatching. */
+  get patchStateOffset(): number {
+    const { patchState } = this.#place;
+    if (patchState !== undefined) return patchState.offset;
+    throw new LivegraftError('kernel-unsupported', 'tasks of this kernel have no patch_state', {
+      remedy: 'it was built without CONFIG_LIVEPATCH: livegraft can show its stacks, but not patch it yet',
+    });
+  }
+
+  async patchState(task: KernelTask): Promise<number> {
+    return this.#read.int(task.address, { offset: this.patchStateOffset, sizeBytes: 4 });
+  }
+
+  async setPatchState(task: KernelTask, value: number): Promise<void> {
+    // The word before goes with it: a sum that is no multiple of 8 might not be exact.
+    const offset = Math.floor(this.patchStateOffset / 8) * 8;
+    const bytes = (await this.#memory.read(task.address + offset, 8)).slice();
+    new DataView(bytes.buffer).setInt32(this.patchStateOffset - offset, value, true);
+    await this.#memory.write(task.address + offset, bytes);
+  }
+
   /** The address of a per-CPU variable in one CPU's area. */
   perCpu(variable: number, perCpuOffset: number): number {
     return variable + perCpuOffset;
   }
 
-  async #current(perCpuOffset: number): Promise<number> {
+  /** The per-CPU variable that holds `current`. */
+  get currentVariable(): number {
     // 6.2 to 6.14 keep it in pcpu_hot (e57ef2ed97c1).
     const { currentInHot } = this.#place;
     const hot = currentInHot === undefined ? undefined : this.#kernel.find('pcpu_hot');
-    const variable =
-      hot === undefined || currentInHot === undefined
-        ? this.#kernel.expect('current_task')
-        : hot + currentInHot.offset;
-    return this.#read.address(this.perCpu(variable, perCpuOffset), { offset: 0 });
+    return hot === undefined || currentInHot === undefined
+      ? this.#kernel.expect('current_task')
+      : hot + currentInHot.offset;
+  }
+
+  async #current(perCpuOffset: number): Promise<number> {
+    return this.#read.address(this.perCpu(this.currentVariable, perCpuOffset), { offset: 0 });
   }
 
   /** `__per_cpu_offset`, as far as CPUs are possible: those that are not are all set to the load address of the area. */

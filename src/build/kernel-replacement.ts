@@ -1,0 +1,313 @@
+import { hex, linkAddress } from '../base/brand.js';
+import { LivegraftError } from '../base/errors.js';
+import * as c from '../elf/constants.js';
+import type { ElfFile, ElfRelocation, ElfSection, ElfSymbol } from '../elf/elf-file.js';
+import type { KernelImage } from '../kernel-image/kernel-image.js';
+import type { KernelSymbol } from '../kernel-image/symbol-table.js';
+import type { PatchSection, PatchSectionKind, PatchSymbol } from '../patch/content.js';
+import { type Digest, writePatch } from '../patch/file.js';
+import {
+  MANIFEST_VERSION,
+  type PatchFunction,
+  type PatchManifest,
+  type PatchSymbolAddress,
+} from '../patch/manifest.js';
+
+export interface ReplacementOptions {
+  readonly name: string;
+  readonly description: string;
+  readonly digest: Digest;
+  readonly createdAt: string;
+}
+
+const VMLINUX = 'vmlinux';
+const KEPT = /^\.(?:text|rodata|data|bss)(?:$|\.)/;
+/** What the kernel would have to be told of, and why its absence is not safe. */
+const REFUSED: readonly (readonly [RegExp, string])[] = [
+  [/^\.altinstructions$/, 'code that the kernel rewrites for its CPU at boot (alternatives)'],
+  [/^\.parainstructions$/, 'calls that the kernel rewrites for its hypervisor (paravirt)'],
+  [/^__jump_table$/, 'jump labels (static keys)'],
+  [/^__bug_table$/, 'BUG or WARN'],
+  [/^__ex_table$/, 'instructions that may fault (user access)'],
+  [/^\.?__tracepoints/, 'tracepoints'],
+  [/^\.data\.\.percpu/, 'per-CPU variables of its own'],
+  [/^\.(?:init|exit)\b|^\.initcall/, 'init or exit code'],
+  [/^__ksymtab|^\.export_symbol/, 'exported symbols'],
+  [/^__param$/, 'module parameters'],
+  [/^\.(?:init_array|ctors)/, 'constructors'],
+];
+/** `0f 1f 44 00 00` */
+const NOP5 = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+const PART = /\.(?:cold|part\.\d+|isra\.\d+|constprop\.\d+)(?:\.|$)/;
+
+/**
+ * Makes a patch from one object file whose functions take the place of the kernel's of the same names. What it refers to
+ * is looked up in the kernel's symbols. Throws a LivegraftError that names all that can't be patched: `special-section`,
+ * `symbol-ambiguous`, `symbol-unresolved`, `nothing-changed`.
+ */
+export function buildReplacement(
+  object: ElfFile,
+  image: KernelImage,
+  options: ReplacementOptions,
+): { readonly bytes: Uint8Array; readonly manifest: PatchManifest } {
+  if (image.buildId === undefined) {
+    throw new LivegraftError('kernel-image-incomplete', `${image.source} has no build-id`, {
+      remedy: 'a kernel is recognised by its build-id: give one that was linked with --build-id',
+    });
+  }
+  refuseSpecialSections(object);
+  const kept = object.sections.filter(
+    (section) =>
+      (section.flags & c.SHF_ALLOC) !== 0 && section.sizeBytes > 0 && kindOf(section) !== undefined,
+  );
+  const indexOf = new Map(kept.map((section, index) => [section.index, index]));
+  const symbols = new SymbolConversion(object, image, indexOf);
+  const sections = kept.map((section) => convertSection(object, section, symbols));
+  const functions = object.symbols
+    .filter((symbol) => symbol.type === c.STT_FUNC && indexOf.has(symbol.sectionIndex))
+    .filter((symbol) => symbol.sizeBytes > 0 && !PART.test(symbol.name));
+  const replaced = functions.flatMap((symbol) => {
+    const old = symbols.findText(symbol.name);
+    return old === undefined ? [] : [describe(symbol, old, object, image, options.digest, symbols)];
+  });
+  symbols.expectAllResolved();
+  if (replaced.length === 0) {
+    throw new LivegraftError(
+      'nothing-changed',
+      `${object.source} defines no function that ${image.release} has`,
+      {
+        remedy: 'give the new function the name of the one that it replaces',
+        details: { functions: functions.map((symbol) => symbol.name).join(', ') },
+      },
+    );
+  }
+  const isReplaced = new Set(replaced.map((fn) => fn.newSymbol));
+  const manifest: PatchManifest = {
+    formatVersion: MANIFEST_VERSION,
+    name: options.name,
+    description: options.description,
+    createdAt: options.createdAt,
+    tool: 'livegraft 0.1.0',
+    architecture: 'x86-64',
+    objects: [
+      {
+        name: VMLINUX,
+        identity: { kind: 'buildId', hex: image.buildId },
+        functions: replaced,
+        symbols: symbols.used,
+      },
+    ],
+    newFunctions: functions.map((symbol) => symbol.name).filter((name) => !isReplaced.has(name)),
+    newData: object.symbols
+      .filter((symbol) => symbol.type === c.STT_OBJECT && indexOf.has(symbol.sectionIndex))
+      .map(({ name, sizeBytes }) => ({ name, sizeBytes })),
+    notes: [
+      'written by hand: copies of the old functions that the compiler inlined elsewhere stay as they are',
+    ],
+  };
+  return { bytes: writePatch({ manifest, sections, symbols: symbols.all }, options.digest), manifest };
+}
+
+function refuseSpecialSections(object: ElfFile): void {
+  const found = object.sections.flatMap((section) => {
+    if (section.sizeBytes === 0) return [];
+    const reason = REFUSED.find(([pattern]) => pattern.test(section.name));
+    return reason === undefined ? [] : [`${section.name}: ${reason[1]}`];
+  });
+  if (found.length === 0) return;
+  throw new LivegraftError(
+    'special-section',
+    `${object.source} has what can not be patched in: ${found.join('; ')}`,
+    {
+      remedy: 'write the function without it, or call a function of the kernel that has it',
+      details: { sections: found.join('; ') },
+    },
+  );
+}
+
+function kindOf(section: ElfSection): PatchSectionKind | undefined {
+  if (section.name === '.eh_frame') return 'ehFrame';
+  if (!KEPT.test(section.name)) return undefined;
+  if ((section.flags & c.SHF_EXECINSTR) !== 0) return 'text';
+  if ((section.flags & c.SHF_WRITE) === 0) return 'readOnly';
+  return section.type === c.SHT_NOBITS ? 'zero' : 'readWrite';
+}
+
+function convertSection(object: ElfFile, section: ElfSection, symbols: SymbolConversion): PatchSection {
+  const kind = kindOf(section) ?? 'readOnly';
+  const data = kind === 'zero' ? new Uint8Array() : section.data.slice();
+  const relocations: ElfRelocation[] = [];
+  for (const relocation of object.relocationsFor(section)) {
+    const symbol = object.symbols[relocation.symbolIndex];
+    // Nobody traces new code: the call that ftrace would have replaced becomes its nop.
+    if (symbol?.name === '__fentry__' && kind === 'text') data.set(NOP5, relocation.offset - 1);
+    else relocations.push({ ...relocation, symbolIndex: symbols.convert(relocation, section) });
+  }
+  return {
+    name: section.name,
+    kind,
+    alignment: Math.max(1, section.alignment),
+    data,
+    sizeBytes: section.sizeBytes,
+    relocations,
+  };
+}
+
+/** The symbols of the object as those of a patch: its own as they are, the kernel's by name. */
+class SymbolConversion {
+  readonly all: PatchSymbol[] = [];
+  readonly #object: ElfFile;
+  readonly #image: KernelImage;
+  readonly #indexOf: ReadonlyMap<number, number>;
+  readonly #converted = new Map<number, number>();
+  readonly #used = new Map<string, PatchSymbolAddress>();
+  readonly #unresolved = new Set<string>();
+
+  constructor(object: ElfFile, image: KernelImage, indexOf: ReadonlyMap<number, number>) {
+    this.#object = object;
+    this.#image = image;
+    this.#indexOf = indexOf;
+    // Functions are found by name when the patch is loaded, also those that nothing refers to.
+    for (const symbol of object.symbols)
+      if (symbol.type === c.STT_FUNC && indexOf.has(symbol.sectionIndex)) this.#defined(symbol);
+  }
+
+  get used(): PatchSymbolAddress[] {
+    return [...this.#used.values()];
+  }
+
+  convert(relocation: ElfRelocation, section: ElfSection): number {
+    const symbol = this.#object.symbols[relocation.symbolIndex];
+    if (symbol === undefined)
+      throw new LivegraftError('patch-malformed', `${section.name}: a relocation without a symbol`);
+    const known = this.#converted.get(symbol.index);
+    if (known !== undefined) return known;
+    if (symbol.sectionIndex === c.SHN_UNDEF) return this.#external(symbol);
+    if (this.#indexOf.has(symbol.sectionIndex)) return this.#defined(symbol);
+    const target = this.#object.sections[symbol.sectionIndex];
+    throw new LivegraftError(
+      'special-section',
+      `${section.name} refers to ${target?.name ?? symbol.name}, which can not be part of a patch`,
+      { remedy: 'compile the file with the kernel’s flags for built-in code, and without init sections' },
+    );
+  }
+
+  /** The kernel's function of that name; undefined when it has none. */
+  findText(name: string): KernelSymbol | undefined {
+    const all = this.#image.symbols.findAll(name).filter((symbol) => /[tTwW]/.test(symbol.type));
+    if (all.length > 1) throw ambiguous(name, all.length, this.#image);
+    const [only] = all;
+    const { text } = this.#image;
+    if (
+      only !== undefined &&
+      (only.address < text.address || only.address >= text.address + text.bytes.length)
+    ) {
+      throw new LivegraftError(
+        'init-code',
+        `${name} is init code of the kernel: it is gone once the kernel has started`,
+        {
+          remedy: 'patch a function that still runs',
+          details: { function: name },
+        },
+      );
+    }
+    return only;
+  }
+
+  /** Parts that the compiler split from a function. */
+  partsOf(name: string): KernelSymbol[] {
+    return ['cold', 'part.0', 'isra.0', 'constprop.0'].flatMap((suffix) => {
+      const all = this.#image.symbols.findAll(`${name}.${suffix}`);
+      return all.length === 1 ? all : [];
+    });
+  }
+
+  expectAllResolved(): void {
+    if (this.#unresolved.size === 0) return;
+    const names = [...this.#unresolved].join(', ');
+    throw new LivegraftError(
+      'symbol-unresolved',
+      `${this.#object.source} refers to ${names}, which ${this.#image.release} does not have`,
+      {
+        remedy:
+          'use what is in /proc/kallsyms of the running kernel; compile with -fno-pic and without sanitizers',
+        details: { symbols: names },
+      },
+    );
+  }
+
+  #external(symbol: ElfSymbol): number {
+    const all = this.#image.symbols.findAll(symbol.name);
+    if (all.length > 1) throw ambiguous(symbol.name, all.length, this.#image);
+    const [found] = all;
+    if (found === undefined) this.#unresolved.add(symbol.name);
+    else {
+      this.#used.set(symbol.name, {
+        name: symbol.name,
+        sympos: 0,
+        kind: /[tTwW]/.test(found.type) ? 'func' : 'object',
+        address: hex(found.address),
+      });
+    }
+    return this.#add(symbol, {
+      kind: 'external',
+      object: VMLINUX,
+      name: symbol.name,
+      sympos: 0,
+      isThreadLocal: false,
+      isWeak: false,
+    });
+  }
+
+  #defined(symbol: ElfSymbol): number {
+    const section = this.#object.sections[symbol.sectionIndex];
+    return this.#add(symbol, {
+      kind: 'defined',
+      name: symbol.name === '' ? `.Lsection.${section?.name ?? ''}` : symbol.name,
+      section: this.#indexOf.get(symbol.sectionIndex) ?? 0,
+      value: symbol.value,
+      sizeBytes: symbol.sizeBytes,
+      isFunction: symbol.type === c.STT_FUNC,
+    });
+  }
+
+  #add(symbol: ElfSymbol, converted: PatchSymbol): number {
+    this.all.push(converted);
+    this.#converted.set(symbol.index, this.all.length - 1);
+    return this.all.length - 1;
+  }
+}
+
+function ambiguous(name: string, count: number, image: KernelImage): LivegraftError {
+  return new LivegraftError('symbol-ambiguous', `${image.release} has ${count} symbols ${name}`, {
+    remedy: 'patch a function that has its name for itself, such as a caller',
+    details: { symbol: name, count },
+  });
+}
+
+function describe(
+  symbol: ElfSymbol,
+  old: KernelSymbol,
+  object: ElfFile,
+  image: KernelImage,
+  digest: Digest,
+  symbols: SymbolConversion,
+): PatchFunction {
+  const range = ({ name, address, sizeBytes }: KernelSymbol) => ({
+    name,
+    address: hex(address),
+    sizeBytes,
+    sha256: digest(image.elf.bytesAt(linkAddress(address), sizeBytes) ?? new Uint8Array()),
+  });
+  const newParts = object.symbols.filter(
+    (part) => part.type === c.STT_FUNC && PART.test(part.name) && part.name.startsWith(`${symbol.name}.`),
+  );
+  return {
+    name: symbol.name,
+    sympos: 0,
+    old: range(old),
+    parts: symbols.partsOf(symbol.name).map(range),
+    newSymbol: symbol.name,
+    newParts: newParts.map((part) => part.name),
+  };
+}

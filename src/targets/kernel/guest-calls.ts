@@ -1,0 +1,231 @@
+import type { Architecture } from '../../arch/architecture.js';
+import { hex } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import type { GdbClient } from './gdb-client.js';
+import type { GuestRegisters } from './guest-registers.js';
+import type { KernelAddresses } from './running-kernel.js';
+
+/** Registers that a call changes; the others belong to the CPU that a task happens to have. */
+const GENERAL = 'rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags'.split(' ');
+const ARGUMENTS = ['rdi', 'rsi', 'rdx', 'rcx'] as const;
+/** "lgborrow": in front of the saved registers on a borrowed stack. */
+const FRAME_MAGIC = 0x776f72726f62676cn;
+/** Room left between a borrowed task's stack and what is put below it. */
+const STACK_GAP_BYTES = 512;
+/** How long a function that is called in the guest may take: an allocator may wait for memory. */
+const CALL_TIMEOUT_MS = 20_000;
+const INTERRUPTS_ON = 0x200n;
+const DIRECTION_FLAG = 0x400n;
+
+/** Keeps in the guest where a borrowed task's registers are, so that a later livegraft can give them back. */
+export interface BorrowRecord {
+  /** Address of the saved registers, 0 for none. */
+  noteBorrowed(frame: number): Promise<void>;
+}
+
+/** Calls functions of a kernel in a task that is borrowed where a kernel module would be allowed to call them. */
+export class GuestCalls {
+  readonly #client: GdbClient;
+  readonly #record: BorrowRecord;
+  readonly #safePoint: number;
+  /** A function called in the guest returns here: a loop around `hlt`, which waits should nobody be there to see it. */
+  readonly #parking: number;
+
+  constructor(client: GdbClient, kernel: KernelAddresses, arch: Architecture, record: BorrowRecord) {
+    this.#client = client;
+    this.#record = record;
+    this.#safePoint = findSafePoint(kernel, arch);
+    this.#parking = findParking(kernel);
+  }
+
+  /**
+   * Waits until a task of the guest begins a system call, lets `use` call kernel functions there (interrupts on, nothing
+   * locked, sleeping allowed), and gives the task back as it was. The guest is stopped before and after.
+   * Rejects with `no-safe-point` when no task makes a system call in time.
+   */
+  async borrow<T>(
+    timeoutMs: number,
+    use: (call: (address: number, ...args: readonly number[]) => Promise<bigint>) => Promise<T>,
+  ): Promise<T> {
+    const vcpu = await this.#waitForSystemCall(timeoutMs);
+    const saved = await this.#client.readRegisters(vcpu);
+    const frame = await this.#save(saved);
+    let at = vcpu;
+    try {
+      return await use(async (address, ...args) => {
+        at = await this.#call(at, frame, address, args);
+        return (await this.#client.readRegisters(at)).get('rax');
+      });
+    } finally {
+      await this.#giveBack(at, saved);
+    }
+  }
+
+  /** Gives a task back that a livegraft borrowed which did not live to do so. */
+  async recover(frame: number): Promise<void> {
+    const header = await this.#client.readMemory(frame, 16);
+    const view = new DataView(header.buffer, header.byteOffset, 16);
+    if (view.getBigUint64(0, true) === FRAME_MAGIC) {
+      const sizeBytes = Number(view.getBigUint64(8, true));
+      const bytes = await this.#client.readMemory(frame + 16, sizeBytes);
+      const [anyVcpu] = await this.#client.vcpus();
+      const saved = (await this.#client.readRegisters(anyVcpu as string)).withBytes(bytes);
+      const isBack = await this.#isAt(saved);
+      if (isBack) await this.#record.noteBorrowed(0);
+      else await this.#giveBack(await this.#waitForReturn(frame), saved);
+    } else await this.#record.noteBorrowed(0);
+  }
+
+  /** Whether a CPU stands where a task was borrowed: it was not sent away yet, or has been given back. */
+  async #isAt(saved: GuestRegisters): Promise<boolean> {
+    for (const vcpu of await this.#client.vcpus()) {
+      const registers = await this.#client.readRegisters(vcpu);
+      if (['rip', 'rsp'].every((name) => registers.get(name) === saved.get(name))) return true;
+    }
+    return false;
+  }
+
+  async #waitForSystemCall(timeoutMs: number): Promise<string> {
+    await this.#client.insertBreakpoint(this.#safePoint, 'software');
+    try {
+      const deadline = performance.now() + timeoutMs;
+      for (;;) {
+        this.#client.resume();
+        const stop = await this.#client.waitForStop(Math.max(1, deadline - performance.now()));
+        if (stop === undefined) {
+          await this.#client.interrupt();
+          throw new LivegraftError(
+            'no-safe-point',
+            `no task of the guest made a system call in ${timeoutMs} ms`,
+            {
+              remedy: 'wake the guest (a ping, a key), or give it more time with --timeout',
+            },
+          );
+        }
+        if (stop.kind === 'exited') throw guestEnded(stop.detail);
+        const registers = await this.#client.readRegisters(stop.vcpu);
+        const isThere = registers.address('rip') === this.#safePoint;
+        if (isThere && (registers.get('eflags') & INTERRUPTS_ON) !== 0n) return stop.vcpu;
+      }
+    } finally {
+      await this.#client.removeBreakpoint(this.#safePoint, 'software');
+    }
+  }
+
+  /** Puts the registers below the task's stack, and says in the guest where they are. */
+  async #save(saved: GuestRegisters): Promise<number> {
+    const bytes = saved.toBytes();
+    const frame = Math.floor((saved.address('rsp') - STACK_GAP_BYTES - bytes.length - 16) / 64) * 64;
+    const content = new Uint8Array(16 + bytes.length);
+    const view = new DataView(content.buffer);
+    view.setBigUint64(0, FRAME_MAGIC, true);
+    view.setBigUint64(8, BigInt(bytes.length), true);
+    content.set(bytes, 16);
+    await this.#client.writeMemory(frame, content);
+    await this.#record.noteBorrowed(frame);
+    return frame;
+  }
+
+  async #call(vcpu: string, frame: number, address: number, args: readonly number[]): Promise<string> {
+    const registers = await this.#client.readRegisters(vcpu);
+    const returnTo = new Uint8Array(8);
+    new DataView(returnTo.buffer).setBigInt64(0, BigInt(this.#parking), true);
+    await this.#client.writeMemory(frame - 8, returnTo);
+    const values = Object.fromEntries(args.map((value, i) => [ARGUMENTS[i] as string, value]));
+    const eflags = registers.get('eflags') & ~DIRECTION_FLAG;
+    await this.#client.writeRegisters(
+      vcpu,
+      registers.with({ ...values, rax: 0, rip: address, rsp: frame - 8, eflags }),
+    );
+    return this.#waitForReturn(frame);
+  }
+
+  async #waitForReturn(frame: number): Promise<string> {
+    await this.#client.insertBreakpoint(this.#parking, 'software');
+    try {
+      const deadline = performance.now() + CALL_TIMEOUT_MS;
+      for (;;) {
+        // A task that was left alone may wait there already.
+        for (const vcpu of await this.#client.vcpus()) {
+          const registers = await this.#client.readRegisters(vcpu);
+          const rip = registers.address('rip');
+          if (
+            rip >= this.#parking &&
+            rip <= this.#parking + PARKING_LOOP.length &&
+            registers.address('rsp') === frame
+          )
+            return vcpu;
+        }
+        this.#client.resume();
+        const stop = await this.#client.waitForStop(Math.max(1, deadline - performance.now()));
+        if (stop?.kind === 'exited') throw guestEnded(stop.detail);
+        if (stop !== undefined) continue;
+        await this.#client.interrupt();
+        throw new LivegraftError(
+          'guest-call-stuck',
+          `a kernel function that was called in the guest does not return`,
+          {
+            remedy: 'see whether the guest has memory left; the next livegraft command waits for it again',
+          },
+        );
+      }
+    } finally {
+      await this.#client.removeBreakpoint(this.#parking, 'software');
+    }
+  }
+
+  async #giveBack(vcpu: string, saved: GuestRegisters): Promise<void> {
+    const now = await this.#client.readRegisters(vcpu);
+    await this.#client.writeRegisters(
+      vcpu,
+      now.with(Object.fromEntries(GENERAL.map((name) => [name, saved.get(name)]))),
+    );
+    await this.#record.noteBorrowed(0);
+  }
+}
+
+/** `hlt; jmp` back to it. */
+const PARKING_LOOP = [0xf4, 0xeb, 0xfd];
+
+function findParking(kernel: KernelAddresses): number {
+  const { address, bytes } = kernel.image.text;
+  for (
+    let at = bytes.indexOf(PARKING_LOOP[0] as number);
+    at >= 0;
+    at = bytes.indexOf(PARKING_LOOP[0] as number, at + 1)
+  )
+    if (PARKING_LOOP.every((byte, i) => bytes[at + i] === byte)) return kernel.relocate(address + at);
+  throw new LivegraftError('kernel-unsupported', `${kernel.image.source} has no loop around hlt in its text`);
+}
+
+/**
+ * Where every system call passes with interrupts on: the entry of `x64_sys_call` (since 6.9), or behind the call of
+ * `syscall_enter_from_user_mode` in `do_syscall_64`.
+ */
+function findSafePoint(kernel: KernelAddresses, arch: Architecture): number {
+  const direct = kernel.find('x64_sys_call');
+  if (direct !== undefined) return direct;
+  const entry = kernel.image.symbols.findUnique('do_syscall_64');
+  const callee = kernel.image.symbols.findUnique('syscall_enter_from_user_mode');
+  const { text } = kernel.image;
+  if (entry !== undefined && callee !== undefined) {
+    const start = entry.address - text.address;
+    for (let at = start; at < start + entry.sizeBytes; ) {
+      const instruction = arch.decoder.decode(text.bytes, at, text.address + at);
+      if (instruction === undefined) break;
+      at += instruction.lengthBytes;
+      if (instruction.flow === 'call' && instruction.target === callee.address)
+        return kernel.relocate(text.address + at);
+    }
+  }
+  throw new LivegraftError(
+    'kernel-unsupported',
+    `${kernel.image.source}: no place was found where system calls begin (do_syscall_64 at ${hex(entry?.address ?? 0)})`,
+  );
+}
+
+export function guestEnded(detail: string): LivegraftError {
+  return new LivegraftError('target-gone', `the guest has ended (${detail})`, {
+    remedy: 'nothing was left behind: a guest that starts again has its original kernel',
+  });
+}

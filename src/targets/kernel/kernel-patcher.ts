@@ -1,0 +1,297 @@
+import type { Architecture } from '../../arch/architecture.js';
+import { hex, linkAddress } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import type { Patch } from '../../patch/content.js';
+import type { Digest } from '../../patch/file.js';
+import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
+import { type ExternalSymbol, type LinkedImage, linkPatch, type SymbolSource } from '../../patch/link.js';
+import type { PatchFunction } from '../../patch/manifest.js';
+import { GuestCalls } from './guest-calls.js';
+import {
+  type KernelRange,
+  type KernelRegistry,
+  KernelRegistryStore,
+  REGISTRY_BYTES,
+  type RegisteredKernelFunction,
+  type RegisteredKernelPatch,
+} from './kernel-registry.js';
+import type { KernelSession } from './kernel-session.js';
+import { findFentryNop, JUMP_BYTES, TRAMPOLINE_BYTES } from './kernel-trampoline.js';
+import { KernelTransition } from './kernel-transition.js';
+
+const PAGE_BYTES = 4096;
+/** "lg" and a count: no value of the kernel's own for patch_state. */
+const SWITCHED_BASE = 0x6c67_0000;
+const VMLINUX = 'vmlinux';
+
+/** Puts patches into a running kernel and finds those that are there. */
+export class KernelPatcher {
+  readonly #session: KernelSession;
+  readonly #arch: Architecture;
+  readonly #store: KernelRegistryStore;
+  readonly #calls: GuestCalls;
+  #registry: KernelRegistry;
+
+  private constructor(
+    session: KernelSession,
+    arch: Architecture,
+    store: KernelRegistryStore,
+    calls: GuestCalls,
+    registry: KernelRegistry,
+  ) {
+    this.#session = session;
+    this.#arch = arch;
+    this.#store = store;
+    this.#calls = calls;
+    this.#registry = registry;
+  }
+
+  /** Reads the registry in the guest; gives back a task that a killed livegraft had borrowed. */
+  static async open(session: KernelSession, arch: Architecture): Promise<KernelPatcher> {
+    const store = new KernelRegistryStore(session.client, session.kernel);
+    const registry = await store.read();
+    const calls = new GuestCalls(session.client, session.kernel, arch, store);
+    if (store.borrowed !== 0) await calls.recover(store.borrowed);
+    session.memory.forget();
+    await session.usePatches(registry.patches);
+    return new KernelPatcher(session, arch, store, calls, registry);
+  }
+
+  get registry(): KernelRegistry {
+    return this.#registry;
+  }
+
+  /**
+   * Everything that can be refused before the guest is changed: `wrong-target`, `old-code-differs`, `no-fentry`,
+   * `already-patched`, `symbol-unresolved` (by name).
+   */
+  async check(patch: Patch, digest: Digest): Promise<void> {
+    const object = expectVmlinux(patch);
+    const { image } = this.#session.kernel;
+    if (object.identity.kind !== 'buildId' || object.identity.hex !== image.buildId) {
+      throw new LivegraftError('wrong-target', `the patch was not made for this build of ${image.release}`, {
+        remedy: 'build it with the vmlinuz of the kernel that runs as --target',
+        details: { release: image.release },
+      });
+    }
+    for (const fn of object.functions) {
+      for (const range of [fn.old, ...fn.parts]) {
+        const bytes = image.elf.bytesAt(linkAddress(addressOf(range.address)), range.sizeBytes);
+        if (bytes === undefined || digest(bytes) !== range.sha256) {
+          throw new LivegraftError(
+            'old-code-differs',
+            `${range.name} in ${image.source} is not what the patch replaces`,
+            {
+              remedy: 'build the patch again with the vmlinuz of the kernel that runs',
+              details: { function: range.name },
+            },
+          );
+        }
+      }
+      const owner = this.#registry.patches.find(
+        (p) => p.id !== patch.id && p.state !== 'reverted' && p.functions.some((f) => f.name === fn.name),
+      );
+      if (owner !== undefined) {
+        throw new LivegraftError('already-patched', `${fn.name} is patched by ${owner.name} already`, {
+          remedy: 'revert that patch first, and put both changes into one',
+          details: { function: fn.name, patch: owner.id },
+        });
+      }
+      await this.#site(fn);
+    }
+    const source = this.#symbols();
+    const missing = patch.symbols.filter((s) => s.kind === 'external' && source.resolve(s) === undefined);
+    if (missing.length > 0) {
+      const names = missing.map((symbol) => symbol.name).join(', ');
+      throw new LivegraftError('symbol-unresolved', `the running kernel has no ${names}`, {
+        remedy: 'load the module that defines it, or build the patch for this kernel',
+        details: { symbols: names },
+      });
+    }
+  }
+
+  /** Borrows a task to allocate memory, writes the new code, and registers it. The old code is untouched. */
+  async load(patch: Patch, appliedAt: string, timeoutMs: number): Promise<RegisteredKernelPatch> {
+    const object = expectVmlinux(patch);
+    const layout = layoutPatch(patch, object.functions.length * TRAMPOLINE_BYTES);
+    const { client, kernel } = this.#session;
+    const image = await this.#calls.borrow(timeoutMs, async (call) => {
+      if (!this.#store.hasMemory) await this.#store.useMemory(await this.#allocate(call, REGISTRY_BYTES));
+      const address = await this.#allocate(call, layout.sizeBytes);
+      const linked = linkPatch(patch, layout, address, this.#symbols(), this.#arch.redirector);
+      await client.writeMemory(address, linked.bytes);
+      await call(kernel.expect('set_memory_x'), address, Math.ceil(layout.text.sizeBytes / PAGE_BYTES));
+      return linked;
+    });
+    this.#session.memory.forget();
+    const registered = await this.#describe(patch, layout, image, appliedAt);
+    await this.save({ ...this.#registry, patches: [...this.#registry.patches, registered] });
+    return registered;
+  }
+
+  /** Writes the code of a registered patch that nobody runs once more: its data begins anew. */
+  async loadAgain(patch: Patch, registered: RegisteredKernelPatch): Promise<RegisteredKernelPatch> {
+    const layout = layoutPatch(patch, registered.functions.length * TRAMPOLINE_BYTES);
+    const { address } = registered.memory;
+    const linked = linkPatch(patch, layout, address, this.#symbols(), this.#arch.redirector);
+    await this.#session.memory.write(address, linked.bytes);
+    return registered;
+  }
+
+  /** A transition of a registered patch, recorded before it begins; one that was left half-done is taken up. */
+  async transition(patch: RegisteredKernelPatch, direction: 'patch' | 'unpatch'): Promise<KernelTransition> {
+    const left = this.#registry.transition;
+    if (left === undefined) {
+      const serial = this.#registry.serial + 1;
+      await this.save({
+        patches: this.#withState(patch.id, direction === 'patch' ? 'applying' : 'reverting'),
+        transition: {
+          patchId: patch.id,
+          begunAs: direction,
+          direction,
+          switchedValue: SWITCHED_BASE + (serial & 0xffff),
+        },
+        serial,
+      });
+    } else if (left.direction !== direction)
+      await this.save({ ...this.#registry, transition: { ...left, direction } });
+    const { transition } = this.#registry;
+    if (transition === undefined) throw new Error('the transition was not recorded');
+    return new KernelTransition(this.#session, patch, transition, async (now) => {
+      await this.save({ ...this.#registry, transition: { ...transition, direction: now } });
+    });
+  }
+
+  /** Records that every task has switched and the entries are final. */
+  async complete(
+    patch: RegisteredKernelPatch,
+    direction: 'patch' | 'unpatch',
+    forced: boolean,
+  ): Promise<void> {
+    const patches = this.#withState(patch.id, direction === 'patch' ? 'applied' : 'reverted').map((p) =>
+      p.id === patch.id ? { ...p, forced: p.forced || forced } : p,
+    );
+    await this.save({ ...this.#registry, patches, transition: undefined });
+  }
+
+  async save(registry: KernelRegistry): Promise<void> {
+    await this.#store.write(registry);
+    this.#registry = registry;
+    await this.#session.usePatches(registry.patches);
+  }
+
+  #withState(id: string, state: RegisteredKernelPatch['state']): readonly RegisteredKernelPatch[] {
+    return this.#registry.patches.map((patch) => (patch.id === id ? { ...patch, state } : patch));
+  }
+
+  /** Memory near the kernel's text: the allocator that modules use. */
+  async #allocate(
+    call: (address: number, ...args: readonly number[]) => Promise<bigint>,
+    sizeBytes: number,
+  ): Promise<number> {
+    const address = Number(
+      BigInt.asIntN(64, await call(this.#session.kernel.expect('module_alloc'), sizeBytes)),
+    );
+    if (address === 0) {
+      throw new LivegraftError('guest-no-memory', `the guest has no ${sizeBytes} bytes for code`, {
+        remedy: 'free memory in the guest (or module space), and repeat the command',
+        details: { sizeBytes },
+      });
+    }
+    return address;
+  }
+
+  #symbols(): SymbolSource {
+    const { kernel } = this.#session;
+    const find = ({ name, sympos }: ExternalSymbol): number | undefined => {
+      const all = kernel.image.symbols.findAll(name);
+      const symbol = sympos === 0 ? (all.length === 1 ? all[0] : undefined) : all[sympos - 1];
+      return symbol && kernel.relocate(symbol.address);
+    };
+    return {
+      resolve: find,
+      threadOffset: () => undefined,
+      moduleOffset: () => undefined,
+      moduleId: () => undefined,
+    };
+  }
+
+  /** The fentry nop of a function in the running kernel. */
+  async #site(fn: PatchFunction): Promise<{ address: number; bytes: number[] }> {
+    const { kernel, client } = this.#session;
+    const entry = kernel.relocate(addressOf(fn.old.address));
+    const code = await client.readMemory(entry, 16);
+    const offset = findFentryNop(code);
+    if (offset === undefined || offset + JUMP_BYTES > fn.old.sizeBytes) {
+      throw new LivegraftError(
+        'no-fentry',
+        `${fn.name} at ${hex(entry)} does not begin with a fentry nop now`,
+        {
+          remedy:
+            'stop tracing it in the guest; functions that ftrace can not trace can not be patched: patch their callers',
+          details: { function: fn.name },
+        },
+      );
+    }
+    return { address: entry + offset, bytes: [...code.subarray(offset, offset + JUMP_BYTES)] };
+  }
+
+  async #describe(
+    patch: Patch,
+    layout: PatchLayout,
+    image: LinkedImage,
+    appliedAt: string,
+  ): Promise<RegisteredKernelPatch> {
+    const { kernel } = this.#session;
+    const functions: RegisteredKernelFunction[] = [];
+    for (const [index, fn] of expectVmlinux(patch).functions.entries()) {
+      const site = await this.#site(fn);
+      const loaded = (name: string): KernelRange => {
+        const found = image.functions.find((f) => f.name === name);
+        if (found === undefined)
+          throw new LivegraftError(
+            'patch-malformed',
+            `the patch replaces ${fn.name} by ${name}, which it does not hold`,
+          );
+        return found;
+      };
+      functions.push({
+        name: fn.name,
+        old: [fn.old, ...fn.parts].map(({ name, address, sizeBytes }) => ({
+          name,
+          address: kernel.relocate(addressOf(address)),
+          sizeBytes,
+        })),
+        new: [loaded(fn.newSymbol), ...fn.newParts.map(loaded)],
+        site: site.address,
+        original: site.bytes,
+        trampoline: image.base + layout.redirectOffset + index * TRAMPOLINE_BYTES,
+      });
+    }
+    const { ehFrame } = layout;
+    return {
+      id: patch.id,
+      name: patch.manifest.name,
+      state: 'applying',
+      forced: false,
+      appliedAt,
+      memory: { address: image.base, sizeBytes: layout.sizeBytes },
+      text: { address: image.base, sizeBytes: layout.codeSizeBytes },
+      ehFrame: ehFrame && { address: image.base + ehFrame.offset, sizeBytes: ehFrame.sizeBytes },
+      functions,
+    };
+  }
+}
+
+function expectVmlinux(patch: Patch): Patch['manifest']['objects'][number] {
+  const [object, ...more] = patch.manifest.objects;
+  if (object?.name === VMLINUX && more.length === 0) return object;
+  throw new LivegraftError('wrong-target', `the patch is for ${object?.name}, not for a kernel`, {
+    remedy: 'build it with a vmlinuz as --target',
+  });
+}
+
+/** A manifest's `0x…` as a signed number. */
+function addressOf(text: string): number {
+  return Number(BigInt.asIntN(64, BigInt(text)));
+}

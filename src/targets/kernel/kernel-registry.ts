@@ -1,0 +1,160 @@
+import { decodeText } from '../../base/byte-reader.js';
+import { crc32 } from '../../base/crc32.js';
+import { LivegraftError } from '../../base/errors.js';
+import type { GdbClient } from './gdb-client.js';
+import type { BorrowRecord } from './guest-calls.js';
+import type { KernelAddresses } from './running-kernel.js';
+
+export interface KernelRange {
+  readonly name: string;
+  readonly address: number;
+  readonly sizeBytes: number;
+}
+
+export interface RegisteredKernelFunction {
+  readonly name: string;
+  /** The original and the parts that were split from it. */
+  readonly old: readonly KernelRange[];
+  readonly new: readonly KernelRange[];
+  /** The fentry nop, and its bytes. */
+  readonly site: number;
+  readonly original: readonly number[];
+  readonly trampoline: number;
+}
+
+export interface RegisteredKernelPatch {
+  readonly id: string;
+  readonly name: string;
+  readonly state: 'applying' | 'applied' | 'reverting' | 'reverted';
+  readonly forced: boolean;
+  readonly appliedAt: string;
+  readonly memory: { readonly address: number; readonly sizeBytes: number };
+  readonly text: { readonly address: number; readonly sizeBytes: number };
+  readonly ehFrame: { readonly address: number; readonly sizeBytes: number } | undefined;
+  readonly functions: readonly RegisteredKernelFunction[];
+}
+
+export interface KernelRegistry {
+  readonly patches: readonly RegisteredKernelPatch[];
+  /** One that runs or was left half-done. */
+  readonly transition:
+    | {
+        readonly patchId: string;
+        /** Which way the redirects choose: a task that has switched runs the new code, or the old. */
+        readonly begunAs: 'patch' | 'unpatch';
+        readonly direction: 'patch' | 'unpatch';
+        /** What a task's `patch_state` is when it has switched. */
+        readonly switchedValue: number;
+      }
+    | undefined;
+  /** Counts transitions. */
+  readonly serial: number;
+}
+
+const EMPTY_REGISTRY: KernelRegistry = { patches: [], transition: undefined, serial: 0 };
+
+const MAGIC = 0x3174_6661_7267_766cn; // "lvgraft1"
+const ANCHOR_BYTES = 40;
+export const REGISTRY_BYTES = 64 * 1024;
+const COPY_BYTES = REGISTRY_BYTES / 2;
+
+interface Anchor {
+  /** Of the registry's memory; 0 before there is any. */
+  readonly address: number;
+  readonly copy: 0 | 1;
+  readonly sizeBytes: number;
+  readonly crc: number;
+  readonly borrowed: number;
+}
+
+/**
+ * What livegraft has done to a kernel, kept in that kernel. An anchor lies behind the end of its text, in the rest of the
+ * last page, which nothing uses; it names the memory that holds the registry, as text, in two copies. A new text is
+ * written to the copy that is not in use, then the anchor, in one packet while the guest stands still.
+ */
+export class KernelRegistryStore implements BorrowRecord {
+  readonly #client: GdbClient;
+  readonly #place: number;
+  #anchor: Anchor = { address: 0, copy: 0, sizeBytes: 0, crc: 0, borrowed: 0 };
+
+  constructor(client: GdbClient, kernel: KernelAddresses) {
+    this.#client = client;
+    const end = kernel.expect('_etext');
+    this.#place = Math.ceil(end / 64) * 64;
+    if (Math.ceil(end / 4096) * 4096 - this.#place < ANCHOR_BYTES) {
+      throw new LivegraftError('kernel-unsupported', 'no room is left behind the text of this kernel', {
+        remedy: 'report this kernel: livegraft keeps 40 bytes there',
+      });
+    }
+  }
+
+  get hasMemory(): boolean {
+    return this.#anchor.address !== 0;
+  }
+
+  /** Where a task's registers were put that was never given back; 0 for none. */
+  get borrowed(): number {
+    return this.#anchor.borrowed;
+  }
+
+  /** Rejects with `registry-damaged` when what is there can't be what livegraft wrote. */
+  async read(): Promise<KernelRegistry> {
+    const bytes = await this.#client.readMemory(this.#place, ANCHOR_BYTES);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, ANCHOR_BYTES);
+    if (view.getBigUint64(0, true) !== MAGIC) return EMPTY_REGISTRY;
+    this.#anchor = {
+      address: Number(view.getBigInt64(8, true)),
+      copy: view.getUint32(16, true) === 0 ? 0 : 1,
+      sizeBytes: view.getUint32(20, true),
+      crc: view.getUint32(24, true),
+      borrowed: Number(view.getBigInt64(32, true)),
+    };
+    const { address, copy, sizeBytes, crc } = this.#anchor;
+    if (sizeBytes === 0) return EMPTY_REGISTRY;
+    const text = await this.#client.readMemory(address + copy * COPY_BYTES, Math.min(sizeBytes, COPY_BYTES));
+    if (crc32(text) !== crc) {
+      throw new LivegraftError('registry-damaged', "livegraft's registry in the guest is damaged", {
+        remedy: 'restart the guest: what runs in it can not be told any more',
+      });
+    }
+    return JSON.parse(decodeText(text)) as KernelRegistry;
+  }
+
+  /** Takes `REGISTRY_BYTES` of the guest's memory for good. */
+  async useMemory(address: number): Promise<void> {
+    await this.#writeAnchor({ ...this.#anchor, address, sizeBytes: 0 });
+  }
+
+  async write(registry: KernelRegistry): Promise<void> {
+    const text = new TextEncoder().encode(JSON.stringify(registry));
+    if (text.length > COPY_BYTES) {
+      throw new LivegraftError(
+        'registry-full',
+        `the registry needs ${text.length} bytes and has ${COPY_BYTES}`,
+        {
+          remedy: 'combine patches into one',
+        },
+      );
+    }
+    const copy = this.#anchor.copy === 0 ? 1 : 0;
+    await this.#client.writeMemory(this.#anchor.address + copy * COPY_BYTES, text);
+    await this.#writeAnchor({ ...this.#anchor, copy, sizeBytes: text.length, crc: crc32(text) });
+  }
+
+  async noteBorrowed(frame: number): Promise<void> {
+    await this.#writeAnchor({ ...this.#anchor, borrowed: frame });
+  }
+
+  async #writeAnchor(anchor: Anchor): Promise<void> {
+    const bytes = new Uint8Array(ANCHOR_BYTES);
+    const view = new DataView(bytes.buffer);
+    view.setBigUint64(0, MAGIC, true);
+    view.setBigInt64(8, BigInt(anchor.address), true);
+    view.setUint32(16, anchor.copy, true);
+    view.setUint32(20, anchor.sizeBytes, true);
+    view.setUint32(24, anchor.crc, true);
+    view.setBigInt64(32, BigInt(anchor.borrowed), true);
+    await this.#client.writeMemory(this.#place, bytes);
+    this.#anchor = anchor;
+  }
+}

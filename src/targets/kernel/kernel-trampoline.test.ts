@@ -1,0 +1,58 @@
+import { describe, expect, it } from 'vitest';
+import { x86_64 } from '../../arch/x86-64/index.js';
+import { encodeJump, encodeTaskTest, findFentryNop, TRAMPOLINE_BYTES } from './kernel-trampoline.js';
+
+const AT = -0x3fa5_0000;
+const [SWITCHED, OTHER] = [AT - 0x4000, -0x7ec0_e0eb];
+
+describe('the trampoline of a kernel function', () => {
+  const code = encodeTaskTest({
+    at: AT,
+    currentTask: 0x1fbc0,
+    stateOffset: 5212,
+    value: 0x6c67_0001,
+    switched: SWITCHED,
+    other: OTHER,
+  });
+
+  it('is a load of current, a comparison, and two jumps to where they should go', () => {
+    expect(code.length).toBeLessThanOrEqual(TRAMPOLINE_BYTES);
+    const flows: unknown[] = [];
+    for (let at = 0; at < code.length; ) {
+      const instruction = x86_64.decoder.decode(code, at, AT + at);
+      if (instruction === undefined) throw new Error(`no instruction at ${at}`);
+      flows.push([instruction.flow, instruction.target, instruction.stackOps]);
+      at += instruction.lengthBytes;
+    }
+    expect(flows).toEqual([
+      ['next', undefined, []],
+      ['next', undefined, []],
+      ['branch', SWITCHED, []],
+      ['jump', OTHER, []],
+    ]);
+  });
+
+  it('names the per-CPU variable, the field and the value', () => {
+    const hex = Buffer.from(code).toString('hex');
+    // As `as` writes it: mov %gs:0x1fbc0,%r11; cmpl $0x6c670001,0x145c(%r11)
+    expect(hex.slice(0, 40)).toBe('654c8b1c25c0fb01004181bb5c1400000100676c');
+  });
+});
+
+describe('findFentryNop', () => {
+  const nop = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+  it.each([
+    ['at the entry', [...nop, 0x55], 0],
+    ['behind endbr64', [0xf3, 0x0f, 0x1e, 0xfa, ...nop], 4],
+    ['not where a tracer sits', [0xe8, 1, 2, 3, 4, 0x55], undefined],
+    ['not in a function without it', [0x55, ...nop], undefined],
+    ['not in too few bytes', [0x0f, 0x1f], undefined],
+  ])('finds it %s', (_, bytes, expected) => {
+    expect(findFentryNop(Uint8Array.from(bytes))).toBe(expected);
+  });
+
+  it('fits the jump that takes its place', () => {
+    expect([...encodeJump(AT, AT + 5 + 0x100)]).toEqual([0xe9, 0, 1, 0, 0]);
+    expect(nop.length).toBe(5);
+  });
+});

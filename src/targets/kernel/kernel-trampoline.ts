@@ -1,0 +1,52 @@
+import { ByteWriter } from '../../base/byte-writer.js';
+
+export const TRAMPOLINE_BYTES = 32;
+export const JUMP_BYTES = 5;
+
+/** What a function with fentry begins with: a nop of 5 bytes, behind an `endbr64` where there is one. */
+const FENTRY_NOP = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+const ENDBR64 = [0xf3, 0x0f, 0x1e, 0xfa];
+
+/** Offset of the fentry nop in a function's first bytes; undefined when it has none (any more). */
+export function findFentryNop(code: Uint8Array): number | undefined {
+  const offset = ENDBR64.every((byte, i) => code[i] === byte) ? ENDBR64.length : 0;
+  return FENTRY_NOP.every((byte, i) => code[offset + i] === byte) ? offset : undefined;
+}
+
+export function encodeJump(from: number, to: number): Uint8Array {
+  return new ByteWriter(JUMP_BYTES)
+    .writeU8(0xe9)
+    .writeI32(to - (from + JUMP_BYTES))
+    .toBytes();
+}
+
+/**
+ * Goes to `switched` when the current task's state word is `value`, else to `other`. It changes r11 and flags, which
+ * nobody expects to survive a call (psABI figure 3.4), and not the stack.
+ *
+ *     mov  %gs:current_task, %r11
+ *     cmpl $value, stateOffset(%r11)
+ *     je   switched
+ *     jmp  other
+ */
+export function encodeTaskTest(options: {
+  readonly at: number;
+  /** Address of the per-CPU variable that holds `current`, as code uses it with %gs. */
+  readonly currentTask: number;
+  readonly stateOffset: number;
+  readonly value: number;
+  readonly switched: number;
+  readonly other: number;
+}): Uint8Array {
+  const { at, currentTask, stateOffset, value, switched, other } = options;
+  const writer = new ByteWriter(TRAMPOLINE_BYTES);
+  for (const byte of [0x65, 0x4c, 0x8b, 0x1c, 0x25]) writer.writeU8(byte);
+  writer.writeI32(currentTask);
+  for (const byte of [0x41, 0x81, 0xbb]) writer.writeU8(byte);
+  writer.writeI32(stateOffset).writeI32(value);
+  writer
+    .writeU8(0x0f)
+    .writeU8(0x84)
+    .writeI32(switched - (at + 26));
+  return writer.writeBytes(encodeJump(at + 26, other)).toBytes();
+}

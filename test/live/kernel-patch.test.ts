@@ -1,0 +1,273 @@
+import { spawn, spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { x86_64 } from '../../src/arch/x86-64/index.js';
+import { sha256 } from '../../src/build/from-objects.js';
+import { buildReplacement } from '../../src/build/kernel-replacement.js';
+import { decompressors } from '../../src/cli/decompressors.js';
+import { jsonLineSchema } from '../../src/cli/json-schema.js';
+import { parseElf } from '../../src/elf/reader.js';
+import { extractVmlinux } from '../../src/kernel-image/decompress.js';
+import { type KernelImage, parseKernelImage } from '../../src/kernel-image/kernel-image.js';
+import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
+import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
+import { bootGuest, type Guest } from '../support/guest.js';
+import { livegraft, pause, ROOT } from '../support/live.js';
+
+/** As the kernel is compiled, as far as it matters (docs/kernel.md). */
+const FLAGS = [
+  ...['-O2', '-c', '-ffreestanding', '-fno-pic', '-mcmodel=kernel', '-mno-red-zone', '-mgeneral-regs-only'],
+  ...['-fno-stack-protector', '-fcf-protection=none', '-fno-strict-aliasing', '-fno-jump-tables'],
+  ...[
+    '-mindirect-branch=thunk-extern',
+    '-mfunction-return=thunk-extern',
+    '-fasynchronous-unwind-tables',
+    '-w',
+  ],
+];
+
+const folder = mkdtempSync(join(tmpdir(), 'livegraft-kernel-patch-'));
+/** Unpacked once: every run of the command line reads it. */
+const vmlinux = join(folder, 'vmlinux');
+let guest: Guest;
+let image: KernelImage;
+
+beforeAll(async () => {
+  guest = await bootGuest({ vcpus: 2 });
+  const bytes = extractVmlinux(readFileSync(guest.kernel.vmlinuz), 'vmlinuz', decompressors);
+  writeFileSync(vmlinux, bytes);
+  image = parseKernelImage(bytes, 'vmlinuz');
+  // Forks and system calls all the while.
+  await guest.run('(while :; do cat /proc/version; ls /; done >/dev/null) & sleep 0');
+});
+afterAll(() => {
+  guest?.stop();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+function compile(source: string, ...flags: string[]): string {
+  const object = join(folder, `${source}${flags.join('')}.o`);
+  const path = join(ROOT, 'test/targets/kernel', source);
+  const { status, stderr } = spawnSync('gcc', [...FLAGS, ...flags, '-o', object, path], { encoding: 'utf8' });
+  if (status !== 0) throw new Error(stderr);
+  return object;
+}
+
+const build = (object: string) =>
+  livegraft(
+    'build',
+    '--replacement',
+    object,
+    '--target',
+    guest.kernel.vmlinuz,
+    '-o',
+    `${object}.lgp`,
+    '--json',
+  );
+
+function patchOf(source: string): string {
+  const object = compile(source);
+  const run = build(object);
+  if (run.code !== 0) throw new Error(run.stdout + run.stderr);
+  return `${object}.lgp`;
+}
+
+const subject = () => ['--gdb', guest.gdb, '--vmlinux', vmlinux];
+const run = (...args: string[]) => livegraft(...args, ...subject(), '--json');
+const errorOf = (lines: readonly Record<string, unknown>[]) => lines.at(-1);
+
+/** The bytes at the entry of a function, as the guest has them. */
+async function entryOf(name: string): Promise<string> {
+  const endpoint = parseGdbEndpoint(guest.gdb);
+  if (endpoint === undefined) throw new Error('endpoint');
+  const session = await KernelSession.open({ endpoint, image, arch: x86_64, timeoutMs: 10_000 });
+  try {
+    return Buffer.from(await session.client.readMemory(session.kernel.expect(name), 16)).toString('hex');
+  } finally {
+    await session.close();
+  }
+}
+
+/** Kills the command line (SIGKILL) a while after it has told of an event. */
+function killedAt(event: string, delayMs: number, ...args: string[]): Promise<void> {
+  const child = spawn(process.execPath, [join(ROOT, 'bin/livegraft.js'), ...args, ...subject(), '--json']);
+  child.stdout.on('data', (bytes) => {
+    if (String(bytes).includes(event)) setTimeout(() => child.kill('SIGKILL'), delayMs);
+  });
+  return new Promise((resolve) => child.on('exit', () => resolve()));
+}
+
+async function expectQuiet(): Promise<void> {
+  const log = await guest.run('dmesg | grep -E "BUG:|WARNING:|Oops|Call Trace|general protection" | head -3');
+  expect(log.trim()).toBe('');
+}
+
+describe('a patch of a running kernel', () => {
+  it('is applied, shown, and reverted, byte for byte', async () => {
+    const patch = patchOf('cmdline.c');
+    const [before, entry] = [await guest.run('cat /proc/cmdline'), await entryOf('cmdline_proc_show')];
+    const applied = run('apply', patch);
+    expect(applied.stderr).toBe('');
+    for (const line of applied.lines) jsonLineSchema.parse(line);
+    expect(applied.lines.at(-1)).toMatchObject({
+      event: 'transition',
+      result: { kind: 'complete', forced: false },
+    });
+    expect(await guest.run('cat /proc/cmdline')).toBe(`patched: ${before}`);
+
+    const status = run('status');
+    expect(jsonLineSchema.parse(status.lines.at(-1))).toMatchObject({
+      event: 'kernelStatus',
+      patches: [{ name: 'cmdline.c', state: 'applied', functions: [{ name: 'cmdline_proc_show' }] }],
+      transition: null,
+    });
+    expect(errorOf(run('apply', patch).lines)).toMatchObject({ code: 'already-applied' });
+
+    expect(run('revert').lines.at(-1)).toMatchObject({ result: { kind: 'complete', direction: 'unpatch' } });
+    expect(await guest.run('cat /proc/cmdline')).toBe(before);
+    expect(await entryOf('cmdline_proc_show')).toBe(entry);
+    expect(errorOf(run('revert').lines)).toMatchObject({ code: 'no-such-patch' });
+    await expectQuiet();
+  });
+
+  it('waits for a kernel thread that sleeps in the function, and switches it when it leaves', async () => {
+    const patch = patchOf('schedule-timeout.c');
+    const first = run('apply', patch, '--timeout', '3');
+    expect(first.code).toBe(3);
+    const line = jsonLineSchema.parse(first.lines.at(-1));
+    if (line.event !== 'transition' || line.result.kind !== 'incomplete') throw new Error('not incomplete');
+    const straggler = line.result.stragglers.find((each) => each.name === 'khungtaskd');
+    if (straggler?.reason.kind !== 'busy') throw new Error('khungtaskd is not busy');
+    expect(straggler.reason.function).toBe('schedule_timeout');
+    expect(straggler.reason.frames.map((frame) => frame.symbol?.replace(/\+.*/, ''))).toEqual([
+      ...['__schedule', 'schedule', 'schedule_timeout', 'watchdog', 'kthread', 'ret_from_fork'],
+    ]);
+    expect(run('status').lines.at(-1)).toMatchObject({ transition: { direction: 'patch' } });
+    // Another patch has to wait.
+    expect(errorOf(run('apply', patchOf('cmdline.c')).lines)).toMatchObject({
+      code: 'transition-in-progress',
+    });
+
+    // Writing the limit wakes the thread, again and again until it was met on its way out.
+    const second = spawn(
+      process.execPath,
+      [join(ROOT, 'bin/livegraft.js'), 'apply', patch, '--timeout', '60', ...subject()],
+      { stdio: 'ignore' },
+    );
+    const ended = new Promise<number | null>((resolve) => second.on('exit', resolve));
+    while (second.exitCode === null) {
+      await guest.run('echo $((60 + RANDOM % 60)) > /proc/sys/kernel/hung_task_timeout_secs', 60_000);
+      await pause(300);
+    }
+    expect(await ended).toBe(0);
+    expect(run('status').lines.at(-1)).toMatchObject({ transition: null });
+    const stacks = jsonLineSchema.parse(run('stack').lines.at(-1));
+    if (stacks.event !== 'kernelStack') throw new Error('no stacks');
+    const thread = stacks.tasks.find((task) => task.name === 'khungtaskd');
+    expect(thread?.reliable).toBe(true);
+    expect(thread?.frames.map((frame) => frame.module)).toContain('patch schedule-timeout.c');
+    await expectQuiet();
+  });
+
+  it('goes back while a kernel thread sleeps in the new code only when that leaves', async () => {
+    const first = run('revert', '--timeout', '2');
+    expect(first.code).toBe(3);
+    // The other way round: nothing has to leave for that.
+    const back = run('apply', join(folder, 'schedule-timeout.c.o.lgp'), '--timeout', '30');
+    expect(back.lines.at(-1)).toMatchObject({ result: { kind: 'complete', direction: 'patch' } });
+    await expectQuiet();
+  });
+
+  it('never shows a mix of two functions that change together, under fork load, killed at any time', async () => {
+    const patch = patchOf('loadavg.c');
+    await guest.run(
+      '(while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen; touch /tmp/stopped) & sleep 0',
+    );
+    const places: readonly (readonly [string, number])[] = [
+      ...[['"prepare"', 15] as const, ['"install"', 0] as const],
+      ...[['"taskSwitched"', 20] as const, ['"finished"', 0] as const],
+    ];
+    for (const [event, delayMs] of places) {
+      await killedAt(event, delayMs, 'apply', patch);
+      // What was killed left the guest standing, or going: the next one finds it as it is.
+      const again = run('apply', patch, '--timeout', '30');
+      const done = again.lines.at(-1);
+      if (done?.code !== 'already-applied') expect(done).toMatchObject({ result: { kind: 'complete' } });
+      expect(run('revert', 'loadavg.c', '--timeout', '30').lines.at(-1)).toMatchObject({
+        result: { kind: 'complete' },
+      });
+    }
+    await guest.run('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done', 60_000);
+    const seen = await guest.run(
+      'grep -c "both are new" /tmp/seen; grep -cE "^[0-9]{1,3}\\.[0-9]+ " /tmp/seen; grep -cvE "both are new|^[0-9]{1,3}\\.[0-9]+ " /tmp/seen',
+    );
+    const [both, old, mix] = seen.trim().split('\n').map(Number);
+    expect(both).toBeGreaterThan(0);
+    expect(old).toBeGreaterThan(0);
+    expect(mix).toBe(0);
+    await expectQuiet();
+  });
+});
+
+describe('what can not be patched', () => {
+  const refusal = (...flags: string[]): unknown => {
+    const object = compile('refused.c', ...flags);
+    try {
+      return buildReplacement(parseElf(readFileSync(object), object), image, {
+        ...{ name: 'refused', description: '', digest: sha256, createdAt: '' },
+      });
+    } catch (error) {
+      return error;
+    }
+  };
+
+  it('is refused by name when the patch is built', () => {
+    const names = Array.from({ length: image.symbols.size }, (_, i) => image.symbols.at(i));
+    const ambiguous = names.find(
+      ({ name, type }) => type === 't' && /^[a-z_]+$/.test(name) && image.symbols.findAll(name).length > 1,
+    );
+    expect(refusal('-DINIT')).toMatchObject({ code: 'init-code' });
+    expect(refusal(`-DAMBIGUOUS=${ambiguous?.name}`)).toMatchObject({ code: 'symbol-ambiguous' });
+    expect(refusal('-DUNRESOLVED')).toMatchObject({ code: 'symbol-unresolved' });
+    expect(refusal('-DNOTHING')).toMatchObject({ code: 'nothing-changed' });
+    expect(refusal('-DSPECIAL')).toMatchObject({ code: 'special-section' });
+  });
+
+  it('is refused when it is applied, and the guest stays as it was', async () => {
+    const object = compile('refused.c', '-DNO_FENTRY');
+    expect(build(object).code).toBe(0);
+    const entry = await entryOf('memcpy_orig');
+    expect(errorOf(run('apply', `${object}.lgp`).lines)).toMatchObject({ code: 'no-fentry' });
+    expect(await entryOf('memcpy_orig')).toBe(entry);
+    expect(errorOf(livegraft('apply', `${object}.lgp`, '--pid', '1', '--json').lines)).toMatchObject({
+      event: 'error',
+    });
+    await expectQuiet();
+  });
+
+  it('says that the guest has gone, in the middle of a transition', async () => {
+    const patch = join(folder, 'loadavg.c.o.lgp');
+    const args = [
+      join(ROOT, 'bin/livegraft.js'),
+      'apply',
+      patch,
+      '--timeout',
+      '60',
+      '--model',
+      'stop',
+      ...subject(),
+      '--json',
+    ];
+    const child = spawn(process.execPath, args);
+    let output = '';
+    child.stdout.on('data', (bytes) => {
+      output += bytes;
+      if (output.includes('"install"')) guest.stop();
+    });
+    expect([1, 3]).toContain(await new Promise((resolve) => child.on('exit', resolve)));
+    const last = JSON.parse(output.trim().split('\n').at(-1) as string);
+    expect(['gdb-connection-lost', 'transition-interrupted', 'target-gone']).toContain(last.code);
+  });
+});

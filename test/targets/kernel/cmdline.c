@@ -1,0 +1,10 @@
+struct seq_file;
+extern void seq_puts(struct seq_file *m, const char *s);
+extern char *saved_command_line;
+int cmdline_proc_show(struct seq_file *m, void *v)
+{
+	seq_puts(m, "patched: ");
+	seq_puts(m, saved_command_line);
+	seq_puts(m, "\n");
+	return 0;
+}
