@@ -1,10 +1,8 @@
 import type { Command } from 'commander';
 
-/** A completion script made from the commands themselves; undefined for an unknown shell. */
-export function completionScript(shell: string, program: Command): string | undefined {
-  if (shell === 'bash') return bashScript(program);
-  if (shell === 'zsh') return zshScript(program);
-  return undefined;
+/** A completion script made from the commands themselves. */
+export function completionScript(shell: 'bash' | 'zsh', program: Command): string {
+  return shell === 'bash' ? bashScript(program) : zshScript(program);
 }
 
 const optionsOf = (command: Command): string[] =>

@@ -1,4 +1,4 @@
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Argument, Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { LivegraftError } from '../base/errors.js';
 import type { ConsistencyModel } from '../engine/target.js';
 import { type BuildCommandOptions, EXIT, VERSION } from './conventions.js';
@@ -66,17 +66,14 @@ Examples:
   program
     .command('completion')
     .description('print a completion script')
-    .argument('<shell>', 'bash or zsh')
+    .addArgument(new Argument('<shell>', 'of which shell').choices(['bash', 'zsh']))
     .addHelpText(
       'after',
       '\nExamples:\n  $ source <(livegraft completion bash)\n  $ livegraft completion zsh > ~/.zsh/_livegraft',
     )
-    .action(async (shell: string) => {
+    .action(async (shell: 'bash' | 'zsh') => {
       const { completionScript } = await import('./completion.js');
-      const script = completionScript(shell, program);
-      if (script === undefined)
-        throw new CommanderError(EXIT.usage, 'livegraft.shell', `no completion for ${shell}`);
-      io.out(script);
+      io.out(completionScript(shell, program));
     });
   program
     .command('demo')
