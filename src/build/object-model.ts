@@ -237,12 +237,24 @@ function isPcRelative(type: number): boolean {
 
 /** Bytes that a relocation of this type overwrites. */
 export function relocatedBytes(type: number): number {
-  return type === c.R_X86_64_64 ||
-    type === c.R_X86_64_PC64 ||
-    type === c.R_X86_64_TPOFF64 ||
-    type === c.R_X86_64_DTPOFF64
-    ? 8
-    : 4;
+  switch (type) {
+    case c.R_X86_64_NONE:
+    case c.R_X86_64_TLSDESC_CALL: // marks a call
+      return 0;
+    case c.R_X86_64_8:
+    case c.R_X86_64_PC8:
+      return 1;
+    case c.R_X86_64_16:
+    case c.R_X86_64_PC16:
+      return 2;
+    case c.R_X86_64_64:
+    case c.R_X86_64_PC64:
+    case c.R_X86_64_TPOFF64:
+    case c.R_X86_64_DTPOFF64:
+      return 8;
+    default:
+      return 4;
+  }
 }
 
 /**

@@ -154,6 +154,7 @@ class CodeProof {
     const [compiled, linked] = [this.#slice(a, left).slice(), this.#linkedSlice(b, right).slice()];
     const view = new DataView(linked.buffer, linked.byteOffset, linked.length);
     const field = relocation.offset - a;
+    if (field + relocatedBytes(relocation.type) > linked.length) return undefined;
     const value = relocatedBytes(relocation.type) === 4 ? view.getInt32(field, true) : undefined;
     for (const r of own) {
       compiled.fill(0, r.offset - a, r.offset - a + relocatedBytes(r.type));

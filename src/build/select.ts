@@ -2,6 +2,7 @@ import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { ElfRelocation, ElfSection } from '../elf/elf-file.js';
 import type { PatchSection, PatchSectionKind, PatchSymbol } from '../patch/content.js';
+import { LINKABLE_RELOCATIONS } from '../patch/link.js';
 import type { PatchSymbolAddress } from '../patch/manifest.js';
 import type { Comparison } from './compare.js';
 import { type Definition, type ObjectModel, parentOfPart, type Reference } from './object-model.js';
@@ -117,6 +118,7 @@ class Selector {
   }
 
   #relocate(section: ElfSection, relocation: ElfRelocation): ElfRelocation {
+    if (!LINKABLE_RELOCATIONS.has(relocation.type)) throw unsupported(this.#patched, section, relocation);
     const reference = this.#patched.referenceOf(section, relocation);
     const { offset, type } = relocation;
     const symbol = this.#symbolValue(relocation);
@@ -283,6 +285,19 @@ function sectionKind(section: ElfSection): PatchSectionKind {
   if ((section.flags & c.SHF_EXECINSTR) !== 0) return 'text';
   if ((section.flags & c.SHF_WRITE) === 0) return 'readOnly';
   return section.type === c.SHT_NOBITS ? 'zero' : 'readWrite';
+}
+
+function unsupported(model: ObjectModel, section: ElfSection, { type }: ElfRelocation): LivegraftError {
+  const name = model.definitionsIn(section)[0]?.name ?? section.name;
+  return new LivegraftError(
+    'relocation-unsupported',
+    `${name} refers to something by ${c.relocationName(c.EM_X86_64, type)}, which livegraft can not link`,
+    {
+      remedy:
+        'the target needs the small code model and the gnu dialect of thread-local storage (-mtls-dialect=gnu)',
+      details: { function: name },
+    },
+  );
 }
 
 function newThreadLocal(definition: Definition): LivegraftError {

@@ -20,6 +20,27 @@ export interface SymbolSource {
   moduleId(): number | undefined;
 }
 
+/** The relocation types that {@link linkPatch} knows (x86-64 psABI section 4.4). */
+export const LINKABLE_RELOCATIONS: ReadonlySet<number> = new Set([
+  c.R_X86_64_NONE,
+  c.R_X86_64_64,
+  c.R_X86_64_PC64,
+  c.R_X86_64_PC32,
+  c.R_X86_64_PLT32,
+  c.R_X86_64_32,
+  c.R_X86_64_32S,
+  c.R_X86_64_GOTPCREL,
+  c.R_X86_64_GOTPCRELX,
+  c.R_X86_64_REX_GOTPCRELX,
+  c.R_X86_64_GOTTPOFF,
+  c.R_X86_64_TLSGD,
+  c.R_X86_64_TLSLD,
+  c.R_X86_64_TPOFF32,
+  c.R_X86_64_TPOFF64,
+  c.R_X86_64_DTPOFF32,
+  c.R_X86_64_DTPOFF64,
+]);
+
 export interface LinkedImage {
   /** The whole image; its parts are those of the layout. */
   readonly bytes: Uint8Array;

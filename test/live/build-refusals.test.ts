@@ -122,6 +122,17 @@ describe('a change that can not be made in a running program', () => {
       ),
     ],
     [
+      'thread-local descriptors',
+      'relocation-unsupported',
+      /work refers to something by R_X86_64_GOTPC32_TLSDESC/,
+      {
+        files: { 'a.c': '__thread int hits; int work(int n) { return hits += n; }' },
+        change: { 'a.c': '__thread int hits; int work(int n) { return hits += n * 2; }' },
+        cflags: '-fPIC -mtls-dialect=gnu2',
+        ldflags: '-shared',
+      },
+    ],
+    [
       'a variable without a place',
       'common-new',
       /: added/,

@@ -1,0 +1,102 @@
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { afterAll, describe, expect, it } from 'vitest';
+import { LivegraftError } from '../base/errors.js';
+import { parsePatch } from '../patch/file.js';
+import { buildFromObjects, sha256 } from './from-objects.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'livegraft-objects-'));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+const text = (k: number) => `#include <stdio.h>
+static __thread int hits; static int calls; static const int table[] = {3, 1, 4, 1, 5}; extern int other(int);
+static __attribute__((noinline)) int helper(int n) { hits++; return n * table[n % 5]; }
+struct item { int a; double b; struct item *next; } *head;
+int work(int n) {
+  calls++; if (head) head->a = n;
+  switch (n) { case 0: return puts("zero"); case 1: return helper(n); case 2: return other(n) + ${k}; case 3: return calls; case 4: return (int)(n * 1.5); case 5: return hits; }
+  return n * ${k};
+}
+`;
+
+function compile(name: string, source: string, ...flags: string[]): string {
+  writeFileSync(join(folder, 'a.c'), source);
+  const { status, stderr } = spawnSync('gcc', ['-O2', '-g', ...flags, '-o', name, 'a.c'], {
+    cwd: folder,
+    encoding: 'utf8',
+  });
+  if (status !== 0) throw new Error(stderr);
+  return join(folder, name);
+}
+
+const sections = ['-c', '-ffunction-sections', '-fdata-sections'];
+const main = 'int work(int); int other(int n) { return n; } int main(int n, char **v) { return work(n); }';
+const plain = compile('plain.o', text(3), '-c');
+const files = {
+  orig: compile('orig.o', text(3), ...sections),
+  patched: compile('patched.o', text(5), ...sections),
+  target: compile('target', main, plain),
+};
+const contents = {
+  orig: readFileSync(files.orig),
+  patched: readFileSync(files.patched),
+  target: readFileSync(files.target),
+};
+
+function build(paths: typeof files) {
+  return buildFromObjects({
+    origPath: paths.orig,
+    patchedPath: paths.patched,
+    targetPath: paths.target,
+    debugDirs: [],
+    acceptedTypes: [],
+    name: 'x',
+    description: '',
+    onEvent: () => {},
+  });
+}
+
+describe('buildFromObjects', () => {
+  it('makes a patch that can be read', () => {
+    expect(
+      parsePatch(build(files).bytes, 'x', sha256).manifest.objects[0]?.functions.map((fn) => fn.name),
+    ).toEqual(['work']);
+  });
+
+  it.each(['orig', 'patched', 'target'] as const)(
+    'answers a damaged %s with a readable patch or one error of its own',
+    (which) => {
+      const original = contents[which];
+      const damaged = join(folder, `damaged-${which}`);
+      // Headers, tables and code alike; the debug information has a test of its own.
+      const place = fc.oneof(
+        fc.nat(original.length - 1),
+        fc.integer({ min: Math.max(0, original.length - 4000), max: original.length - 1 }),
+        fc.nat(64),
+      );
+      fc.assert(
+        fc.property(
+          fc.array(fc.tuple(place, fc.nat(255)), { minLength: 1, maxLength: 10 }),
+          fc.oneof(
+            { weight: 4, arbitrary: fc.constant(original.length) },
+            { weight: 1, arbitrary: fc.nat(original.length) },
+          ),
+          (changes, length) => {
+            const bytes = Uint8Array.from(original.subarray(0, length));
+            for (const [at, value] of changes) if (at < length) bytes[at] = value;
+            writeFileSync(damaged, bytes);
+            try {
+              parsePatch(build({ ...files, [which]: damaged }).bytes, 'x', sha256);
+            } catch (error) {
+              if (!(error instanceof LivegraftError)) throw error;
+            }
+          },
+        ),
+        { seed: 3, numRuns: 150 },
+      );
+    },
+  );
+});
