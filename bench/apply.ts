@@ -1,7 +1,7 @@
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { livegraft, pause, startTarget } from '../test/support/live.js';
-import { compileWithPatch, inFolder, medianOf, printRows, type Spread, spread } from './support.js';
+import { compileWithPatch, inFolder, medianOf, publish, type Spread, spread } from './support.js';
 
 /**
  * `npm run -s bench:apply -- --json`: pauses and times of whole applies, and what a call costs before, in and after one. `longestPauseMs` is the largest gap that a
@@ -148,5 +148,5 @@ await inFolder(async (folder) => {
   const nsPerCall = await measureCalls(folder);
   const rows: Row[] = [];
   for (const scenario of SCENARIOS) rows.push(await measure(scenario, built, nsPerCall));
-  printRows(rows);
+  publish('bench:apply', rows);
 });

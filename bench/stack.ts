@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { x86_64 } from '../src/arch/x86-64/index.js';
 import { ProcessSession } from '../src/targets/process/process-session.js';
 import { livegraft, startTarget } from '../test/support/live.js';
-import { compileC, inFolder, medianOf, printRows } from './support.js';
+import { compileC, inFolder, medianOf, publish } from './support.js';
 
 /**
  * `npm run -s bench:stack -- --json`: walks of 64 blocked threads, 21 frames or so each, compiled without frame pointers.
@@ -120,7 +120,7 @@ await inFolder(async (folder) => {
     });
     const libunwindWall = wallOf(libunwind, pid, '1');
     rows.push({ tool: 'libunwind', ...walkWithLibunwind(libunwind, target.pid), wallMs: libunwindWall });
-    printRows(rows);
+    publish('bench:stack', rows);
   } finally {
     target.stop();
     single.stop();

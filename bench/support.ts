@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { cpus, release, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { livegraft, ROOT } from '../test/support/live.js';
@@ -62,8 +62,11 @@ export async function inFolder(work: (folder: string) => Promise<void>): Promise
   }
 }
 
-/** For people a row a line first; the JSON object last. */
-export function printRows(rows: readonly object[]): void {
+/**
+ * For people a row a line first; the JSON object last. With `--write` the rows also take the place of the table of
+ * this benchmark in `bench/README.md`.
+ */
+export function publish(benchmark: string, rows: readonly object[]): void {
   const machine = {
     cpu: cpus()[0]?.model ?? '?',
     cores: cpus().length,
@@ -72,5 +75,35 @@ export function printRows(rows: readonly object[]): void {
   };
   if (!process.argv.includes('--json'))
     for (const row of rows) process.stdout.write(`${JSON.stringify(row)}\n`);
+  if (process.argv.includes('--write')) {
+    const path = join(ROOT, 'bench/README.md');
+    const [start, end] = [`<!-- ${benchmark} -->\n`, `<!-- end of ${benchmark} -->`];
+    const text = readFileSync(path, 'utf8');
+    const [from, to] = [text.indexOf(start), text.indexOf(end)];
+    if (from < 0 || to < from) throw new Error(`bench/README.md has no place for ${benchmark}`);
+    const day = new Date().toISOString().slice(0, 10);
+    const taken = `Taken on ${day}: ${machine.cpu}, ${machine.cores} cores, Linux ${machine.kernel}, Node ${machine.node}.`;
+    const body = `\n${taken}\n\n${tableOf(rows)}\n`;
+    writeFileSync(path, text.slice(0, from + start.length) + body + text.slice(to));
+  }
   process.stdout.write(`${JSON.stringify({ machine, rows })}\n`);
+}
+
+function tableOf(rows: readonly object[]): string {
+  const flat = rows.map((row) => Object.fromEntries(flatten('', row)));
+  const columns = Object.keys(flat[0] ?? {});
+  const line = (cells: readonly unknown[]) => `| ${cells.join(' | ')} |`;
+  return [
+    line(columns),
+    line(columns.map(() => '---')),
+    ...flat.map((row) => line(columns.map((column) => row[column] ?? ''))),
+  ].join('\n');
+}
+
+function flatten(prefix: string, value: object): (readonly [string, unknown])[] {
+  return Object.entries(value).flatMap(([key, inner]: [string, unknown]) =>
+    typeof inner === 'object' && inner !== null
+      ? flatten(`${prefix}${key} `, inner)
+      : [[`${prefix}${key}`, inner] as const],
+  );
 }
