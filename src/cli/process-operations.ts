@@ -227,14 +227,15 @@ async function transit(
     transition.releaseAll();
     if (result.kind === 'complete' && result.direction === 'unpatch') {
       step('cleanup', 'memory of the removed patch');
-      for (const text of cleanUp(session)) notice(text);
+      for (const text of tryCleanUp(session)) notice(text);
     }
     return { patch: { id: patch.id, name: patch.name }, result };
   } catch (error) {
     session.registry = space.registry;
     const gone =
       error instanceof LivegraftError && (error.code === 'target-gone' || error.code === 'target-replaced');
-    if (gone) throw error;
+    // Without the patch in the registry the transition was complete, and something behind it failed.
+    if (gone || !space.registry.patches.some((p) => p.id === patch.id)) throw error;
     if (wasHalfDone || !transition.isUntouched(direction)) {
       throw new LivegraftError(
         'transition-interrupted',
@@ -350,6 +351,16 @@ function transitionInProgress(session: ProcessSession, registry: Registry): Live
     `process ${session.pid}: the transition of patch ${patch?.name ?? '?'} is not complete`,
     { remedy: 'apply that patch again to complete it, or revert it', details: { pid: session.pid } },
   );
+}
+
+/** The patch is gone already: that its memory can't be given back now is no failure. The next clean-up finds it. */
+function tryCleanUp(session: ProcessSession): readonly string[] {
+  try {
+    return cleanUp(session);
+  } catch (error) {
+    if (!(error instanceof LivegraftError) || !isRunning(session.pid)) throw error;
+    return [`the memory of the removed patch stays mapped for now: ${error.message}`];
+  }
 }
 
 function cleanUp(session: ProcessSession): readonly string[] {

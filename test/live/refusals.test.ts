@@ -28,7 +28,7 @@ function refusal(...args: string[]): { code: unknown; message: unknown; remedy: 
   const run = livegraft('--json', ...args);
   expect(run.code).toBe(1);
   const last = run.lines[run.lines.length - 1];
-  expect(last).toMatchObject({ event: 'error' });
+  expect(last, JSON.stringify(last)).toMatchObject({ event: 'error' });
   return last as { code: unknown; message: unknown; remedy: unknown };
 }
 
@@ -196,6 +196,43 @@ describe('a patch that does not fit', () => {
     memory.close();
     expect(message).toMatchObject({ code: 'code-differs' });
     expect(String(message.message)).toContain('outer');
+  });
+
+  it('meets an entry that was changed since it was applied', async () => {
+    const target = await start(pair.program, '2', '60');
+    const pid = String(target.pid);
+    expect(livegraft('apply', '--pid', pid, pair.patch).code).toBe(0);
+    const patch = parsePatch(readFileSync(pair.patch), 'pair', digest);
+    const old = patch.manifest.objects[0]?.functions.find((f) => f.name === 'outer')?.old.address;
+    const map = readFileSync(`/proc/${pid}/maps`, 'latin1')
+      .split('\n')
+      .find((line) => line.endsWith(pair.program));
+    const base = Number.parseInt(map?.split('-')[0] ?? '', 16);
+    // The program would crash on it: it is held meanwhile.
+    process.kill(target.pid, 'SIGSTOP');
+    await pause(50);
+    const change = (bytes: Uint8Array) => {
+      const memory = new ProcessMemory(target.pid);
+      const tracer = new Tracer();
+      seizeAllThreads(tracer, target.pid);
+      const before = Buffer.from(memory.readExactly(base + Number(old), bytes.length));
+      memory.write(base + Number(old), bytes);
+      tracer.detachAll(1000);
+      memory.close();
+      return before;
+    };
+    const before = change(Uint8Array.of(0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc));
+    const error = refusal('revert', '--pid', pid);
+    expect(error, JSON.stringify(error)).toMatchObject({ code: 'entry-changed' });
+    expect(String(error.message)).toContain('outer');
+    change(before);
+    process.kill(target.pid, 'SIGCONT');
+    const status = livegraft('--json', 'status', '--pid', pid);
+    expect(status.lines[0]).toMatchObject({
+      processes: [{ patches: [{ state: 'applied' }], transition: null }],
+    });
+    expect(livegraft('revert', '--pid', pid).code).toBe(0);
+    expect(target.isAlive()).toBe(true);
   });
 
   it('is applied twice, or not there to be reverted', async () => {

@@ -35,6 +35,19 @@ export function planEntryWrites(
   return writes;
 }
 
+/** What an entry holds now: one of the patch's states, or `foreign` bytes that livegraft did not put there. */
+export function entryState(memory: ProcessMemory, { redirect }: RegisteredFunction): EntryState | 'foreign' {
+  const holds = (site: MemoryRange) => memory.readExactly(site.address, site.sizeBytes).toString('hex');
+  const { hop } = redirect;
+  const jump = hop ?? redirect;
+  const now = holds(jump.site);
+  if (now === jump.below) return 'below';
+  if (now !== jump.choosing && now !== jump.direct) return 'foreign';
+  // The long jump in the padding counts only once the short one leads there.
+  if (hop !== undefined && holds(redirect.site) !== redirect.direct) return 'below';
+  return now === jump.choosing ? 'choosing' : 'direct';
+}
+
 /** The bytes that no thread may be in the middle of while `writes` happen. */
 export function isInsideWrites(writes: readonly EntryWrite[], address: number): boolean {
   return writes.some(({ site }) => address > site.address && address < site.address + site.sizeBytes);

@@ -9,7 +9,7 @@ import type {
   TaskInfo,
   TransitionTarget,
 } from '../../engine/target.js';
-import { type EntryState, planEntryWrites } from './entry-writer.js';
+import { type EntryState, entryState, planEntryWrites } from './entry-writer.js';
 import { ProcessMemory } from './memory.js';
 import { isRunning, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
@@ -73,12 +73,14 @@ export class ProcessTransition implements TransitionTarget {
     space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
   }
 
-  /** Whether every entry still is as it was before the install: nothing chooses, and all can be undone. */
+  /** Whether no entry has been changed by the install: then nothing chooses, and all can be undone. */
   isUntouched(direction: Direction): boolean {
     const [space] = this.#spaces as [ProcessSpace];
-    const { functions } = this.#patchOf(space);
-    const before: EntryState = direction === 'patch' ? 'below' : 'direct';
-    return planEntryWrites(space.memory, functions, before).length === 0;
+    const changed: EntryState = direction === 'patch' ? 'direct' : 'below';
+    return this.#patchOf(space).functions.every((fn) => {
+      const state = entryState(space.memory, fn);
+      return state !== 'choosing' && state !== changed;
+    });
   }
 
   /** After a refused install: takes the slots back. No entry was changed. */
