@@ -1,6 +1,6 @@
 /* Threads call two functions whose contract changes together: outer() passes a version that inner() checks. A thread
  * that ever sees a mix of versions, in one call, ends the program with SIGABRT.
- *   pair THREADS SECONDS [fork|vfork|churn|exec|exit|seccomp-errno|seccomp-kill|gs|leader|dumpable|signals|altstack|context|full|uring]
+ *   pair THREADS SECONDS [fork|vfork|churn|exec|exit|seccomp-errno|seccomp-kill|gs|leader|dumpable|signals|handler|althandler|context|full|uring]
  * Compiled with -DPATCHED for the new versions. Prints "ready PID", then once in 50 ms the version that main sees. */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
@@ -118,12 +118,23 @@ static void call_both(int signal) {
   errno = before;
 }
 
-static void take_signals(int flags) {
-  stack_t stack = {.ss_sp = malloc(65536), .ss_size = 65536};
-  struct sigaction action = {.sa_handler = call_both, .sa_flags = flags | SA_RESTART};
+static void take_signals(void) {
+  struct sigaction action = {.sa_handler = call_both, .sa_flags = SA_RESTART};
   struct itimerval often = {{0, 1500}, {0, 1500}};
-  if (sigaltstack(&stack, NULL) || sigaction(SIGVTALRM, &action, NULL)) abort();
-  if (setitimer(ITIMER_VIRTUAL, &often, NULL)) abort();
+  if (sigaction(SIGVTALRM, &action, NULL) || setitimer(ITIMER_VIRTUAL, &often, NULL)) abort();
+}
+
+static void stay(int signal) {
+  (void)signal;
+  for (;;) outer(1);
+}
+
+/* The main thread goes into a handler and stays there, on its own stack or on another. */
+static void stay_in_handler(int flags) {
+  stack_t stack = {.ss_sp = malloc(65536), .ss_size = 65536};
+  struct sigaction action = {.sa_handler = stay, .sa_flags = flags};
+  if (sigaltstack(&stack, NULL) || sigaction(SIGUSR2, &action, NULL)) abort();
+  raise(SIGUSR2);
 }
 
 /* Leaves no free page within 2 GiB of the program. */
@@ -191,8 +202,7 @@ int main(int argc, char **argv) {
     if (pthread_create(&thread, NULL, i == 0 ? busy : napping, NULL)) abort();
   }
   if (strcmp(mode, "dumpable") == 0 && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) abort();
-  if (strcmp(mode, "signals") == 0) take_signals(0);
-  if (strcmp(mode, "altstack") == 0) take_signals(SA_ONSTACK);
+  if (strcmp(mode, "signals") == 0) take_signals();
   if (strcmp(mode, "full") == 0) fill_address_space();
   if (strcmp(mode, "uring") == 0) start_uring_worker();
   if (strcmp(mode, "context") == 0) {
@@ -207,6 +217,9 @@ int main(int argc, char **argv) {
   }
   if (strcmp(mode, "seccomp-kill") == 0) forbid(SYS_mmap, SECCOMP_RET_KILL_PROCESS);
   printf("ready %d\n", getpid());
+  fflush(stdout);
+  if (strcmp(mode, "handler") == 0) stay_in_handler(0);
+  if (strcmp(mode, "althandler") == 0) stay_in_handler(SA_ONSTACK);
   for (int round = 0;; round++) {
     printf("%d\n", outer(0));
     fflush(stdout);
