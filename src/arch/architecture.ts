@@ -1,4 +1,5 @@
 import type { Instruction, InstructionFields } from './instruction.js';
+import type { InstructionSweeper } from './instruction-table.js';
 
 /** Decodes instructions. Never throws on any bytes; reads nothing outside `[position, end)`. */
 export interface InstructionDecoder {
@@ -93,6 +94,7 @@ export interface Architecture {
   /** ELF `e_machine`. */
   readonly elfMachine: number;
   readonly decoder: InstructionDecoder;
+  readonly sweeper: InstructionSweeper;
   readonly redirector: Redirector;
   readonly pointerSizeBytes: 8;
   /** DWARF numbers of the stack pointer, frame pointer and return address. */

@@ -1,10 +1,10 @@
 import type { InstructionDecoder } from '../architecture.js';
 import type { Instruction, InstructionFields } from '../instruction.js';
+import { effectToOps, findEffect } from './effect.js';
 import { flowOf } from './flow.js';
 import { Immediate } from './opcodes.js';
 import { hasRelativeTarget, immediate } from './operands.js';
 import { scan, scanInstruction, scanLength } from './scanner.js';
-import { stackOpsOf } from './stack-ops.js';
 
 /**
  * Decodes 64-bit mode. Near branches with 66h are decoded as Intel's processors do (a 32-bit displacement); see
@@ -14,12 +14,13 @@ export const decoder: InstructionDecoder = {
   decode(bytes, position, address, end = bytes.length): Instruction | undefined {
     if (!scanInstruction(bytes, position, end)) return undefined;
     const { lengthBytes } = scan;
+    findEffect(scan);
     return {
       offset: address,
       lengthBytes,
       flow: flowOf(scan),
       target: hasRelativeTarget(scan) ? address + lengthBytes + immediate(scan) : undefined,
-      stackOps: stackOpsOf(scan),
+      stackOps: effectToOps(),
     };
   },
 

@@ -2,12 +2,14 @@ import type { Architecture } from '../architecture.js';
 import { decoder } from './decoder.js';
 import { redirector } from './redirector.js';
 import { CALLEE_SAVED, DW_RA, DW_RBP, DW_RSP } from './registers.js';
+import { sweeper } from './sweep.js';
 
 export const x86_64: Architecture = {
   name: 'x86-64',
   // EM_X86_64
   elfMachine: 62,
   decoder,
+  sweeper,
   redirector,
   pointerSizeBytes: 8,
   stackPointer: DW_RSP,

@@ -1,0 +1,107 @@
+import type { Flow, StackOp } from './instruction.js';
+
+/**
+ * Many instructions in typed arrays: what hot loops over whole programs read instead of `Instruction` objects. The
+ * same facts, as numbers.
+ */
+
+/** {@link Flow} as a number. */
+export const FlowCode = {
+  next: 0,
+  jump: 1,
+  branch: 2,
+  indirectJump: 3,
+  call: 4,
+  indirectCall: 5,
+  systemCall: 6,
+  return: 7,
+  interruptReturn: 8,
+  deadEnd: 9,
+  breakpoint: 10,
+} as const satisfies Readonly<Record<Flow, number>>;
+
+/**
+ * The one stack operation of an instruction, as {@link StackOp} has it: `a` is the register it names first (what is
+ * pushed, popped, stored, the destination), `b` the base or source, `value` the offset, mask or size.
+ */
+export const OpCode = {
+  none: 0,
+  push: 1,
+  pushOther: 2,
+  pop: 3,
+  popOther: 4,
+  add: 5,
+  and: 6,
+  store: 7,
+  load: 8,
+  leave: 9,
+  /** `value`: size, plus the nesting level times 65536. */
+  enter: 10,
+  callPush: 11,
+  returnPop: 12,
+} as const;
+
+/** {@link InstructionTable.targets} of an instruction without a direct target. */
+export const NO_TARGET = -0x8000_0000;
+
+/** Instructions in address order, one index each. Grows as it is filled. */
+export class InstructionTable {
+  count = 0;
+  /** Position of the first byte. */
+  offsets = new Int32Array(0);
+  lengths = new Uint8Array(0);
+  /** {@link FlowCode} */
+  flows = new Uint8Array(0);
+  /** Positions, in the same number line as `offsets`, perhaps outside of the code. */
+  targets = new Int32Array(0);
+  /** {@link OpCode} */
+  ops = new Uint8Array(0);
+  /** `a | b << 4` by DWARF number. */
+  operands = new Uint8Array(0);
+  values = new Int32Array(0);
+  /** Bit per DWARF number: registers that are overwritten by something that the operation does not describe. */
+  writes = new Uint16Array(0);
+
+  constructor(capacity: number) {
+    this.reserve(capacity);
+  }
+
+  reserve(capacity: number): void {
+    if (capacity <= this.offsets.length) return;
+    const size = Math.max(capacity, this.offsets.length * 2, 64);
+    this.offsets = grown(this.offsets, new Int32Array(size));
+    this.lengths = grown(this.lengths, new Uint8Array(size));
+    this.flows = grown(this.flows, new Uint8Array(size));
+    this.targets = grown(this.targets, new Int32Array(size));
+    this.ops = grown(this.ops, new Uint8Array(size));
+    this.operands = grown(this.operands, new Uint8Array(size));
+    this.values = grown(this.values, new Int32Array(size));
+    this.writes = grown(this.writes, new Uint16Array(size));
+  }
+
+  /** The index of the instruction that starts at a position, -1 when none does. */
+  findAt(position: number): number {
+    let low = 0;
+    let high = this.count;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((this.offsets[middle] as number) < position) low = middle + 1;
+      else high = middle;
+    }
+    return low < this.count && this.offsets[low] === position ? low : -1;
+  }
+}
+
+function grown<T extends Int32Array | Uint8Array | Uint16Array>(from: T, to: T): T {
+  to.set(from);
+  return to;
+}
+
+/** Decodes stretches of code into a table without making an object per instruction. */
+export interface InstructionSweeper {
+  /**
+   * Appends the instructions from `start` on to the table. Returns where it stopped: at `end`, or at the first byte
+   * that no instruction of `[start, end)` starts at. Never throws on any bytes.
+   */
+  sweep(bytes: Uint8Array, start: number, end: number, into: InstructionTable): number;
+}
