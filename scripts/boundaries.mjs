@@ -17,23 +17,24 @@ const MAY_IMPORT = {
   btf: ['base'],
   arch: ['base', 'cfi'],
   'kernel-image': ['base', 'elf', 'btf'],
+  validate: ['base', 'elf', 'cfi', 'dwarf', 'orc', 'arch'],
   unwind: ['base', 'elf', 'cfi', 'dwarf', 'orc', 'arch'],
   patch: ['base', 'elf', 'arch'],
   build: ['base', 'elf', 'dwarf', 'arch', 'patch', 'kernel-image'],
   engine: ['base'],
   targets: [
     ...['base', 'elf', 'cfi', 'dwarf', 'orc', 'btf', 'kernel-image'],
-    ...['arch', 'unwind', 'patch', 'engine'],
+    ...['arch', 'validate', 'unwind', 'patch', 'engine'],
   ],
   cli: [
     ...['base', 'elf', 'cfi', 'dwarf', 'orc', 'btf', 'kernel-image'],
-    ...['arch', 'unwind', 'patch', 'build', 'engine', 'targets'],
+    ...['arch', 'validate', 'unwind', 'patch', 'build', 'engine', 'targets'],
   ],
 };
 /** No input or output here: everything comes in as arguments. */
 const PURE = [
   ...['base', 'elf', 'cfi', 'dwarf', 'orc', 'btf', 'kernel-image'],
-  ...['arch', 'unwind', 'patch', 'engine'],
+  ...['arch', 'validate', 'unwind', 'patch', 'engine'],
 ];
 
 const notTests = '\\.test\\.ts$';

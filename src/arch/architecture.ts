@@ -88,6 +88,16 @@ export interface StateTest {
   readonly stateReadAt: number;
 }
 
+/** What names and relocations say about code of this architecture. */
+export interface CodeIdioms {
+  /** Helpers that stand for a return or an indirect jump or call, as the kernel's retpolines do. */
+  thunkKind(symbol: string): 'return' | 'indirect' | undefined;
+  /** How a relocation type computes a field: `S + A`, or `S + A - P`; undefined for the others. */
+  relocationKind(type: number): { readonly sizeBytes: 4 | 8; readonly isRelative: boolean } | undefined;
+  /** The assembler's name of a DWARF register number. */
+  registerName(register: number): string;
+}
+
 /** One instruction set. Nothing outside `src/arch/` knows which it has. */
 export interface Architecture {
   readonly name: 'x86-64';
@@ -96,6 +106,7 @@ export interface Architecture {
   readonly decoder: InstructionDecoder;
   readonly sweeper: InstructionSweeper;
   readonly redirector: Redirector;
+  readonly idioms: CodeIdioms;
   readonly pointerSizeBytes: 8;
   /** DWARF numbers of the stack pointer, frame pointer and return address. */
   readonly stackPointer: number;

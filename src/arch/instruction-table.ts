@@ -92,6 +92,14 @@ export class InstructionTable {
   }
 }
 
+/** No effect on registers, stack or flow, as padding has none (and some other instructions). */
+export function isInert(table: InstructionTable, i: number): boolean {
+  return (
+    (table.ops[i] === OpCode.none && table.writes[i] === 0 && table.flows[i] === FlowCode.next) ||
+    table.flows[i] === FlowCode.breakpoint
+  );
+}
+
 function grown<T extends Int32Array | Uint8Array | Uint16Array>(from: T, to: T): T {
   to.set(from);
   return to;

@@ -66,6 +66,26 @@ const processStatus = z.strictObject({
     .nullable(),
 });
 
+const count = z.int().nonnegative();
+const findingPlace = z.strictObject({
+  section: z.string(),
+  address,
+  function: z.string().nullable(),
+  functionOffset: z.int().nullable(),
+});
+const finding = z.strictObject({
+  code: z.string(),
+  level: z.enum(['error', 'warning', 'note']),
+  source: z.string().nullable(),
+  message: z.string(),
+  claimed: z.string().nullable(),
+  derived: z.string().nullable(),
+  remedy: z.string(),
+  repeats: count,
+  place: findingPlace.nullable(),
+  from: findingPlace.nullable(),
+});
+
 export const jsonLineSchema = z.discriminatedUnion('event', [
   z.strictObject({ ...common, event: z.literal('step'), step: z.string(), detail: z.string() }),
   z.strictObject({ ...common, event: z.literal('notice'), text: z.string() }),
@@ -171,6 +191,48 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
     event: z.literal('inspected'),
     id: z.string(),
     manifest: z.record(z.string(), z.unknown()),
+  }),
+  z.strictObject({
+    ...common,
+    event: z.literal('validated'),
+    file: z.string(),
+    buildId: z.string().nullable(),
+    sources: z.array(
+      z.strictObject({
+        source: z.string(),
+        proven: count,
+        assumed: count,
+        unknown: count,
+        disproved: count,
+        unclaimed: count,
+        unreached: count,
+      }),
+    ),
+    textBytes: count,
+    instructions: count,
+    suppressed: count,
+    findings: z.array(finding),
+  }),
+  z.strictObject({
+    ...common,
+    event: z.literal('unreadable'),
+    file: z.string(),
+    code: z.string(),
+    message: z.string(),
+    remedy: z.string().nullable(),
+  }),
+  z.strictObject({
+    ...common,
+    event: z.literal('validateSummary'),
+    files: count,
+    unreadable: count,
+    errors: count,
+    warnings: count,
+    notes: count,
+    suppressed: count,
+    textBytes: count,
+    instructions: count,
+    durationMs: ms,
   }),
   z.strictObject({
     ...common,

@@ -1,6 +1,8 @@
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { LivegraftError } from '../base/errors.js';
 import type { ConsistencyModel } from '../engine/target.js';
+import type { ClaimSource } from '../validate/findings.js';
+import type { ValidateCommandOptions } from './commands/validate.js';
 import { type BuildCommandOptions, EXIT, VERSION } from './conventions.js';
 import { type Io, processIo } from './io.js';
 import { createOutput, type Output } from './output.js';
@@ -63,6 +65,7 @@ Examples:
   addRevert(program, output, io, setCode);
   addStatus(program, output);
   addStack(program, output, setCode);
+  addValidate(program, output, setCode);
   program
     .command('completion')
     .description('print a completion script')
@@ -253,6 +256,61 @@ Examples:
       }
       setCode(EXIT.done);
     });
+}
+
+function addValidate(program: Command, output: () => Output, setCode: (code: number) => void): void {
+  program
+    .command('validate')
+    .description('hold unwind tables and frame pointers against the instructions')
+    .argument('<file...>', 'objects, libraries, programs, kernel modules, kernels')
+    .option('--dwarf', '.eh_frame and .debug_frame (default: every table that a file has)')
+    .option('--orc', '.orc_unwind')
+    .option('--frame-pointer', 'the rules of frame pointers')
+    .option(
+      '--agree <a,b>',
+      'two of dwarf, debug-frame, orc, frame-pointer claim the same (repeatable)',
+      parseAgree,
+      [],
+    )
+    .option('--suppress <file>', 'what not to report: a code and a function a line')
+    .option('--sarif <file>', 'also write a SARIF 2.1.0 log, - for the standard output')
+    .option('--kernel-release <release>', 'for ORC tables that do not say which format they have')
+    .option('--threads <count>', 'how many threads (default: all processors)', parseCount)
+    .option('--notes', 'show notes too')
+    .option('--no-keep', "don't keep proofs in the cache folder")
+    .addHelpText(
+      'after',
+      `
+Exit codes: 0 clean, 1 findings, 2 a file could not be read. Codes of findings: docs/diagnostics.md
+
+Examples:
+  $ livegraft validate ./server /usr/lib/x86_64-linux-gnu/libc.so.6
+  $ livegraft validate --orc --sarif orc.sarif drivers/*.ko
+  $ livegraft validate --frame-pointer --agree dwarf,frame-pointer src/*.o`,
+    )
+    .action(async (files: string[], options: ValidateCommandOptions) => {
+      const { validate } = await import('./commands/validate.js');
+      setCode(await validate(files, options, output()));
+    });
+}
+
+const CLAIM_SOURCES: readonly ClaimSource[] = ['dwarf', 'debug-frame', 'orc', 'frame-pointer'];
+
+function parseAgree(
+  text: string,
+  before: readonly (readonly [ClaimSource, ClaimSource])[],
+): readonly (readonly [ClaimSource, ClaimSource])[] {
+  const [a, b, ...rest] = text.split(',').map((name) => CLAIM_SOURCES.find((source) => source === name));
+  if (a === undefined || b === undefined || rest.length > 0 || a === b)
+    throw new InvalidArgumentError(`give two of ${CLAIM_SOURCES.join(', ')}, with a comma between.`);
+  return [...before, [a, b]];
+}
+
+function parseCount(text: string): number {
+  const count = Number(text);
+  if (!Number.isInteger(count) || count < 1 || count > 256)
+    throw new InvalidArgumentError('give a number from 1 to 256.');
+  return count;
 }
 
 function parsePid(text: string): number {

@@ -1,4 +1,5 @@
 import type { Architecture } from '../architecture.js';
+import { codeIdioms } from './code-idioms.js';
 import { decoder } from './decoder.js';
 import { redirector } from './redirector.js';
 import { CALLEE_SAVED, DW_RA, DW_RBP, DW_RSP } from './registers.js';
@@ -11,6 +12,7 @@ export const x86_64: Architecture = {
   decoder,
   sweeper,
   redirector,
+  idioms: codeIdioms,
   pointerSizeBytes: 8,
   stackPointer: DW_RSP,
   framePointer: DW_RBP,

@@ -197,6 +197,8 @@ function legacyWrites(scan: Scan, write: number): number {
     case Write.rm:
       return rmWrite(scan);
     case Write.both:
+      // xchg of a register with itself, all 64 bits of it, changes nothing.
+      if (isRegisterForm(scan) && regOperand(scan) === rmOperand(scan) && (scan.rex & 8) !== 0) return 0;
       return isRegisterForm(scan) ? bitsOf(regOperand(scan), rmOperand(scan)) : bitOf(regOperand(scan));
     case Write.opcode:
       if (scan.opcode === 0x90 && (scan.rex & 1) === 0) return 0;

@@ -9,6 +9,8 @@ import {
   type WalkResult,
   walkReliable,
 } from '../../unwind/walk-reliable.js';
+import type { Proof } from '../../validate/proof.js';
+import { ProofStore } from '../proof-store.js';
 import type { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
 import { type Mapping, readMappings } from './proc.js';
@@ -24,6 +26,8 @@ export class StackInspector {
   readonly #patches: () => readonly RegisteredPatch[];
   readonly #retired: readonly RetiredImage[];
   readonly #registers: Float64Array = new Float64Array(17);
+  readonly #proofStore = new ProofStore();
+  readonly #proofs = new Map<LoadedModule, Proof | undefined>();
   #mappings: readonly Mapping[];
   #modules: readonly LoadedModule[];
   #map: ModuleMap;
@@ -135,9 +139,21 @@ export class StackInspector {
     return { low: mapping.start, high: mapping.end };
   }
 
+  /** Whether a kept proof says that the row of an address is wrong (`livegraft validate`). */
+  #isDisproved(address: number): boolean {
+    const module = this.#modules.find((m) => address >= m.start && address < m.end);
+    if (module === undefined) return false;
+    if (!this.#proofs.has(module)) {
+      const { buildId } = module.elf;
+      this.#proofs.set(module, buildId === undefined ? undefined : this.#proofStore.find(buildId));
+    }
+    return this.#proofs.get(module)?.verdictAt(address - module.bias) === 'disproved';
+  }
+
   #buildMap(): ModuleMap {
     const patches = this.#patches();
     return new ModuleMap({
+      isDisproved: (address) => this.#isDisproved(address),
       decoder: this.#arch.decoder,
       modules: [
         ...this.#modules.flatMap((module) => lazyModules(module)),

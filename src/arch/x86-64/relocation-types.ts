@@ -1,0 +1,7 @@
+/** The relocation types that tables and branches use (x86-64 psABI table 4.9). */
+export const R_X86_64_64 = 1;
+export const R_X86_64_PC32 = 2;
+export const R_X86_64_PLT32 = 4;
+export const R_X86_64_32 = 10;
+export const R_X86_64_32S = 11;
+export const R_X86_64_PC64 = 24;

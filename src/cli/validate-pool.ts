@@ -1,0 +1,76 @@
+import { existsSync, statSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
+import { type FileReport, type ValidateJob, validateFile } from './validate-files.js';
+
+/** A worker thread costs some 50 ms to start: it pays from about this much on. */
+const WORTH_A_THREAD_BYTES = 8 * 1024 * 1024;
+const BATCH_BYTES = 2 * 1024 * 1024;
+
+/**
+ * Validates files on up to `threads` threads, the largest first, and calls back with each report in the order in which they
+ * are done. Rejects only for a bug of ours.
+ */
+export async function validateFiles(
+  files: readonly string[],
+  job: ValidateJob,
+  threads: number,
+  onReport: (report: FileReport) => void,
+): Promise<void> {
+  const sized = files
+    .map((file) => ({ file, sizeBytes: sizeOf(file) }))
+    .sort((a, b) => b.sizeBytes - a.sizeBytes);
+  const total = sized.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+  const script = fileURLToPath(new URL('./validate-worker.js', import.meta.url));
+  const count = Math.min(threads, files.length, Math.ceil(total / WORTH_A_THREAD_BYTES));
+  // Where the sources run unbundled there is no script to start.
+  if (count < 2 || !existsSync(script)) {
+    for (const { file } of sized) {
+      onReport(validateFile(file, job));
+      // Lets a progress line be drawn.
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    return;
+  }
+  const takeBatch = (): string[] => {
+    const batch: string[] = [];
+    for (let bytes = 0; bytes < BATCH_BYTES; ) {
+      const next = sized.shift();
+      if (next === undefined) break;
+      batch.push(next.file);
+      bytes += next.sizeBytes;
+    }
+    return batch;
+  };
+  await Promise.all(Array.from({ length: count }, () => runWorker(script, job, takeBatch, onReport)));
+}
+
+function runWorker(
+  script: string,
+  job: ValidateJob,
+  takeBatch: () => string[],
+  onReport: (report: FileReport) => void,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const worker = new Worker(script, { workerData: job });
+    const next = () => {
+      const batch = takeBatch();
+      if (batch.length > 0) worker.postMessage(batch);
+      else void worker.terminate().then(() => resolve());
+    };
+    worker.on('message', (reports: readonly FileReport[]) => {
+      for (const report of reports) onReport(report);
+      next();
+    });
+    worker.on('error', reject);
+    next();
+  });
+}
+
+function sizeOf(file: string): number {
+  try {
+    return statSync(file).size;
+  } catch {
+    return 0;
+  }
+}

@@ -1,0 +1,168 @@
+import type { Architecture } from '../arch/architecture.js';
+import { ParseError } from '../base/errors.js';
+import { frameRows } from '../dwarf/frame-program.js';
+import { FrameSection } from '../dwarf/frame-section.js';
+import { SHT_RELA } from '../elf/constants.js';
+import type { ElfFile, ElfSection } from '../elf/elf-file.js';
+import { orcFormatOf } from '../orc/format.js';
+import { parseOrc } from '../orc/table.js';
+import { ClaimBuilder, type ClaimTable, type ClaimUnit } from './claims.js';
+import type { CodeSpace } from './code-space.js';
+
+/** Beyond every position: where sections that are not code are imagined to lie in a relocatable object. */
+const ELSEWHERE = 0x4000_0000;
+
+/** A table that was read, and the malformed parts of it that claim nothing. */
+export interface ReadClaims {
+  readonly claims: ClaimTable;
+  readonly problems: readonly { readonly text: string; readonly position: number | undefined }[];
+}
+
+/**
+ * The claims of `.eh_frame` or `.debug_frame`; undefined where the file has no such section. A malformed entry is a
+ * problem of its own: the others still count.
+ */
+export function readDwarfClaims(
+  elf: ElfFile,
+  space: CodeSpace,
+  architecture: Architecture,
+  kind: 'eh_frame' | 'debug_frame',
+): ReadClaims | undefined {
+  const section = elf.findSection(`.${kind}`);
+  if (section === undefined || section.data.length === 0) return undefined;
+  const builder = new ClaimBuilder(architecture.calleeSaved, architecture.returnAddress);
+  const problems: { text: string; position: number | undefined }[] = [];
+  const units: ClaimUnit[] = [];
+  const frames = new FrameSection({
+    bytes: space.isRelocatable ? relocated(elf, section, space, architecture) : section.data,
+    address: space.isRelocatable ? ELSEWHERE : section.address,
+    kind,
+    source: elf.source,
+  });
+  try {
+    for (const fde of frames.entries()) {
+      const start = space.isRelocatable ? fde.start : space.positionOf(fde.start);
+      // The linker leaves entries of discarded sections behind, at address 0.
+      if (start === undefined || start >= ELSEWHERE || start <= 0) {
+        if (fde.start !== 0 && fde.end > fde.start) {
+          problems.push({
+            text: `the entry at ${fde.offset} describes no code of this file`,
+            position: undefined,
+          });
+        }
+        continue;
+      }
+      const delta = start - fde.start;
+      units.push({ start, end: fde.end + delta });
+      try {
+        for (const row of frameRows(fde, elf.source)) {
+          builder.addRow(row.start + delta, row.end + delta, builder.intern(row));
+        }
+      } catch (error) {
+        if (!(error instanceof ParseError)) throw error;
+        problems.push({ text: error.message, position: start });
+      }
+    }
+  } catch (error) {
+    if (!(error instanceof ParseError)) throw error;
+    problems.push({ text: error.message, position: undefined });
+  }
+  return { claims: builder.build('dwarf', units), problems };
+}
+
+/** A copy of a section of a relocatable object with its relocations applied, as if it lay {@link ELSEWHERE}. */
+function relocated(
+  elf: ElfFile,
+  section: ElfSection,
+  space: CodeSpace,
+  architecture: Architecture,
+): Uint8Array {
+  const bytes = section.data.slice();
+  const view = new DataView(bytes.buffer);
+  for (const { offset, type, symbolIndex, addend } of elf.relocationsFor(section)) {
+    const kind = architecture.idioms.relocationKind(type);
+    const symbol = elf.symbols[symbolIndex];
+    if (kind === undefined || symbol === undefined || offset < 0 || offset + kind.sizeBytes > bytes.length)
+      continue;
+    const place = space.positionOfSymbol(symbol) ?? 0;
+    const value = place === 0 ? 0 : place + addend - (kind.isRelative ? ELSEWHERE + offset : 0);
+    if (kind.sizeBytes === 8) view.setBigInt64(offset, BigInt(value), true);
+    else view.setInt32(offset, value, true);
+  }
+  return bytes;
+}
+
+/** The claims of `.orc_unwind`; undefined where the file has none. Throws a ParseError for a malformed table. */
+export function readOrcClaims(
+  elf: ElfFile,
+  space: CodeSpace,
+  architecture: Architecture,
+  kernelRelease?: string,
+): ReadClaims | undefined {
+  const entries = elf.findSection('.orc_unwind');
+  const ips = elf.findSection('.orc_unwind_ip');
+  if (entries === undefined || ips === undefined || entries.data.length === 0) return undefined;
+  const format = orcFormatOf(
+    {
+      header: elf.findSection('.orc_header')?.data,
+      kernelRelease: kernelRelease ?? moduleRelease(elf),
+    },
+    elf.source,
+  );
+  const orc = parseOrc({
+    entries: entries.data,
+    format,
+    ips: space.isRelocatable
+      ? { addresses: relocatedIps(elf, ips, space) }
+      : { bytes: ips.data, address: ips.address },
+    source: elf.source,
+  });
+  const builder = new ClaimBuilder([architecture.framePointer], architecture.returnAddress);
+  const idOfKey = new Map<number, number>();
+  const problems: { text: string; position: number | undefined }[] = [];
+  for (let i = 0; i < orc.size; i++) {
+    const address = orc.addresses[i] as number;
+    const start = space.isRelocatable ? address : space.positionOf(address);
+    if (start === undefined || start < 0) continue;
+    const key = orc.keyAt(i);
+    let id = idOfKey.get(key);
+    if (id === undefined) {
+      const rule = orc.ruleAt(i);
+      id = rule === undefined ? 0 : builder.intern(rule);
+      idOfKey.set(key, id);
+    }
+    // A section's last entry ends where the section does.
+    const region = space.regionAt(start);
+    const next = orc.endOf(i);
+    const end = space.isRelocatable ? next : Number.isFinite(next) ? start + next - address : next;
+    builder.addRow(start, Math.min(end, region?.end ?? start), id);
+  }
+  return { claims: builder.build('orc', []), problems };
+}
+
+/** A relocatable module's `.orc_unwind_ip` says where its entries belong through relocations alone. */
+function relocatedIps(elf: ElfFile, ips: ElfSection, space: CodeSpace): Float64Array {
+  const addresses = new Float64Array(ips.data.length >>> 2).fill(-1);
+  const { symbols } = elf;
+  for (const section of elf.sections) {
+    if (section.type !== SHT_RELA || section.info !== ips.index) continue;
+    const { data } = section;
+    const view = new DataView(data.buffer, data.byteOffset, data.length);
+    for (let at = 0; at + 24 <= data.length; at += 24) {
+      const symbol = symbols[view.getUint32(at + 12, true)];
+      const place = symbol && space.positionOfSymbol(symbol);
+      const index = view.getUint32(at, true) >>> 2;
+      if (place !== undefined && index < addresses.length)
+        addresses[index] = place + view.getInt32(at + 16, true);
+    }
+  }
+  return addresses;
+}
+
+/** `vermagic=6.1.0-50-cloud-amd64 SMP …` of `.modinfo`. */
+function moduleRelease(elf: ElfFile): string | undefined {
+  const data = elf.findSection('.modinfo')?.data;
+  if (data === undefined) return undefined;
+  const text = new TextDecoder('latin1').decode(data);
+  return /(?:^|\0)vermagic=([^\0 ]+)/.exec(text)?.[1];
+}

@@ -1,0 +1,263 @@
+import type { CfaRule, RegisterRule } from '../cfi/row.js';
+
+/** Where claims come from. */
+export type ClaimKind = 'dwarf' | 'orc' | 'frame-pointer';
+
+/** What a table says at one place, with what the checks need in plain numbers. Equal claims share one object. */
+export interface Claim {
+  readonly cfa: CfaRule;
+  /** -1 where the CFA is an expression. */
+  readonly cfaRegister: number;
+  readonly cfaOffset: number;
+  readonly rules: ReadonlyMap<number, RegisterRule>;
+  /** Registers that are claimed to be saved at offsets from the CFA. */
+  readonly savedRegisters: readonly number[];
+  readonly savedOffsets: readonly number[];
+  /** Registers that are claimed to be unchanged, among those that the source speaks of. */
+  readonly sameRegisters: readonly number[];
+  /** Registers with a rule of another kind. */
+  readonly otherRegisters: readonly number[];
+  /** The return address is claimed to be unknown: nothing is called from here. */
+  readonly isOutermost: boolean;
+  readonly isSignalFrame: boolean;
+}
+
+/** Positions `[start, end)`. */
+export interface ClaimUnit {
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Claims over a code space: `starts[i]` (a position) up to the next start holds claim `ids[i]`. */
+export class ClaimTable {
+  readonly source: ClaimKind;
+  readonly starts: Int32Array;
+  readonly ids: Int32Array;
+  /** By id; 0 is "nothing is claimed". */
+  readonly claims: readonly (Claim | undefined)[];
+  /** The stretches that the table treats as one: FDEs. Empty for ORC. */
+  readonly units: readonly ClaimUnit[];
+
+  constructor(
+    source: ClaimKind,
+    starts: Int32Array,
+    ids: Int32Array,
+    claims: readonly (Claim | undefined)[],
+    units: readonly ClaimUnit[],
+  ) {
+    this.source = source;
+    this.starts = starts;
+    this.ids = ids;
+    this.claims = claims;
+    this.units = units;
+  }
+
+  /** Bit per register that some claim speaks of. */
+  get registerMask(): number {
+    let mask = 0;
+    for (const claim of this.claims) {
+      if (claim !== undefined)
+        for (const register of claim.rules.keys()) if (register < 16) mask |= 1 << register;
+    }
+    return mask;
+  }
+
+  /** Index of the unit that holds a position, -1 for none. */
+  unitIndexAt(position: number): number {
+    let low = 0;
+    let high = this.units.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((this.units[middle] as ClaimUnit).start <= position) low = middle + 1;
+      else high = middle;
+    }
+    return low - 1;
+  }
+
+  /** The claim of each instruction, by id. */
+  claimOfEach(offsets: Int32Array, count: number): Int32Array {
+    const result = new Int32Array(count);
+    const { starts, ids } = this;
+    let row = -1;
+    for (let i = 0; i < count; i++) {
+      const position = offsets[i] as number;
+      while (row + 1 < starts.length && (starts[row + 1] as number) <= position) row++;
+      result[i] = row < 0 ? 0 : (ids[row] as number);
+    }
+    return result;
+  }
+
+  findAt(position: number): Claim | undefined {
+    return this.claims[this.idAt(position)];
+  }
+
+  idAt(position: number): number {
+    let low = 0;
+    let high = this.starts.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((this.starts[middle] as number) <= position) low = middle + 1;
+      else high = middle;
+    }
+    return low === 0 ? 0 : (this.ids[low - 1] as number);
+  }
+}
+
+/** Gathers rows, interns what they say, and makes gaps explicit. Rows may come in any order. */
+export class ClaimBuilder {
+  readonly #claims: (Claim | undefined)[] = [undefined];
+  readonly #ids = new Map<string, number>();
+  readonly #speaksOf: readonly number[];
+  readonly #returnAddress: number;
+  #starts = new Float64Array(1024);
+  #ends = new Float64Array(1024);
+  #rowIds = new Int32Array(1024);
+  #count = 0;
+
+  /** `speaksOf`: the registers about which silence means "unchanged". */
+  constructor(speaksOf: readonly number[], returnAddress: number) {
+    this.#speaksOf = speaksOf;
+    this.#returnAddress = returnAddress;
+  }
+
+  /** The id of what a row says. */
+  intern(row: {
+    readonly cfa: CfaRule;
+    readonly registers: ReadonlyMap<number, RegisterRule>;
+    readonly signalFrame: boolean;
+  }): number {
+    let key =
+      row.cfa.kind === 'register' ? `${row.cfa.register},${row.cfa.offset}` : `e${row.cfa.expression.join()}`;
+    if (row.signalFrame) key += 's';
+    for (const [register, rule] of row.registers) key += `;${register}${ruleKey(rule)}`;
+    const known = this.#ids.get(key);
+    if (known !== undefined) return known;
+    const id = this.#claims.push(this.#makeClaim(row.cfa, row.registers, row.signalFrame)) - 1;
+    this.#ids.set(key, id);
+    return id;
+  }
+
+  #makeClaim(cfa: CfaRule, rules: ReadonlyMap<number, RegisterRule>, isSignalFrame: boolean): Claim {
+    const [savedRegisters, savedOffsets, otherRegisters]: [number[], number[], number[]] = [[], [], []];
+    const sameRegisters = this.#speaksOf.filter((register) => !rules.has(register));
+    for (const [register, rule] of rules) {
+      if (register > 16) continue;
+      if (rule.kind === 'offset') {
+        savedRegisters.push(register);
+        savedOffsets.push(rule.offset);
+      } else if (rule.kind === 'same') sameRegisters.push(register);
+      else if (rule.kind !== 'undefined') otherRegisters.push(register);
+    }
+    return {
+      cfa,
+      cfaRegister: cfa.kind === 'register' && cfa.register < 16 ? cfa.register : -1,
+      cfaOffset: cfa.kind === 'register' ? cfa.offset : 0,
+      rules,
+      savedRegisters,
+      savedOffsets,
+      sameRegisters: sameRegisters.filter((register) => register < 16),
+      otherRegisters,
+      isOutermost: rules.get(this.#returnAddress)?.kind === 'undefined',
+      isSignalFrame,
+    };
+  }
+
+  addRow(start: number, end: number, id: number): void {
+    if (end <= start) return;
+    if (this.#count === this.#starts.length) this.#grow();
+    this.#starts[this.#count] = start;
+    this.#ends[this.#count] = end;
+    this.#rowIds[this.#count++] = id;
+  }
+
+  #grow(): void {
+    const size = this.#starts.length * 2;
+    const [starts, ends, ids] = [new Float64Array(size), new Float64Array(size), new Int32Array(size)];
+    starts.set(this.#starts);
+    ends.set(this.#ends);
+    ids.set(this.#rowIds);
+    [this.#starts, this.#ends, this.#rowIds] = [starts, ends, ids];
+  }
+
+  /** Of rows that overlap, the later one holds from its start on. */
+  build(source: ClaimKind, units: readonly ClaimUnit[]): ClaimTable {
+    const count = this.#count;
+    let order: Uint32Array | undefined;
+    for (let i = 1; i < count; i++) {
+      if ((this.#starts[i] as number) < (this.#starts[i - 1] as number)) {
+        order = Uint32Array.from({ length: count }, (_, n) => n);
+        order.sort((a, b) => (this.#starts[a] as number) - (this.#starts[b] as number) || a - b);
+        break;
+      }
+    }
+    const starts = new Int32Array(2 * count);
+    const ids = new Int32Array(2 * count);
+    let n = 0;
+    for (let i = 0; i < count; i++) {
+      const row = order === undefined ? i : (order[i] as number);
+      starts[n] = this.#starts[row] as number;
+      ids[n++] = this.#rowIds[row] as number;
+      const next =
+        i + 1 < count
+          ? (this.#starts[order === undefined ? i + 1 : (order[i + 1] as number)] as number)
+          : Number.POSITIVE_INFINITY;
+      const end = this.#ends[row] as number;
+      if (end < next && end <= 0x7fff_ffff) {
+        starts[n] = end;
+        ids[n++] = 0;
+      }
+    }
+    return new ClaimTable(
+      source,
+      starts.subarray(0, n),
+      ids.subarray(0, n),
+      this.#claims,
+      [...units].sort((a, b) => a.start - b.start),
+    );
+  }
+}
+
+function ruleKey(rule: RegisterRule): string {
+  switch (rule.kind) {
+    case 'offset':
+      return `o${rule.offset}`;
+    case 'valOffset':
+      return `v${rule.offset}`;
+    case 'register':
+      return `r${rule.register}`;
+    case 'expression':
+      return `x${rule.expression.join()}`;
+    case 'valExpression':
+      return `y${rule.expression.join()}`;
+    default:
+      return rule.kind;
+  }
+}
+
+/** For people: `CFA=rsp+16, rbx at CFA-16, ra at CFA-8`. */
+export function describeClaim(claim: Claim | undefined, nameOf: (register: number) => string): string {
+  if (claim === undefined) return 'nothing';
+  if (claim.isOutermost) return 'the outermost frame';
+  const { cfa } = claim;
+  const parts = [
+    cfa.kind === 'register'
+      ? `CFA=${nameOf(cfa.register)}${signed(cfa.offset)}`
+      : `CFA=expression(${hexBytes(cfa.expression)})`,
+  ];
+  if (claim.isSignalFrame) parts.unshift('interrupted frame');
+  claim.savedRegisters.forEach((register, i) => {
+    parts.push(`${nameOf(register)} at CFA${signed(claim.savedOffsets[i] as number)}`);
+  });
+  for (const register of claim.otherRegisters) {
+    parts.push(`${nameOf(register)} by ${claim.rules.get(register)?.kind}`);
+  }
+  return parts.join(', ');
+}
+
+function signed(value: number): string {
+  return value < 0 ? `${value}` : `+${value}`;
+}
+
+function hexBytes(bytes: Uint8Array): string {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(' ');
+}

@@ -1,0 +1,126 @@
+/** Every code that `livegraft validate` reports (docs/diagnostics.md). Codes are stable. */
+export const FINDING_CODES = {
+  'cfa-mismatch': 'error',
+  'return-address-mismatch': 'error',
+  'saved-register-mismatch': 'error',
+  'register-clobbered': 'error',
+  'row-inside-instruction': 'error',
+  'malformed-table': 'error',
+  'orphan-entry': 'warning',
+  'undecodable-code': 'warning',
+  'missing-row': 'note',
+  'call-without-frame-pointer': 'error',
+  'frame-pointer-not-restored': 'error',
+  'stack-not-restored': 'error',
+  'falls-through': 'error',
+  'unreachable-code': 'warning',
+  'call-to-unmarked-code': 'warning',
+  'sources-disagree': 'error',
+} as const;
+
+export type FindingCode = keyof typeof FINDING_CODES;
+
+export type FindingLevel = 'error' | 'warning' | 'note';
+
+export type ClaimSource = 'dwarf' | 'debug-frame' | 'orc' | 'frame-pointer';
+
+/** Where in a file a finding lies. */
+export interface FindingPlace {
+  readonly section: string;
+  /** A link address; an offset in the section of a relocatable object. */
+  readonly address: number;
+  readonly function: string | undefined;
+  /** From the function's start, when that is known. */
+  readonly functionOffset: number | undefined;
+}
+
+export interface Finding {
+  readonly code: FindingCode;
+  readonly level: FindingLevel;
+  readonly source: ClaimSource | undefined;
+  readonly place: FindingPlace | undefined;
+  /** Where control came from, when that was a jump or the fall-through before. */
+  readonly from: FindingPlace | undefined;
+  readonly message: string;
+  readonly claimed: string | undefined;
+  readonly derived: string | undefined;
+  readonly remedy: string;
+  /** How many more of the same code and register the same function has. */
+  readonly repeats: number;
+}
+
+export const REMEDIES: Readonly<Record<FindingCode, string>> = {
+  'cfa-mismatch':
+    'correct the row (in assembly: .cfi_def_cfa_offset after every push, pop and change of the stack pointer)',
+  'return-address-mismatch': 'the return address lies at CFA-8 in every frame of a call: correct the rule',
+  'saved-register-mismatch':
+    'put .cfi_offset where the register is saved, and .cfi_restore where it is restored',
+  'register-clobbered':
+    'save the register first and say where (.cfi_offset), or declare it lost (.cfi_undefined)',
+  'row-inside-instruction': 'move the directive to the boundary of an instruction',
+  'malformed-table': 'rebuild the file: unwinders skip what they cannot read',
+  'orphan-entry': 'link with --gc-sections and --eh-frame-hdr, or remove the entry',
+  'undecodable-code': 'move data out of the code, or mark it as an object (.type name, @object)',
+  'missing-row': 'wrap the function in .cfi_startproc and .cfi_endproc (kernel: let objtool see it)',
+  'call-without-frame-pointer':
+    'set up the frame before the first call (FRAME_BEGIN in the kernel, -fno-omit-frame-pointer)',
+  'frame-pointer-not-restored': 'restore the frame pointer on every way out (leave, or pop it)',
+  'stack-not-restored': 'undo every change of the stack pointer before the return',
+  'falls-through': 'end the function with a return, a jump or a trap; mark functions that never return',
+  'unreachable-code': 'remove it, or make known what leads there (a jump table with relocations, a symbol)',
+  'call-to-unmarked-code':
+    'mark the callee as a function (.type name, @function; SYM_FUNC_START in the kernel)',
+  'sources-disagree': 'see which of the two the instructions contradict, and correct that one',
+};
+
+export function makeFinding(
+  code: FindingCode,
+  message: string,
+  more: Partial<Pick<Finding, 'source' | 'place' | 'from' | 'claimed' | 'derived' | 'repeats'>> = {},
+): Finding {
+  return {
+    code,
+    level: FINDING_CODES[code],
+    source: more.source,
+    place: more.place,
+    from: more.from,
+    message,
+    claimed: more.claimed,
+    derived: more.derived,
+    remedy: REMEDIES[code],
+    repeats: more.repeats ?? 0,
+  };
+}
+
+/** One line of a suppression file: `code function [# why]`; `*` stands for any text, in both. */
+export interface Suppression {
+  readonly code: RegExp;
+  readonly function: RegExp;
+}
+
+/** Throws a RangeError that names the line when one can't be read. */
+export function parseSuppressions(text: string): readonly Suppression[] {
+  const suppressions: Suppression[] = [];
+  text.split('\n').forEach((line, i) => {
+    const words = line.replace(/#.*/, '').trim().split(/\s+/);
+    if (words[0] === '') return;
+    const [code, name] = words;
+    if (words.length !== 2 || code === undefined || name === undefined) {
+      throw new RangeError(`line ${i + 1}: expected "code function", found "${line.trim()}"`);
+    }
+    if (!code.includes('*') && !(code in FINDING_CODES))
+      throw new RangeError(`line ${i + 1}: no finding has code "${code}"`);
+    suppressions.push({ code: globToRegExp(code), function: globToRegExp(name) });
+  });
+  return suppressions;
+}
+
+function globToRegExp(glob: string): RegExp {
+  const escaped = glob.replace(/[.+?^${}()|[\]\\]/g, '\\$&').replaceAll('*', '.*');
+  return new RegExp(`^${escaped}$`);
+}
+
+export function isSuppressed(finding: Finding, suppressions: readonly Suppression[]): boolean {
+  const name = finding.place?.function ?? '';
+  return suppressions.some((s) => s.code.test(finding.code) && s.function.test(name));
+}

@@ -1,0 +1,437 @@
+import type { Architecture } from '../arch/architecture.js';
+import { FlowCode, isInert } from '../arch/instruction-table.js';
+import { assumeClaim, checkClaim, contradicts, detail, Verdict } from './claim-check.js';
+import type { Claim, ClaimTable } from './claims.js';
+import { FrameState, SnapshotPool } from './frame-state.js';
+import type { ExtraFlow } from './kernel-sections.js';
+import type { Program } from './program.js';
+import { addTo, UNKNOWN, type Value } from './values.js';
+
+/** What is known of the claim at one instruction. */
+export const Status = {
+  /** No control flow that we know leads there. */
+  unreached: 0,
+  proven: 1,
+  /** The claim was taken as given: nothing before it says anything. */
+  assumed: 2,
+  /** Control leads there, but its state is not known well enough to tell. */
+  unknown: 3,
+  disproved: 4,
+  /** Control leads there and nothing is claimed. */
+  unclaimed: 5,
+} as const;
+
+/** A claim that the code contradicts. */
+export interface Contradiction {
+  /** Index of the instruction that the claim is about. */
+  readonly at: number;
+  /** Index of the instruction from which control came, -1 for the entry of a function. */
+  readonly from: number;
+  readonly claim: Claim;
+  readonly verdict: number;
+  readonly register: number;
+  readonly derived: Value;
+  /** Derived stack pointer and frame pointer. */
+  readonly stackPointer: Value;
+  readonly framePointer: Value;
+}
+
+export interface FlowProofOptions {
+  readonly architecture: Architecture;
+  readonly program: Program;
+  readonly claims: ClaimTable;
+  readonly extraFlow: ExtraFlow;
+  readonly noReturn: ReadonlySet<number>;
+  /** Bytes below the stack pointer that survive signals. */
+  readonly redZoneBytes: number;
+  /**
+   * Derive from the code alone: claims are compared but never used, neither to start where no control flow leads nor to go
+   * on behind a contradiction.
+   */
+  readonly isIndependent?: boolean;
+  /** Positions where a hint in the file says what the frame is: the claim there is taken as given. */
+  readonly hints?: ReadonlySet<number>;
+  /** Called before each call, return and jump that control reaches; more than once where states meet. */
+  readonly onTransfer?: (i: number, state: FrameState) => void;
+}
+
+export interface FlowProofResult {
+  /** {@link Status} of each instruction. */
+  readonly statuses: Uint8Array;
+  readonly contradictions: readonly Contradiction[];
+  /** Claim ids of each instruction. */
+  readonly claimIds: Int32Array;
+  /** Instructions from whose fall-through or jump two states that differ in the stack met, with no claim to decide. */
+  readonly conflicts: number;
+}
+
+/**
+ * Carries states along control flow from every function's entry and holds each claim against them. Where nothing leads,
+ * the claim itself is the state to start from, so that every row is proven from the rows before it (DESIGN.md section 4).
+ */
+export function proveFlow(options: FlowProofOptions): FlowProofResult {
+  return new FlowProof(options).run();
+}
+
+const INNER_CALL_BYTES = 64;
+
+class FlowProof {
+  readonly #program: Program;
+  readonly #claims: ClaimTable;
+  readonly #claimIds: Int32Array;
+  readonly #options: FlowProofOptions;
+  readonly #statuses: Uint8Array;
+  /** Position in the pool of the state kept at a join, -1 for none. */
+  readonly #snapshots: Int32Array;
+  readonly #isJoin: Uint8Array;
+  readonly #pool = new SnapshotPool();
+  readonly #state: FrameState;
+  readonly #work: number[] = [];
+  readonly #contradictions = new Map<number, Contradiction>();
+  readonly #edges = new Map<number, number[]>();
+  readonly #continuations = new Map<number, number>();
+  /** By claim id and unit: the state at a call or indirect jump, for places in the same unit that only those lead to. */
+  readonly #donors = new Map<string, number>();
+  #regionDelta = 0;
+  #regionStart = 0;
+  #regionEnd = 0;
+  #conflicts = 0;
+
+  constructor(options: FlowProofOptions) {
+    const { program, claims, extraFlow } = options;
+    const { table } = program;
+    this.#options = options;
+    this.#program = program;
+    this.#claims = claims;
+    this.#claimIds = claims.claimOfEach(table.offsets, table.count);
+    this.#statuses = new Uint8Array(table.count);
+    this.#snapshots = new Int32Array(table.count).fill(-1);
+    this.#isJoin = new Uint8Array(table.count);
+    this.#state = new FrameState(options.architecture, options.redZoneBytes, claims.registerMask);
+    const { targetIndexes } = program;
+    for (let i = 0; i < table.count; i++) {
+      const target = targetIndexes[i] as number;
+      if (target >= 0) this.#isJoin[target] = 1;
+    }
+    for (const { from, to } of extraFlow.edges)
+      this.#addEdge(program.index.find(from), program.index.find(to));
+    for (const position of extraFlow.resumed) {
+      const i = program.index.find(position);
+      if (i + 1 < table.count) this.#addEdge(i, i + 1);
+    }
+    for (const { original, replacement, replacementBytes } of extraFlow.alternatives) {
+      let i = program.index.find(replacement);
+      for (
+        ;
+        i >= 0 && i < table.count && (table.offsets[i] as number) < replacement + replacementBytes;
+        i++
+      ) {
+        this.#claimIds[i] = claims.idAt(original + (table.offsets[i] as number) - replacement);
+      }
+    }
+    for (const [end, to] of extraFlow.continuations) {
+      const target = program.index.find(to);
+      if (target < 0) continue;
+      this.#isJoin[target] = 1;
+      this.#continuations.set(end, target);
+    }
+  }
+
+  #addEdge(source: number, target: number): void {
+    if (source < 0 || target < 0) return;
+    this.#isJoin[target] = 1;
+    const list = this.#edges.get(source);
+    if (list === undefined) this.#edges.set(source, [target]);
+    else list.push(target);
+  }
+
+  run(): FlowProofResult {
+    const program = this.#program;
+    const { functions, index } = program;
+    for (const f of functions) {
+      if (f.isPart) continue;
+      const first = index.find(f.start);
+      // Without a symbol, all that is known of a start is the table's word.
+      if (first < 0 || (f.name === undefined && this.#isPadding(first))) continue;
+      this.#state.enterFunction();
+      this.#arrive(first, -1);
+      this.#drain();
+    }
+    if (this.#options.isIndependent !== true) this.#startFromClaims();
+    return {
+      statuses: this.#statuses,
+      contradictions: [...this.#contradictions.values()].sort((a, b) => a.at - b.at),
+      claimIds: this.#claimIds,
+      conflicts: this.#conflicts,
+    };
+  }
+
+  /** What no known control flow reaches: exception landing pads, jump tables, parts; each starts from its own claim. */
+  #startFromClaims(): void {
+    const { count } = this.#program.table;
+    for (let i = 0; i < count; i++) {
+      if (this.#statuses[i] !== Status.unreached) continue;
+      const claim = this.#claimAt(i);
+      if (claim === undefined || this.#isPadding(i)) continue;
+      this.#assumeAtStart(claim, i);
+      this.#isJoin[i] = 1;
+      this.#arrive(i, -1);
+      this.#statuses[i] = Status.assumed;
+      this.#drain(true);
+    }
+  }
+
+  /**
+   * Landing pads and jump tables' targets are reached from calls and indirect jumps of the same unit: what those know of the
+   * frame holds there, if the claim agrees.
+   */
+  #assumeAtStart(claim: Claim, i: number): void {
+    if (claim.cfaRegister !== this.#options.architecture.stackPointer) {
+      const donor = this.#donors.get(this.#donorKey(i));
+      if (donor !== undefined) {
+        this.#state.load(this.#pool.words, donor);
+        this.#state.from = -1;
+        if (checkClaim(claim, this.#state, this.#addressOf(i)) === Verdict.proven) return;
+      }
+    }
+    assumeClaim(claim, this.#state, i, this.#options.architecture.stackPointer);
+  }
+
+  #donorKey(i: number): string {
+    return `${this.#claimIds[i]},${this.#claims.unitIndexAt(this.#program.table.offsets[i] as number)}`;
+  }
+
+  /** Nothing of effect from here up to where control is known to come, or where another claim begins. */
+  #isPadding(first: number): boolean {
+    const { table, functionStarts } = this.#program;
+    const { offsets, lengths, count } = table;
+    for (let i = first; ; i++) {
+      if (!isInert(table, i)) return false;
+      if (i + 1 >= count || (offsets[i + 1] as number) !== (offsets[i] as number) + (lengths[i] as number))
+        return true;
+      if (this.#statuses[i + 1] !== Status.unreached || this.#claimIds[i + 1] !== this.#claimIds[i])
+        return true;
+      if (functionStarts.has(offsets[i + 1] as number)) return true;
+    }
+  }
+
+  #claimAt(i: number): Claim | undefined {
+    return this.#claims.claims[this.#claimIds[i] as number];
+  }
+
+  #drain(startsAssumed = false): void {
+    let assumed = startsAssumed;
+    for (let i = this.#work.pop(); i !== undefined; i = this.#work.pop()) {
+      this.#state.load(this.#pool.words, this.#snapshots[i] as number);
+      this.#walk(i, assumed);
+      assumed = false;
+    }
+  }
+
+  /** The current state reaches instruction `i`, from `from`. Queues it when that is news. */
+  #arrive(i: number, from: number): void {
+    const at = this.#snapshots[i] as number;
+    if (at < 0) {
+      this.#state.from = from;
+      this.#snapshots[i] = this.#pool.add(this.#state);
+      this.#work.push(i);
+    } else if (this.#join(i, at, from)) this.#work.push(i);
+  }
+
+  /** Reduces the state kept at `i` to what holds here too; true when it changed. */
+  #join(i: number, at: number, from: number): boolean {
+    const { words } = this.#pool;
+    if (this.#state.covers(words, at)) return false;
+    const claim = this.#claimAt(i);
+    if (this.#options.isIndependent !== true && claim !== undefined) {
+      const verdict = checkClaim(claim, this.#state, this.#addressOf(i));
+      if (contradicts(verdict)) {
+        if (!this.#isHint(i, from, claim)) this.#contradict(i, from, claim);
+        // The claim that the other ways agree with stays; one finding is enough.
+        return false;
+      }
+    } else if (this.#state.conflictsWith(words, at)) {
+      this.#conflicts++;
+      return false;
+    }
+    return this.#state.meetInto(words, at);
+  }
+
+  #walk(first: number, startsAssumed: boolean): void {
+    const { table, targetIndexes } = this.#program;
+    const { flows, offsets, lengths, targets } = table;
+    const state = this.#state;
+    const { noReturn, onTransfer } = this.#options;
+    const isDwarf = this.#claims.source === 'dwarf';
+    let previous = state.from;
+    let isFirst = true;
+    let lastClaimId = -1;
+    for (let i = first; ; i++) {
+      if (!isFirst && this.#isJoin[i] === 1) {
+        const at = this.#snapshots[i] as number;
+        if (at < 0) {
+          state.from = previous;
+          this.#snapshots[i] = this.#pool.add(state);
+        } else {
+          if (!this.#join(i, at, previous)) return;
+          state.load(this.#pool.words, at);
+        }
+      }
+      const claimId = this.#claimIds[i] as number;
+      if (claimId !== lastClaimId || state.isChanged) {
+        if (startsAssumed && isFirst) this.#statuses[i] = Status.assumed;
+        else this.#check(i, previous, claimId);
+        lastClaimId = claimId;
+        state.isChanged = false;
+      } else this.#statuses[i] = this.#statuses[i - 1] as number;
+
+      if (this.#edges.size > 0) {
+        const extra = this.#edges.get(i);
+        if (extra !== undefined) for (const target of extra) this.#arrive(target, i);
+      }
+      isFirst = false;
+      const flow = flows[i] as number;
+      if (flow !== FlowCode.next) onTransfer?.(i, state);
+      const target = targetIndexes[i] as number;
+      if (
+        isDwarf &&
+        (flow === FlowCode.call || flow === FlowCode.indirectCall || flow === FlowCode.indirectJump)
+      ) {
+        this.#keepDonor(i, claimId);
+      }
+      if (flow === FlowCode.call && target > i && this.#isInnerCall(i, target)) {
+        this.#pushReturnAddress();
+        if (target !== i + 1) {
+          this.#arrive(target, i);
+          return;
+        }
+      } else {
+        state.apply(table, i);
+        switch (flow) {
+          case FlowCode.next:
+          case FlowCode.indirectCall:
+          case FlowCode.systemCall:
+          case FlowCode.breakpoint:
+            break;
+          case FlowCode.branch:
+            if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, i);
+            break;
+          case FlowCode.jump:
+            if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, i);
+            return;
+          case FlowCode.call:
+            if (noReturn.has(targets[i] as number)) return;
+            break;
+          default:
+            return;
+        }
+      }
+      const end = (offsets[i] as number) + (lengths[i] as number);
+      if (this.#continuations.size > 0) {
+        const continued = this.#continuations.get(end);
+        if (continued !== undefined) {
+          this.#arrive(continued, i);
+          return;
+        }
+      }
+      // What follows was not decoded, or is another section.
+      if (i + 1 >= table.count || (offsets[i + 1] as number) !== end) return;
+      previous = i;
+    }
+  }
+
+  /**
+   * A call into the same function a few bytes on only pushes its own address: position-independent code, and what the
+   * kernel does to branch predictors. What lies between is a trap for speculation.
+   */
+  #isInnerCall(i: number, target: number): boolean {
+    const { table, functionStarts } = this.#program;
+    const [from, to] = [table.offsets[i] as number, table.offsets[target] as number];
+    if (to - from > INNER_CALL_BYTES || functionStarts.has(to)) return false;
+    return this.#program.functionAt(from)?.start === this.#program.functionAt(to)?.start;
+  }
+
+  #keepDonor(i: number, claimId: number): void {
+    const claim = this.#claims.claims[claimId];
+    if (claim === undefined || claim.cfaRegister === this.#options.architecture.stackPointer) return;
+    if (this.#statuses[i] !== Status.proven || this.#state.isPartial) return;
+    const key = this.#donorKey(i);
+    if (!this.#donors.has(key)) this.#donors.set(key, this.#pool.add(this.#state));
+  }
+
+  #pushReturnAddress(): void {
+    const { stackPointer } = this.#options.architecture;
+    const address = addTo(this.#state.registers[stackPointer] as number, -8);
+    this.#state.setRegister(stackPointer, address);
+    this.#state.setSlot(address, UNKNOWN);
+  }
+
+  /** A jump to another function's entry hands over a frame that is as it was on entry: nothing of ours goes on there. */
+  #isSibling(i: number, target: number): boolean {
+    const { functionStarts, table } = this.#program;
+    if (!functionStarts.has(table.offsets[target] as number)) return false;
+    const own = this.#program.functionAt(table.offsets[i] as number);
+    return own === undefined || own.start !== table.offsets[target];
+  }
+
+  #check(i: number, from: number, claimId: number): void {
+    const claim = this.#claims.claims[claimId];
+    if (claim === undefined) {
+      this.#statuses[i] = Status.unclaimed;
+      return;
+    }
+    const verdict = checkClaim(claim, this.#state, this.#addressOf(i));
+    if (verdict === Verdict.proven) {
+      this.#statuses[i] = Status.proven;
+      return;
+    }
+    const isIndependent = this.#options.isIndependent === true;
+    if (verdict === Verdict.unknown || this.#isHint(i, from, claim)) {
+      this.#statuses[i] = verdict === Verdict.unknown ? Status.unknown : Status.assumed;
+    } else {
+      this.#statuses[i] = Status.disproved;
+      this.#contradict(i, from, claim);
+    }
+    if (!isIndependent) assumeClaim(claim, this.#state, i, this.#options.architecture.stackPointer);
+  }
+
+  /**
+   * Frames of interrupts and exceptions are made by hardware or by hints, and of an outermost frame nothing is claimed:
+   * nothing before explains what is behind.
+   */
+  #isHint(i: number, from: number, claim: Claim): boolean {
+    if (claim.isSignalFrame) return true;
+    if (this.#options.hints?.has(this.#program.table.offsets[i] as number) === true) return true;
+    const before = from < 0 ? undefined : this.#claimAt(from);
+    return before !== undefined && (before.isSignalFrame || before.isOutermost);
+  }
+
+  #contradict(at: number, from: number, claim: Claim): void {
+    if (this.#contradictions.has(at)) return;
+    const { registers } = this.#state;
+    const { stackPointer, framePointer } = this.#options.architecture;
+    this.#contradictions.set(at, {
+      at,
+      from,
+      claim,
+      verdict: detail.verdict,
+      register: detail.register,
+      derived: detail.derived,
+      stackPointer: registers[stackPointer] as number,
+      framePointer: registers[framePointer] as number,
+    });
+    this.#statuses[at] = Status.disproved;
+  }
+
+  #addressOf(i: number): number {
+    const position = this.#program.table.offsets[i] as number;
+    if (position < this.#regionStart || position >= this.#regionEnd) {
+      const region = this.#program.space.regionAt(position);
+      if (region === undefined) return position;
+      this.#regionStart = region.start;
+      this.#regionEnd = region.end;
+      this.#regionDelta = region.address - region.start;
+    }
+    return position + this.#regionDelta;
+  }
+}

@@ -1,0 +1,34 @@
+import { hex } from '../base/brand.js';
+import type { FindingPlace } from './findings.js';
+import type { Program } from './program.js';
+
+/** Names positions for people and machines. */
+export class Places {
+  readonly #program: Program;
+
+  constructor(program: Program) {
+    this.#program = program;
+  }
+
+  at(position: number): FindingPlace {
+    const { space } = this.#program;
+    const f = this.#program.functionAt(position);
+    return {
+      section: space.regionAt(position)?.name ?? '?',
+      address: space.addressOf(position),
+      function: f?.name,
+      functionOffset: f === undefined ? undefined : position - f.start,
+    };
+  }
+
+  /** `name+0x12`, or `.text+0x1234`. */
+  describe(position: number): string {
+    return describePlace(this.at(position));
+  }
+}
+
+export function describePlace(place: FindingPlace): string {
+  if (place.function === undefined) return `${place.section}+${hex(place.address)}`;
+  const offset = place.functionOffset ?? 0;
+  return offset === 0 ? place.function : `${place.function}+${hex(offset)}`;
+}

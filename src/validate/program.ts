@@ -1,0 +1,313 @@
+import type { Architecture } from '../arch/architecture.js';
+import { FlowCode, InstructionTable, isInert, NO_TARGET } from '../arch/instruction-table.js';
+import { SHT_RELA, STT_FUNC, STT_NOTYPE } from '../elf/constants.js';
+import type { ElfFile, ElfSection } from '../elf/elf-file.js';
+import type { CodeSpace } from './code-space.js';
+import { PositionIndex } from './position-index.js';
+
+/** A function as symbols or tables know it. */
+export interface CodeFunction {
+  readonly name: string | undefined;
+  readonly start: number;
+  readonly end: number;
+  /** A part that was split off another function (`f.cold`): it is jumped to in the middle of a frame. */
+  readonly isPart: boolean;
+  /** The source tells functions and labels apart by nothing: kallsyms. */
+  readonly mayBeLabel?: boolean;
+}
+
+/** A symbol that is not defined in the code: `targets` holds {@link externalTarget} of its index. */
+function externalTarget(symbolIndex: number): number {
+  return -2 - symbolIndex;
+}
+
+function symbolIndexOfTarget(target: number): number {
+  return -2 - target;
+}
+
+/** The instructions of a file with their targets resolved. */
+export interface Program {
+  readonly space: CodeSpace;
+  readonly table: InstructionTable;
+  readonly index: PositionIndex;
+  /** Index of the instruction that a jump, branch or call leads to, -1 outside of the decoded code. */
+  readonly targetIndexes: Int32Array;
+  /** Sorted by start, not overlapping. */
+  readonly functions: readonly CodeFunction[];
+  /** Function starts as positions. */
+  readonly functionStarts: ReadonlySet<number>;
+  /** Stretches where bytes were no instructions, as positions. */
+  readonly undecoded: readonly { readonly start: number; readonly end: number }[];
+  readonly elf: ElfFile;
+  /** Names of the dynamic symbols that entries of procedure linkage tables lead to, by position. */
+  readonly linkageNames: ReadonlyMap<number, string>;
+  nameOfTarget(target: number): string | undefined;
+  functionAt(position: number): CodeFunction | undefined;
+}
+
+export interface ProgramOptions {
+  readonly architecture: Architecture;
+  /** More function starts than the symbols tell: from unwind tables, or a symbol list of its own. */
+  readonly extraFunctions?: readonly CodeFunction[];
+}
+
+export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOptions): Program {
+  const { architecture } = options;
+  const candidates = collectFunctions(elf, space, options.extraFunctions ?? []);
+  const { table, undecoded } = sweepAll(space, candidates, architecture);
+  const functions = candidates.map((f) =>
+    f.mayBeLabel && isLabel(table, f.start) ? { ...f, isPart: true } : f,
+  );
+  resolveTargets(elf, space, table, architecture);
+  const index = new PositionIndex(table, space.bytes.length);
+  const targetIndexes = new Int32Array(table.count).fill(-1);
+  const { targets } = table;
+  for (let i = 0; i < table.count; i++) {
+    const target = targets[i] as number;
+    if (target >= 0) targetIndexes[i] = index.find(target);
+  }
+  const program: Program = {
+    space,
+    table,
+    index,
+    targetIndexes,
+    functions,
+    functionStarts: new Set(functions.filter((f) => !f.isPart).map((f) => f.start)),
+    undecoded,
+    elf,
+    linkageNames: readLinkageNames(elf, space, table, architecture),
+    nameOfTarget: (target) =>
+      target < -1 && target !== NO_TARGET
+        ? elf.symbols[symbolIndexOfTarget(target)]?.name
+        : (program.linkageNames.get(target) ?? findFunction(functions, target)?.name),
+    functionAt: (position) => findFunction(functions, position),
+  };
+  markThunks(program, architecture);
+  return program;
+}
+
+/** Whether the instruction before goes on to this position and does something: then this is no entry but a label. */
+function isLabel(table: InstructionTable, position: number): boolean {
+  const at = lowerBound(table.offsets, table.count, position);
+  // The linker names the ends of things too; what lies there is padding.
+  if (at < table.count && table.flows[at] === FlowCode.breakpoint) return true;
+  const before = at - 1;
+  if (before < 0 || (table.offsets[before] as number) + (table.lengths[before] as number) !== position)
+    return false;
+  const flow = table.flows[before] as number;
+  return (flow === FlowCode.next || flow === FlowCode.branch) && !isInert(table, before);
+}
+
+/** What `jmp *slot(%rip)` of `.plt`, `.plt.sec` and `.plt.got` leads to, by the dynamic relocation of the slot. */
+function readLinkageNames(
+  elf: ElfFile,
+  space: CodeSpace,
+  table: InstructionTable,
+  architecture: Architecture,
+): ReadonlyMap<number, string> {
+  const names = new Map<number, string>();
+  const regions = space.regions.filter((r) => r.name.startsWith('.plt'));
+  if (regions.length === 0 || space.isRelocatable) return names;
+  const slots = new Map(elf.dynamicRelocations.map((r) => [r.offset, r.symbolIndex]));
+  const { offsets, lengths, flows } = table;
+  for (const region of regions) {
+    const view = new DataView(space.bytes.buffer);
+    for (let i = lowerBound(offsets, table.count, region.start); i < table.count; i++) {
+      const at = offsets[i] as number;
+      if (at >= region.end) break;
+      if (flows[i] !== FlowCode.indirectJump) continue;
+      const field = architecture.decoder.fields(space.bytes, at, region.end)?.ripDisplacementAt;
+      if (field === undefined) continue;
+      const end = at + (lengths[i] as number) - region.start + region.address;
+      const symbolIndex = slots.get(end + view.getInt32(at + field, true));
+      const name = symbolIndex === undefined ? undefined : elf.dynamicSymbols[symbolIndex]?.name;
+      if (name === undefined || name === '') continue;
+      names.set(at, name);
+      // With branch tracking, an entry begins one instruction earlier.
+      if (i > 0 && isInert(table, i - 1)) names.set(offsets[i - 1] as number, name);
+    }
+  }
+  return names;
+}
+
+/** The first index whose value is at least `value`. */
+export function lowerBound(values: Int32Array, count: number, value: number): number {
+  let low = 0;
+  let high = count;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if ((values[middle] as number) < value) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+function findFunction(functions: readonly CodeFunction[], position: number): CodeFunction | undefined {
+  let low = 0;
+  let high = functions.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if ((functions[middle] as CodeFunction).start <= position) low = middle + 1;
+    else high = middle;
+  }
+  const found = functions[low - 1];
+  return found !== undefined && position < found.end ? found : undefined;
+}
+
+/** `f.cold`, `f.cold.3`: GCC's and LLVM's names of parts that are entered by jumps. */
+const PART_NAME = /\.cold(\.\d+)?$/;
+
+function collectFunctions(elf: ElfFile, space: CodeSpace, extra: readonly CodeFunction[]): CodeFunction[] {
+  const found = new Map<
+    number,
+    { name: string | undefined; end: number; isPart: boolean; rank: number; mayBeLabel: boolean }
+  >();
+  const symbols = elf.symbols.length > 1 ? elf.symbols : elf.dynamicSymbols;
+  for (const symbol of symbols) {
+    if (symbol.type !== STT_FUNC) continue;
+    const start = space.positionOfSymbol(symbol);
+    if (start === undefined) continue;
+    const rank = symbol.sizeBytes > 0 ? 2 + symbol.binding : 1;
+    const known = found.get(start);
+    if (known !== undefined && known.rank >= rank) continue;
+    const name = symbol.name;
+    found.set(start, {
+      name,
+      end: start + symbol.sizeBytes,
+      isPart: PART_NAME.test(name),
+      rank,
+      mayBeLabel: false,
+    });
+  }
+  for (const { name, start, end, isPart, mayBeLabel = false } of extra) {
+    const known = found.get(start);
+    if (known === undefined) found.set(start, { name, end, isPart, rank: 0, mayBeLabel });
+    else if (known.end <= start) known.end = end;
+  }
+  const starts = [...found.keys()].sort((a, b) => a - b);
+  const functions: CodeFunction[] = [];
+  let region = 0;
+  starts.forEach((start, i) => {
+    while (region < space.regions.length && start >= (space.regions[region]?.end ?? 0)) region++;
+    const each = found.get(start);
+    if (each === undefined) return;
+    const { name, end, isPart, mayBeLabel } = each;
+    const limit = Math.min(starts[i + 1] ?? Number.POSITIVE_INFINITY, space.regions[region]?.end ?? start);
+    // A symbol without a size reaches up to the next one.
+    functions.push({ name, start, end: end > start ? Math.min(end, limit) : limit, isPart, mayBeLabel });
+  });
+  return functions.filter((f) => f.end > f.start);
+}
+
+function sweepAll(space: CodeSpace, functions: readonly CodeFunction[], architecture: Architecture) {
+  const table = new InstructionTable(Math.ceil(space.bytes.length / 3) + 64);
+  const undecoded: { start: number; end: number }[] = [];
+  let next = 0;
+  for (const region of space.regions) {
+    let at = region.start;
+    while (at < region.end) {
+      while (next < functions.length && (functions[next] as CodeFunction).start <= at) next++;
+      const boundary = Math.min(functions[next]?.start ?? region.end, region.end);
+      const stopped = architecture.sweeper.sweep(space.bytes, at, boundary, table);
+      if (stopped < boundary) undecoded.push({ start: stopped, end: boundary });
+      at = boundary;
+    }
+  }
+  return { table, undecoded };
+}
+
+/** Replaces the relative targets of relocated branches by what they name, and translates jumps between sections. */
+function resolveTargets(
+  elf: ElfFile,
+  space: CodeSpace,
+  table: InstructionTable,
+  architecture: Architecture,
+): void {
+  if (space.isRelocatable) {
+    for (const section of elf.sections) {
+      if (section.type !== SHT_RELA) continue;
+      const region = space.regionOfSection(section.info);
+      if (region !== undefined)
+        applyBranchRelocations(elf, section, space, region.start, table, architecture);
+    }
+    return;
+  }
+  let region = 0;
+  const { offsets, targets } = table;
+  for (let i = 0; i < table.count; i++) {
+    const target = targets[i] as number;
+    if (target === NO_TARGET) continue;
+    while ((offsets[i] as number) >= (space.regions[region]?.end ?? Number.POSITIVE_INFINITY)) region++;
+    const home = space.regions[region];
+    if (home === undefined || (target >= home.start && target < home.end)) continue;
+    targets[i] = space.positionOf(home.address + target - home.start) ?? NO_TARGET;
+  }
+}
+
+const RELA_BYTES = 24;
+
+function applyBranchRelocations(
+  elf: ElfFile,
+  section: ElfSection,
+  space: CodeSpace,
+  regionStart: number,
+  table: InstructionTable,
+  architecture: Architecture,
+): void {
+  const { data } = section;
+  const view = new DataView(data.buffer, data.byteOffset, data.length);
+  const { offsets, lengths, targets, flows } = table;
+  const { symbols } = elf;
+  const places = new Int32Array(symbols.length).fill(NO_TARGET);
+  let i = 0;
+  let last = -1;
+  for (let at = 0; at + RELA_BYTES <= data.length; at += RELA_BYTES) {
+    const offset = regionStart + view.getUint32(at, true);
+    // Relocations come in order as a rule; where they don't, the search starts over.
+    if (offset < last) i = 0;
+    last = offset;
+    while (i < table.count && (offsets[i] as number) + (lengths[i] as number) <= offset) i++;
+    if (i >= table.count || (offsets[i] as number) > offset) continue;
+    const flow = flows[i] as number;
+    if (flow !== FlowCode.call && flow !== FlowCode.jump && flow !== FlowCode.branch) continue;
+    if (architecture.idioms.relocationKind(view.getUint32(at + 8, true))?.isRelative !== true) continue;
+    const symbolIndex = view.getUint32(at + 12, true);
+    const symbol = symbols[symbolIndex];
+    if (symbol === undefined) continue;
+    let place = places[symbolIndex] as number;
+    if (place === NO_TARGET) {
+      place = space.positionOfSymbol(symbol) ?? externalTarget(symbolIndex);
+      places[symbolIndex] = place;
+    }
+    // The field's value counts from its own place; the branch from the end of the instruction.
+    const toEnd = (offsets[i] as number) + (lengths[i] as number) - offset;
+    targets[i] = place >= 0 ? place + view.getInt32(at + 16, true) + toEnd : place;
+  }
+}
+
+/** Jumps to the kernel's return thunk are returns; jumps and calls to indirect thunks lead wherever a register says. */
+function markThunks(program: Program, architecture: Architecture): void {
+  const { table, elf, space } = program;
+  const kinds = new Map<number, 'return' | 'indirect'>();
+  for (const symbol of elf.symbols) {
+    if (symbol.type !== STT_NOTYPE && symbol.type !== STT_FUNC) continue;
+    if (symbol.binding === 0) continue;
+    const kind = architecture.idioms.thunkKind(symbol.name);
+    if (kind !== undefined) kinds.set(space.positionOfSymbol(symbol) ?? externalTarget(symbol.index), kind);
+  }
+  for (const { name, start } of program.functions) {
+    const kind = name === undefined ? undefined : architecture.idioms.thunkKind(name);
+    if (kind !== undefined) kinds.set(start, kind);
+  }
+  if (kinds.size === 0) return;
+  const { targets, flows } = table;
+  for (let i = 0; i < table.count; i++) {
+    const flow = flows[i] as number;
+    if (flow !== FlowCode.jump && flow !== FlowCode.call) continue;
+    const kind = kinds.get(targets[i] as number);
+    if (kind === undefined) continue;
+    if (flow === FlowCode.call) {
+      if (kind === 'indirect') flows[i] = FlowCode.indirectCall;
+    } else flows[i] = kind === 'return' ? FlowCode.return : FlowCode.indirectJump;
+  }
+}

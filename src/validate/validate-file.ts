@@ -1,0 +1,359 @@
+import type { Architecture } from '../arch/architecture.js';
+import { ParseError } from '../base/errors.js';
+import type { ElfFile } from '../elf/elf-file.js';
+import { compareSources, type ProvenSource } from './agreement.js';
+import { Verdict } from './claim-check.js';
+import { type ReadClaims, readDwarfClaims, readOrcClaims } from './claim-sources.js';
+import { describeClaim } from './claims.js';
+import { CodeSpace } from './code-space.js';
+import { type ClaimSource, type Finding, isSuppressed, makeFinding, type Suppression } from './findings.js';
+import { type Contradiction, type FlowProofResult, proveFlow, Status } from './flow-proof.js';
+import { checkFramePointers } from './frame-pointer.js';
+import { readHints } from './hints.js';
+import { type ExtraFlow, readKernelFlow } from './kernel-sections.js';
+import { findNoReturnTargets } from './no-return.js';
+import { Places } from './places.js';
+import { buildProgram, type CodeFunction, type Program } from './program.js';
+import { describeValue } from './values.js';
+
+export interface ValidateOptions {
+  readonly architecture: Architecture;
+  /** Default: every table that the file has. */
+  readonly sources?: readonly ClaimSource[];
+  readonly agree?: readonly (readonly [ClaimSource, ClaimSource])[];
+  readonly suppressions?: readonly Suppression[];
+  /** For ORC tables that don't say which format they have: `6.1.0`. */
+  readonly kernelRelease?: string;
+  /** Function names that the file itself does not have, by link address. */
+  readonly symbols?: readonly { readonly name: string; readonly address: number }[];
+}
+
+/** How many instructions have which {@link Status}. */
+export interface StatusCounts {
+  readonly proven: number;
+  readonly assumed: number;
+  readonly unknown: number;
+  readonly disproved: number;
+  readonly unclaimed: number;
+  readonly unreached: number;
+}
+
+export interface SourceResult {
+  readonly source: ClaimSource;
+  readonly counts: StatusCounts;
+  /** Of each instruction. */
+  readonly statuses: Uint8Array;
+}
+
+export interface ValidateResult {
+  readonly file: string;
+  readonly buildId: string | undefined;
+  readonly sources: readonly SourceResult[];
+  readonly findings: readonly Finding[];
+  readonly suppressed: number;
+  readonly textBytes: number;
+  readonly instructions: number;
+  readonly program: Program;
+}
+
+/** Below the stack pointer, user code keeps what signals leave alone; the kernel has no such zone. */
+function redZoneOf(source: ClaimSource, elf: ElfFile, architecture: Architecture): number {
+  return source === 'orc' || elf.findSection('.modinfo') !== undefined ? 0 : architecture.redZoneBytes;
+}
+
+/**
+ * Holds what a file's tables claim about its frames against its instructions. Throws a ParseError when the file can't be
+ * read at all; what is malformed in a table is a finding.
+ */
+export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateResult {
+  const { architecture } = options;
+  if (elf.machine !== architecture.elfMachine) {
+    throw new ParseError(elf.source, 18, `made for machine ${elf.machine}, not for ${architecture.name}`, {
+      remedy: `validate reads ${architecture.name} files`,
+    });
+  }
+  const space = CodeSpace.of(elf);
+  const findings: Finding[] = [];
+  const tables = readTables(elf, space, options, findings);
+  const program = buildProgram(elf, space, {
+    architecture,
+    extraFunctions: functionsOf(tables, space, options),
+  });
+  const places = new Places(program);
+  const extraFlow = readKernelFlow(elf, space);
+  const { hints, exempt } = readHints(elf, space);
+  const noReturn = findNoReturnTargets(program, extraFlow.resumed);
+  const proven: ProvenSource[] = [];
+  for (const { source, read } of tables) {
+    const result = proveFlow({
+      architecture,
+      program,
+      claims: read.claims,
+      extraFlow,
+      noReturn,
+      redZoneBytes: redZoneOf(source, elf, architecture),
+      hints,
+    });
+    for (const { text, position } of read.problems) {
+      findings.push(
+        makeFinding(
+          position === undefined && text.includes('describes no code') ? 'orphan-entry' : 'malformed-table',
+          text,
+          {
+            source,
+            place: position === undefined ? undefined : places.at(position),
+          },
+        ),
+      );
+    }
+    findings.push(...contradictionsToFindings(result, source, program, places, architecture));
+    findings.push(...findMissingRows(result, source, program, places));
+    findings.push(...findSplitInstructions(read, source, program, places, extraFlow));
+    proven.push({ source, claims: read.claims, claimIds: result.claimIds, statuses: result.statuses });
+  }
+  const wantsFrames =
+    options.sources?.includes('frame-pointer') === true ||
+    options.agree?.some((pair) => pair.includes('frame-pointer')) === true;
+  if (wantsFrames) {
+    const redZoneBytes = redZoneOf('frame-pointer', elf, architecture);
+    const result = checkFramePointers({ architecture, program, extraFlow, noReturn, places, redZoneBytes });
+    if (options.sources?.includes('frame-pointer') === true) findings.push(...result.findings);
+    const claimIds = result.claims.claimOfEach(program.table.offsets, program.table.count);
+    const statuses =
+      claimIds.length > 0
+        ? Uint8Array.from(claimIds, (id) => (id > 0 ? Status.proven : Status.unclaimed))
+        : new Uint8Array();
+    proven.push({ source: 'frame-pointer', claims: result.claims, claimIds, statuses });
+  }
+  for (const { start, end } of program.undecoded) {
+    if (program.functionAt(start) === undefined) continue;
+    findings.push(
+      makeFinding('undecodable-code', `${end - start} bytes are no instructions`, {
+        place: places.at(start),
+      }),
+    );
+  }
+  for (const [a, b] of options.agree ?? []) {
+    const [first, second] = [proven.find((p) => p.source === a), proven.find((p) => p.source === b)];
+    if (first !== undefined && second !== undefined)
+      findings.push(...compareSources(program, architecture, places, first, second));
+  }
+  const isExempt = (finding: Finding) =>
+    finding.place?.function !== undefined && exempt.has(finding.place.function);
+  const kept = findings.filter((f) => !isExempt(f) && !isSuppressed(f, options.suppressions ?? []));
+  return {
+    file: elf.source,
+    buildId: elf.buildId,
+    sources: proven.map(({ source, statuses }) => ({ source, statuses, counts: countStatuses(statuses) })),
+    findings: kept,
+    suppressed: findings.length - kept.length,
+    textBytes: space.regions.reduce((sum, region) => sum + region.end - region.start, 0),
+    instructions: program.table.count,
+    program,
+  };
+}
+
+function readTables(
+  elf: ElfFile,
+  space: CodeSpace,
+  options: ValidateOptions,
+  findings: Finding[],
+): { source: ClaimSource; read: ReadClaims }[] {
+  const { architecture, sources, agree = [], kernelRelease } = options;
+  const wants = (source: ClaimSource) =>
+    sources === undefined || sources.includes(source) || agree.some((pair) => pair.includes(source));
+  const readers: [ClaimSource, () => ReadClaims | undefined][] = [
+    ['dwarf', () => readDwarfClaims(elf, space, architecture, 'eh_frame')],
+    ['debug-frame', () => readDwarfClaims(elf, space, architecture, 'debug_frame')],
+    ['orc', () => readOrcClaims(elf, space, architecture, kernelRelease)],
+  ];
+  const tables: { source: ClaimSource; read: ReadClaims }[] = [];
+  for (const [source, reader] of readers) {
+    if (!wants(source)) continue;
+    try {
+      const read = reader();
+      if (read !== undefined) tables.push({ source, read });
+    } catch (error) {
+      if (!(error instanceof ParseError)) throw error;
+      findings.push(makeFinding('malformed-table', error.message, { source }));
+    }
+  }
+  return tables;
+}
+
+/** Functions that only tables or a symbol list of its own know. */
+function functionsOf(
+  tables: readonly { read: ReadClaims }[],
+  space: CodeSpace,
+  options: ValidateOptions,
+): CodeFunction[] {
+  const functions: CodeFunction[] = [];
+  for (const { name, address } of options.symbols ?? []) {
+    const start = space.positionOf(address);
+    if (start !== undefined)
+      functions.push({ name, start, end: start, isPart: /\.cold(\.\d+)?$/.test(name) });
+  }
+  const { stackPointer } = options.architecture;
+  for (const { read } of tables) {
+    for (const { start, end } of read.claims.units) {
+      const first = read.claims.findAt(start);
+      // A unit that begins with a frame is a part of another function.
+      const isPart = first?.cfaRegister !== stackPointer || first.cfaOffset !== 8;
+      functions.push({ name: undefined, start, end, isPart });
+    }
+  }
+  return functions;
+}
+
+function countStatuses(statuses: Uint8Array): StatusCounts {
+  const counts = new Uint32Array(6);
+  for (let i = 0; i < statuses.length; i++) {
+    const status = statuses[i] as number;
+    counts[status] = (counts[status] as number) + 1;
+  }
+  const of = (status: number) => counts[status] as number;
+  return {
+    proven: of(Status.proven),
+    assumed: of(Status.assumed),
+    unknown: of(Status.unknown),
+    disproved: of(Status.disproved),
+    unclaimed: of(Status.unclaimed),
+    unreached: of(Status.unreached),
+  };
+}
+
+/** One finding for each wrong row, and one for each register that a function treats wrongly. */
+function contradictionsToFindings(
+  result: FlowProofResult,
+  source: ClaimSource,
+  program: Program,
+  places: Places,
+  architecture: Architecture,
+): Finding[] {
+  const nameOf = (register: number) => architecture.idioms.registerName(register);
+  const findings: Finding[] = [];
+  const indexOfKey = new Map<string, number>();
+  for (const contradiction of result.contradictions) {
+    const { at, from, claim, verdict, register } = contradiction;
+    const position = program.table.offsets[at] as number;
+    const owner = program.functionAt(position)?.start ?? -1;
+    const key = `${owner},${verdict},${register}`;
+    const known = verdict === Verdict.wrongRegister ? indexOfKey.get(key) : undefined;
+    if (known !== undefined) {
+      const first = findings[known] as Finding;
+      findings[known] = { ...first, repeats: first.repeats + 1 };
+      continue;
+    }
+    indexOfKey.set(key, findings.length);
+    const { code, message } = explain(contradiction, architecture);
+    findings.push(
+      makeFinding(code, message, {
+        source,
+        place: places.at(position),
+        from: from < 0 ? undefined : places.at(program.table.offsets[from] as number),
+        claimed: describeClaim(claim, nameOf),
+        derived: describeDerived(contradiction, architecture),
+      }),
+    );
+  }
+  return findings;
+}
+
+function explain(
+  { claim, verdict, register, derived }: Contradiction,
+  architecture: Architecture,
+): {
+  code: 'cfa-mismatch' | 'return-address-mismatch' | 'saved-register-mismatch' | 'register-clobbered';
+  message: string;
+} {
+  const name = (number: number) => architecture.idioms.registerName(number);
+  if (verdict === Verdict.wrongCfa) {
+    return {
+      code: 'cfa-mismatch',
+      message: `what is claimed to be the CFA is ${describeValue(derived, name)}`,
+    };
+  }
+  const found = describeValue(derived, name);
+  if (register === architecture.returnAddress) {
+    return {
+      code: 'return-address-mismatch',
+      message: `where the return address is claimed to be lies: ${found}`,
+    };
+  }
+  return claim.sameRegisters.includes(register)
+    ? {
+        code: 'register-clobbered',
+        message: `${name(register)} is claimed to be unchanged; it holds: ${found}`,
+      }
+    : {
+        code: 'saved-register-mismatch',
+        message: `where ${name(register)} is claimed to be saved lies: ${found}`,
+      };
+}
+
+function describeDerived(contradiction: Contradiction, architecture: Architecture): string {
+  const name = (register: number) => architecture.idioms.registerName(register);
+  const value = (register: number, of: number) => `${name(register)}=${describeValue(of, name)}`;
+  const { stackPointer, framePointer } = architecture;
+  return `${value(stackPointer, contradiction.stackPointer)}, ${value(framePointer, contradiction.framePointer)}`;
+}
+
+/** The first instruction of each function, or stretch between functions, that control reaches without a row. */
+function findMissingRows(
+  result: FlowProofResult,
+  source: ClaimSource,
+  program: Program,
+  places: Places,
+): Finding[] {
+  const findings: Finding[] = [];
+  let lastOwner: number | undefined;
+  for (let i = 0; i < program.table.count; i++) {
+    if (result.statuses[i] !== Status.unclaimed) continue;
+    const position = program.table.offsets[i] as number;
+    const f = program.functionAt(position);
+    const owner = f?.start ?? -1;
+    if (owner === lastOwner) continue;
+    lastOwner = owner;
+    findings.push(
+      makeFinding('missing-row', 'control reaches code that no row covers', {
+        source,
+        place: places.at(position),
+      }),
+    );
+  }
+  return findings;
+}
+
+/** Rows that begin in the middle of an instruction. */
+function findSplitInstructions(
+  read: ReadClaims,
+  source: ClaimSource,
+  program: Program,
+  places: Places,
+  extraFlow: ExtraFlow,
+): Finding[] {
+  // There they describe the code that takes the place of this one.
+  const inAlternative = (position: number) =>
+    extraFlow.alternatives.some((a) => position >= a.original && position < a.original + a.originalBytes);
+  const { starts, ids } = read.claims;
+  const { offsets, lengths, count } = program.table;
+  const findings: Finding[] = [];
+  let i = 0;
+  for (let row = 0; row < starts.length; row++) {
+    const start = starts[row] as number;
+    while (i < count && (offsets[i] as number) + (lengths[i] as number) <= start) i++;
+    if (i >= count) break;
+    if ((offsets[i] as number) >= start || ids[row] === 0 || inAlternative(start)) continue;
+    findings.push(
+      makeFinding(
+        'row-inside-instruction',
+        `a row begins ${start - (offsets[i] as number)} bytes into this instruction`,
+        {
+          source,
+          place: places.at(offsets[i] as number),
+        },
+      ),
+    );
+  }
+  return findings;
+}
