@@ -1,12 +1,17 @@
 import { readFileSync, statSync } from 'node:fs';
 import { inflateSync } from 'node:zlib';
 import { x86_64 } from '../arch/x86-64/index.js';
-import { LivegraftError } from '../base/errors.js';
+import { LivegraftError, ParseError } from '../base/errors.js';
+import { ET_REL } from '../elf/constants.js';
+import type { ElfFile } from '../elf/elf-file.js';
 import { parseElf } from '../elf/reader.js';
+import { extractVmlinux } from '../kernel-image/decompress.js';
+import { parseKallsyms } from '../kernel-image/kallsyms.js';
 import { ProofStore } from '../targets/proof-store.js';
 import { type ClaimSource, type Finding, parseSuppressions } from '../validate/findings.js';
 import { encodeProof } from '../validate/proof.js';
 import { type StatusCounts, validateElf } from '../validate/validate-file.js';
+import { decompressors } from './decompressors.js';
 
 /** What every file of one run is validated with. Plain data: it goes to worker threads. */
 export interface ValidateJob {
@@ -44,14 +49,17 @@ const MAX_FILE_BYTES = 2 ** 31;
 /** Validates one file. Whatever is wrong with the file is in the report; only our own bugs are thrown. */
 export function validateFile(file: string, job: ValidateJob): FileReport {
   try {
-    const bytes = readInput(file);
+    const bytes = extractVmlinux(readInput(file), file, decompressors);
     const elf = parseElf(bytes, file, { inflate: (packed) => inflateSync(packed) });
+    const kernel = readKernel(elf);
+    const kernelRelease = job.kernelRelease ?? kernel?.release;
     const result = validateElf(elf, {
       architecture: x86_64,
       ...(job.sources !== undefined && { sources: job.sources }),
       agree: job.agree,
       suppressions: parseSuppressions(job.suppressions),
-      ...(job.kernelRelease !== undefined && { kernelRelease: job.kernelRelease }),
+      ...(kernelRelease !== undefined && { kernelRelease }),
+      ...(kernel !== undefined && { symbols: kernel.symbols }),
     });
     if (job.keepsProofs && result.buildId !== undefined) {
       const proof = encodeProof(result, 'dwarf') ?? encodeProof(result, 'orc');
@@ -71,6 +79,35 @@ export function validateFile(file: string, job: ValidateJob): FileReport {
     if (!(error instanceof LivegraftError)) throw error;
     return { kind: 'unreadable', file, code: error.code, message: error.message, remedy: error.remedy };
   }
+}
+
+/** A linked kernel's release and function names, which its ORC table and its stripped code don't tell. */
+function readKernel(elf: ElfFile) {
+  const data = elf.findSection('.rodata')?.data;
+  if (elf.type === ET_REL || data === undefined || elf.findSection('.orc_unwind') === undefined)
+    return undefined;
+  const release = findRelease(data);
+  if (elf.symbols.length > 1) return { release, symbols: [] };
+  try {
+    const { names, types, addresses } = parseKallsyms(data, elf.source);
+    const symbols: { name: string; address: number }[] = [];
+    names.forEach((name, i) => {
+      if ('tTwW'.includes(types.charAt(i)) || name.startsWith('__st'))
+        symbols.push({ name, address: addresses[i] as number });
+    });
+    return { release, symbols };
+  } catch (error) {
+    if (!(error instanceof ParseError)) throw error;
+    return { release, symbols: [] };
+  }
+}
+
+/** `linux_banner` (init/version.c). */
+function findRelease(rodata: Uint8Array): string | undefined {
+  const at = Buffer.from(rodata.buffer, rodata.byteOffset, rodata.length).indexOf('Linux version ');
+  if (at < 0) return undefined;
+  const text = new TextDecoder('latin1').decode(rodata.subarray(at, at + 128));
+  return /^Linux version (\S+)/.exec(text)?.[1];
 }
 
 function readInput(file: string): Uint8Array {

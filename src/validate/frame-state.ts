@@ -182,7 +182,10 @@ export class FrameState {
         if (base === UNKNOWN) break;
         const stored = registers[a] as number;
         const address = addTo(base, value);
-        if (stored !== UNKNOWN || this.findSlot(address) >= 0) this.setSlot(address, stored);
+        // Through another register, a loop over a list whose head lies on the stack seems to write into the frame.
+        const isFrameAccess = b === sp || b === this.#framePointer;
+        if (stored !== UNKNOWN || (isFrameAccess && this.findSlot(address) >= 0))
+          this.setSlot(address, stored);
         break;
       }
       case OpCode.load: {

@@ -155,7 +155,7 @@ function findFunction(functions: readonly CodeFunction[], position: number): Cod
 }
 
 /** `f.cold`, `f.cold.3`: GCC's and LLVM's names of parts that are entered by jumps. */
-const PART_NAME = /\.cold(\.\d+)?$/;
+export const PART_NAME = /\.cold(\.\d+)?$/;
 
 function collectFunctions(elf: ElfFile, space: CodeSpace, extra: readonly CodeFunction[]): CodeFunction[] {
   const found = new Map<

@@ -13,7 +13,7 @@ import { readHints } from './hints.js';
 import { type ExtraFlow, readKernelFlow } from './kernel-sections.js';
 import { findNoReturnTargets } from './no-return.js';
 import { Places } from './places.js';
-import { buildProgram, type CodeFunction, type Program } from './program.js';
+import { buildProgram, type CodeFunction, PART_NAME, type Program } from './program.js';
 import { describeValue } from './values.js';
 
 export interface ValidateOptions {
@@ -80,7 +80,8 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
     extraFunctions: functionsOf(tables, space, options),
   });
   const places = new Places(program);
-  const extraFlow = readKernelFlow(elf, space);
+  const symbols = new Map(options.symbols?.map(({ name, address }) => [name, address]));
+  const extraFlow = readKernelFlow(elf, space, (name) => symbols.get(name));
   const { hints, exempt } = readHints(elf, space);
   const noReturn = findNoReturnTargets(program, extraFlow.resumed);
   const proven: ProvenSource[] = [];
@@ -190,19 +191,25 @@ function functionsOf(
   const functions: CodeFunction[] = [];
   for (const { name, address } of options.symbols ?? []) {
     const start = space.positionOf(address);
-    if (start !== undefined)
-      functions.push({ name, start, end: start, isPart: /\.cold(\.\d+)?$/.test(name) });
+    if (start === undefined) continue;
+    // Among symbols that may be labels, one inside of a frame is.
+    const isInside = tables.some(({ read }) => isInsideFrame(read, start, options.architecture.stackPointer));
+    functions.push({ name, start, end: start, isPart: isInside || PART_NAME.test(name), mayBeLabel: true });
   }
   const { stackPointer } = options.architecture;
   for (const { read } of tables) {
     for (const { start, end } of read.claims.units) {
-      const first = read.claims.findAt(start);
       // A unit that begins with a frame is a part of another function.
-      const isPart = first?.cfaRegister !== stackPointer || first.cfaOffset !== 8;
+      const isPart = isInsideFrame(read, start, stackPointer) || read.claims.findAt(start) === undefined;
       functions.push({ name: undefined, start, end, isPart });
     }
   }
   return functions;
+}
+
+function isInsideFrame(read: ReadClaims, position: number, stackPointer: number): boolean {
+  const claim = read.claims.findAt(position);
+  return claim !== undefined && (claim.cfaRegister !== stackPointer || claim.cfaOffset !== 8);
 }
 
 function countStatuses(statuses: Uint8Array): StatusCounts {
