@@ -1,6 +1,7 @@
 /** Every code that `livegraft validate` reports (docs/diagnostics.md). Codes are stable. */
 export const FINDING_CODES = {
   'cfa-mismatch': 'error',
+  'cfa-unproven': 'warning',
   'return-address-mismatch': 'error',
   'saved-register-mismatch': 'error',
   'register-clobbered': 'error',
@@ -11,6 +12,7 @@ export const FINDING_CODES = {
   'missing-row': 'note',
   'call-without-frame-pointer': 'error',
   'frame-pointer-not-restored': 'error',
+  'register-not-restored': 'error',
   'stack-not-restored': 'error',
   'falls-through': 'error',
   'unreachable-code': 'warning',
@@ -52,6 +54,8 @@ export interface Finding {
 export const REMEDIES: Readonly<Record<FindingCode, string>> = {
   'cfa-mismatch':
     'correct the row (in assembly: .cfi_def_cfa_offset after every push, pop and change of the stack pointer)',
+  'cfa-unproven':
+    'keep the CFA where the instructions show it: in a register, or in a slot that was written from one',
   'return-address-mismatch': 'the return address lies at CFA-8 in every frame of a call: correct the rule',
   'saved-register-mismatch':
     'put .cfi_offset where the register is saved, and .cfi_restore where it is restored',
@@ -65,6 +69,7 @@ export const REMEDIES: Readonly<Record<FindingCode, string>> = {
   'call-without-frame-pointer':
     'set up the frame before the first call (FRAME_BEGIN in the kernel, -fno-omit-frame-pointer)',
   'frame-pointer-not-restored': 'restore the frame pointer on every way out (leave, or pop it)',
+  'register-not-restored': 'restore what the caller keeps in callee-saved registers before every return',
   'stack-not-restored': 'undo every change of the stack pointer before the return',
   'falls-through': 'end the function with a return, a jump or a trap; mark functions that never return',
   'unreachable-code': 'remove it, or make known what leads there (a jump table with relocations, a symbol)',

@@ -232,6 +232,7 @@ class FlowProof {
   #arrive(i: number, from: number): void {
     const at = this.#snapshots[i] as number;
     if (at < 0) {
+      if (from >= 0 && this.#isRefused(i, from)) return;
       this.#state.from = from;
       this.#snapshots[i] = this.#pool.add(this.#state);
       this.#work.push(i);
@@ -242,19 +243,21 @@ class FlowProof {
   #join(i: number, at: number, from: number): boolean {
     const { words } = this.#pool;
     if (this.#state.covers(words, at)) return false;
-    const claim = this.#claimAt(i);
-    if (this.#options.isIndependent !== true && claim !== undefined) {
-      const verdict = checkClaim(claim, this.#state, this.#addressOf(i));
-      if (contradicts(verdict)) {
-        if (!this.#isHint(i, from, claim)) this.#contradict(i, from, claim);
-        // The claim that the other ways agree with stays; one finding is enough.
-        return false;
-      }
-    } else if (this.#state.conflictsWith(words, at)) {
+    if (this.#isRefused(i, from)) return false;
+    if (this.#options.isIndependent === true && this.#state.conflictsWith(words, at)) {
       this.#conflicts++;
       return false;
     }
     return this.#state.meetInto(words, at);
+  }
+
+  /** A way into `i` that contradicts the claim there is a finding, and adds nothing to what is known at `i`. */
+  #isRefused(i: number, from: number): boolean {
+    if (this.#options.isIndependent === true) return false;
+    const claim = this.#claimAt(i);
+    if (claim === undefined || !contradicts(checkClaim(claim, this.#state, this.#addressOf(i)))) return false;
+    if (!this.#isHint(i, from, claim)) this.#contradict(i, from, claim);
+    return true;
   }
 
   #walk(first: number, startsAssumed: boolean): void {
@@ -386,13 +389,20 @@ class FlowProof {
       return;
     }
     const isIndependent = this.#options.isIndependent === true;
-    if (verdict === Verdict.unknown || this.#isHint(i, from, claim)) {
-      this.#statuses[i] = verdict === Verdict.unknown ? Status.unknown : Status.assumed;
+    if (this.#isHint(i, from, claim)) this.#statuses[i] = Status.assumed;
+    else if (verdict === Verdict.unknown) {
+      // From a whole frame the CFA of every compiler's code can be told.
+      if (!this.#state.isPartial) this.#contradict(i, from, claim);
+      this.#statuses[i] = Status.unknown;
     } else {
       this.#statuses[i] = Status.disproved;
       this.#contradict(i, from, claim);
     }
-    if (!isIndependent) assumeClaim(claim, this.#state, i, this.#options.architecture.stackPointer);
+    if (!isIndependent) {
+      assumeClaim(claim, this.#state, i, this.#options.architecture.stackPointer);
+      // What else the frame held is no longer known.
+      this.#state.isPartial = true;
+    }
   }
 
   /**
@@ -420,7 +430,7 @@ class FlowProof {
       stackPointer: registers[stackPointer] as number,
       framePointer: registers[framePointer] as number,
     });
-    this.#statuses[at] = Status.disproved;
+    this.#statuses[at] = detail.verdict === Verdict.unknown ? Status.unknown : Status.disproved;
   }
 
   #addressOf(i: number): number {

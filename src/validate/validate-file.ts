@@ -14,6 +14,7 @@ import { type ExtraFlow, readKernelFlow } from './kernel-sections.js';
 import { findNoReturnTargets } from './no-return.js';
 import { Places } from './places.js';
 import { buildProgram, type CodeFunction, PART_NAME, type Program } from './program.js';
+import { ReturnCheck } from './return-check.js';
 import { describeValue } from './values.js';
 
 export interface ValidateOptions {
@@ -86,10 +87,16 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   const noReturn = findNoReturnTargets(program, extraFlow.resumed);
   const proven: ProvenSource[] = [];
   for (const { source, read } of tables) {
+    const returns = new ReturnCheck(
+      architecture,
+      program,
+      source === 'orc' ? [architecture.framePointer] : architecture.calleeSaved,
+    );
     const result = proveFlow({
       architecture,
       program,
       claims: read.claims,
+      onTransfer: (i, state) => returns.look(i, state),
       extraFlow,
       noReturn,
       redZoneBytes: redZoneOf(source, elf, architecture),
@@ -108,6 +115,12 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
       );
     }
     findings.push(...contradictionsToFindings(result, source, program, places, architecture));
+    findings.push(
+      ...returns.findings(source, places, (i) => {
+        const claim = read.claims.claims[result.claimIds[i] as number];
+        return claim !== undefined && !claim.isSignalFrame && !claim.isOutermost;
+      }),
+    );
     findings.push(...findMissingRows(result, source, program, places));
     findings.push(...findSplitInstructions(read, source, program, places, extraFlow));
     proven.push({ source, claims: read.claims, claimIds: result.claimIds, statuses: result.statuses });
@@ -270,10 +283,18 @@ function explain(
   { claim, verdict, register, derived }: Contradiction,
   architecture: Architecture,
 ): {
-  code: 'cfa-mismatch' | 'return-address-mismatch' | 'saved-register-mismatch' | 'register-clobbered';
+  code:
+    | 'cfa-mismatch'
+    | 'cfa-unproven'
+    | 'return-address-mismatch'
+    | 'saved-register-mismatch'
+    | 'register-clobbered';
   message: string;
 } {
   const name = (number: number) => architecture.idioms.registerName(number);
+  if (verdict === Verdict.unknown) {
+    return { code: 'cfa-unproven', message: 'nothing before shows that what is claimed to be the CFA is it' };
+  }
   if (verdict === Verdict.wrongCfa) {
     return {
       code: 'cfa-mismatch',

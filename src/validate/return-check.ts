@@ -1,0 +1,60 @@
+import type { Architecture } from '../arch/architecture.js';
+import { FlowCode } from '../arch/instruction-table.js';
+import { type ClaimSource, type Finding, makeFinding } from './findings.js';
+import type { FrameState } from './frame-state.js';
+import type { Places } from './places.js';
+import type { Program } from './program.js';
+import { cfaValue, describeValue, entryValue, UNKNOWN, type Value } from './values.js';
+
+/**
+ * What tables can't say: that a function gives back the stack pointer and the callee-saved registers. Feed it every
+ * return that control reaches; a return that is reached in several states is judged by the first wrong one.
+ */
+export class ReturnCheck {
+  readonly #architecture: Architecture;
+  readonly #program: Program;
+  readonly #registers: readonly number[];
+  readonly #found = new Map<number, { register: number; value: Value }>();
+
+  /** `registers`: those that the table of this source speaks of. */
+  constructor(architecture: Architecture, program: Program, registers: readonly number[]) {
+    this.#architecture = architecture;
+    this.#program = program;
+    this.#registers = registers;
+  }
+
+  look(i: number, state: FrameState): void {
+    if (this.#program.table.flows[i] !== FlowCode.return || this.#found.has(i)) return;
+    const { stackPointer } = this.#architecture;
+    const wrong = (register: number, wanted: Value): boolean => {
+      const value = state.registers[register] as number;
+      if (value === wanted || (value === UNKNOWN && state.isPartial)) return false;
+      this.#found.set(i, { register, value });
+      return true;
+    };
+    if (wrong(stackPointer, cfaValue(-8))) return;
+    for (const register of this.#registers) if (wrong(register, entryValue(register))) return;
+  }
+
+  /** `isLooked`: whether the place of a return is one whose frame is a call's. */
+  findings(source: ClaimSource, places: Places, isLooked: (i: number) => boolean): Finding[] {
+    const { stackPointer, idioms } = this.#architecture;
+    const findings: Finding[] = [];
+    for (const [i, { register, value }] of this.#found) {
+      if (!isLooked(i)) continue;
+      const name = (number: number) => idioms.registerName(number);
+      const derived = `${name(register)}=${describeValue(value, name)}`;
+      const place = places.at(this.#program.table.offsets[i] as number);
+      findings.push(
+        register === stackPointer
+          ? makeFinding('stack-not-restored', `${derived} at this return, not CFA-8`, {
+              source,
+              place,
+              derived,
+            })
+          : makeFinding('register-not-restored', `${derived} at this return`, { source, place, derived }),
+      );
+    }
+    return findings;
+  }
+}

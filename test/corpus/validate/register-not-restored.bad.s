@@ -1,0 +1,15 @@
+# expect: register-not-restored
+	.text
+	.globl f
+	.type f, @function
+f:
+	.cfi_startproc
+	push %rbx
+	.cfi_def_cfa_offset 16
+	.cfi_offset %rbx, -16
+	xor %ebx, %ebx
+	pop %rax
+	.cfi_def_cfa_offset 8
+	ret
+	.cfi_endproc
+	.size f, .-f

@@ -1,0 +1,15 @@
+# expect: return-address-mismatch
+	.text
+	.globl f
+	.type f, @function
+f:
+	.cfi_startproc
+	push %rax
+	.cfi_def_cfa_offset 16
+	.cfi_offset %rip, -16
+	pop %rax
+	.cfi_def_cfa_offset 8
+	.cfi_offset %rip, -8
+	ret
+	.cfi_endproc
+	.size f, .-f

@@ -1,0 +1,24 @@
+# options: agree=dwarf,frame-pointer
+	.text
+	.globl f
+	.type f, @function
+f:
+	.cfi_startproc
+	push %rbp
+	.cfi_def_cfa_offset 16
+	.cfi_offset %rbp, -16
+	mov %rsp, %rbp
+	call g
+	pop %rbp
+	.cfi_def_cfa_offset 8
+	.cfi_restore %rbp
+	ret
+	.cfi_endproc
+	.size f, .-f
+	.globl g
+	.type g, @function
+g:
+	.cfi_startproc
+	ret
+	.cfi_endproc
+	.size g, .-g
