@@ -7,24 +7,32 @@ import type { Program } from './program.js';
 import { cfaValue, describeValue, entryValue, UNKNOWN, type Value } from './values.js';
 
 /**
- * What tables can't say: that a function gives back the stack pointer and the callee-saved registers. Feed it every
- * return that control reaches; a return that is reached in several states is judged by the first wrong one.
+ * What tables can't say: that a function gives back the stack pointer and the callee-saved registers, at returns and before
+ * sibling calls. Feed it every transfer that control reaches; one that is reached in several states is judged by the first
+ * wrong one.
  */
 export class ReturnCheck {
   readonly #architecture: Architecture;
   readonly #program: Program;
   readonly #registers: readonly number[];
+  readonly #noReturn: ReadonlySet<number>;
   readonly #found = new Map<number, { register: number; value: Value }>();
 
   /** `registers`: those that the table of this source speaks of. */
-  constructor(architecture: Architecture, program: Program, registers: readonly number[]) {
+  constructor(
+    architecture: Architecture,
+    program: Program,
+    registers: readonly number[],
+    noReturn: ReadonlySet<number>,
+  ) {
+    this.#noReturn = noReturn;
     this.#architecture = architecture;
     this.#program = program;
     this.#registers = registers;
   }
 
   look(i: number, state: FrameState): void {
-    if (this.#program.table.flows[i] !== FlowCode.return || this.#found.has(i)) return;
+    if (this.#found.has(i) || !this.#isWayOut(i)) return;
     const { stackPointer } = this.#architecture;
     const wrong = (register: number, wanted: Value): boolean => {
       const value = state.registers[register] as number;
@@ -34,6 +42,19 @@ export class ReturnCheck {
     };
     if (wrong(stackPointer, cfaValue(-8))) return;
     for (const register of this.#registers) if (wrong(register, entryValue(register))) return;
+  }
+
+  #isWayOut(i: number): boolean {
+    const { table, functionStarts, linkageNames, targetIndexes } = this.#program;
+    const flow = table.flows[i];
+    if (flow === FlowCode.return) return true;
+    if (flow !== FlowCode.jump && flow !== FlowCode.branch) return false;
+    const target = table.targets[i] as number;
+    if (this.#noReturn.has(target)) return false;
+    if (linkageNames.has(target)) return true;
+    if (!functionStarts.has(target)) return (targetIndexes[i] as number) < 0 && target < 0;
+    const own = this.#program.functionAt(table.offsets[i] as number);
+    return own !== undefined && own.start !== target;
   }
 
   /** `isLooked`: whether the place of a return is one whose frame is a call's. */
@@ -47,12 +68,16 @@ export class ReturnCheck {
       const place = places.at(this.#program.table.offsets[i] as number);
       findings.push(
         register === stackPointer
-          ? makeFinding('stack-not-restored', `${derived} at this return, not CFA-8`, {
+          ? makeFinding('stack-not-restored', `${derived} where the function is left, not CFA-8`, {
               source,
               place,
               derived,
             })
-          : makeFinding('register-not-restored', `${derived} at this return`, { source, place, derived }),
+          : makeFinding('register-not-restored', `${derived} where the function is left`, {
+              source,
+              place,
+              derived,
+            }),
       );
     }
     return findings;

@@ -91,6 +91,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
       architecture,
       program,
       source === 'orc' ? [architecture.framePointer] : architecture.calleeSaved,
+      noReturn,
     );
     const result = proveFlow({
       architecture,
