@@ -10,6 +10,7 @@ import { parseKallsyms } from '../kernel-image/kallsyms.js';
 import { ProofStore } from '../targets/proof-store.js';
 import { type ClaimSource, type Finding, parseSuppressions } from '../validate/findings.js';
 import { encodeProof } from '../validate/proof.js';
+import type { Scratch } from '../validate/scratch.js';
 import { type StatusCounts, validateElf } from '../validate/validate-file.js';
 import { decompressors } from './decompressors.js';
 
@@ -47,7 +48,7 @@ export type FileReport =
 const MAX_FILE_BYTES = 2 ** 31;
 
 /** Validates one file. Whatever is wrong with the file is in the report; only our own bugs are thrown. */
-export function validateFile(file: string, job: ValidateJob): FileReport {
+export function validateFile(file: string, job: ValidateJob, scratch: Scratch): FileReport {
   try {
     const bytes = extractVmlinux(readInput(file), file, decompressors);
     const elf = parseElf(bytes, file, { inflate: (packed) => inflateSync(packed) });
@@ -57,6 +58,7 @@ export function validateFile(file: string, job: ValidateJob): FileReport {
       architecture: x86_64,
       ...(job.sources !== undefined && { sources: job.sources }),
       agree: job.agree,
+      scratch,
       suppressions: parseSuppressions(job.suppressions),
       ...(kernelRelease !== undefined && { kernelRelease }),
       ...(kernel !== undefined && { symbols: kernel.symbols }),

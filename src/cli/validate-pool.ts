@@ -1,6 +1,7 @@
 import { existsSync, statSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
+import { Scratch } from '../validate/scratch.js';
 import { type FileReport, type ValidateJob, validateFile } from './validate-files.js';
 
 /** A worker thread costs some 50 ms to start: it pays from about this much on. */
@@ -25,8 +26,9 @@ export async function validateFiles(
   const count = Math.min(threads, files.length, Math.ceil(total / WORTH_A_THREAD_BYTES));
   // Where the sources run unbundled there is no script to start.
   if (count < 2 || !existsSync(script)) {
+    const scratch = new Scratch();
     for (const { file } of sized) {
-      onReport(validateFile(file, job));
+      onReport(validateFile(file, job, scratch));
       // Lets a progress line be drawn.
       await new Promise((resolve) => setImmediate(resolve));
     }

@@ -1,4 +1,5 @@
 import { ParseError } from '../base/errors.js';
+import { sortedOrder } from '../base/sorted-order.js';
 import type { CfiRow } from '../cfi/row.js';
 import {
   normalizeOrcFields,
@@ -43,23 +44,30 @@ export function parseOrc(sections: OrcSections): OrcTable {
   if (addresses.length !== count) {
     throw new ParseError(source, 0, `${addresses.length} ORC addresses for ${count} entries`);
   }
-  const view = new DataView(entries.buffer, entries.byteOffset, entries.length);
   const fields = new Uint16Array(count);
-  for (let i = 0; i < count; i++) {
-    fields[i] = normalizeOrcFields(view.getUint16(i * ORC_ENTRY_BYTES + 4, true), format);
-  }
-  const order = sortedOrder(addresses, fields);
   const offsets = new Int32Array(count);
-  for (let i = 0; i < count; i++) offsets[i] = view.getInt32(i * ORC_ENTRY_BYTES, true);
-  return order === undefined
-    ? new OrcTable(addresses, offsets, fields, format, sections.end)
-    : new OrcTable(
-        Float64Array.from(order, (i) => addresses[i] as number),
-        Int32Array.from(order, (i) => offsets[i] as number),
-        Uint16Array.from(order, (i) => fields[i] as number),
-        format,
-        sections.end,
-      );
+  for (let i = 0, at = 0; i < count; i++, at += ORC_ENTRY_BYTES) {
+    offsets[i] =
+      (entries[at] as number) |
+      ((entries[at + 1] as number) << 8) |
+      ((entries[at + 2] as number) << 16) |
+      ((entries[at + 3] as number) << 24);
+    fields[i] = normalizeOrcFields((entries[at + 4] as number) | ((entries[at + 5] as number) << 8), format);
+  }
+  const order = findOrder(addresses, fields);
+  if (order === undefined) return new OrcTable(addresses, offsets, fields, format, sections.end);
+  const sorted = {
+    addresses: new Float64Array(count),
+    offsets: new Int32Array(count),
+    fields: new Uint16Array(count),
+  };
+  for (let i = 0; i < count; i++) {
+    const from = order[i] as number;
+    sorted.addresses[i] = addresses[from] as number;
+    sorted.offsets[i] = offsets[from] as number;
+    sorted.fields[i] = fields[from] as number;
+  }
+  return new OrcTable(sorted.addresses, sorted.offsets, sorted.fields, format, sections.end);
 }
 
 function readIps(
@@ -81,14 +89,16 @@ function isTerminator(fields: number): boolean {
 }
 
 /** Undefined when the entries are in order as they are. */
-function sortedOrder(addresses: Float64Array, fields: Uint16Array): Uint32Array | undefined {
-  const compare = (a: number, b: number): number =>
-    (addresses[a] as number) - (addresses[b] as number) ||
-    Number(isTerminator(fields[b] as number)) - Number(isTerminator(fields[a] as number)) ||
-    a - b;
-  let sorted = true;
-  for (let i = 1; i < addresses.length && sorted; i++) sorted = compare(i - 1, i) < 0;
-  return sorted ? undefined : Uint32Array.from(addresses, (_, i) => i).sort(compare);
+function findOrder(addresses: Float64Array, fields: Uint16Array): Uint32Array | undefined {
+  // Of two at one address, the one that ends a section comes first, so that the other is found.
+  const keyOf = (i: number) => (addresses[i] as number) * 2 + (isTerminator(fields[i] as number) ? 0 : 1);
+  const count = addresses.length;
+  let isSorted = true;
+  for (let i = 1; i < count && isSorted; i++) isSorted = keyOf(i - 1) <= keyOf(i);
+  if (isSorted) return undefined;
+  const keys = new Float64Array(count);
+  for (let i = 0; i < count; i++) keys[i] = keyOf(i);
+  return sortedOrder(keys);
 }
 
 /** The claims of an ORC table by address, in typed arrays: a kernel has some hundred thousand. */

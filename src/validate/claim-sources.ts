@@ -7,7 +7,8 @@ import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import { orcFormatOf } from '../orc/format.js';
 import { parseOrc } from '../orc/table.js';
 import { ClaimBuilder, type ClaimTable, type ClaimUnit } from './claims.js';
-import type { CodeSpace } from './code-space.js';
+import type { CodeRegion, CodeSpace } from './code-space.js';
+import { wordsOf } from './program.js';
 
 /** Beyond every position: where sections that are not code are imagined to lie in a relocatable object. */
 const ELSEWHERE = 0x4000_0000;
@@ -119,6 +120,7 @@ export function readOrcClaims(
   });
   const builder = new ClaimBuilder([architecture.framePointer], architecture.returnAddress);
   const idOfKey = new Map<number, number>();
+  let region: CodeRegion | undefined;
   const problems: { text: string; position: number | undefined }[] = [];
   for (let i = 0; i < orc.size; i++) {
     const address = orc.addresses[i] as number;
@@ -132,7 +134,7 @@ export function readOrcClaims(
       idOfKey.set(key, id);
     }
     // A section's last entry ends where the section does.
-    const region = space.regionAt(start);
+    if (region === undefined || start < region.start || start >= region.end) region = space.regionAt(start);
     const next = orc.endOf(i);
     const end = space.isRelocatable ? next : Number.isFinite(next) ? start + next - address : next;
     builder.addRow(start, Math.min(end, region?.end ?? start), id);
@@ -144,16 +146,21 @@ export function readOrcClaims(
 function relocatedIps(elf: ElfFile, ips: ElfSection, space: CodeSpace): Float64Array {
   const addresses = new Float64Array(ips.data.length >>> 2).fill(-1);
   const { symbols } = elf;
+  const places: (number | undefined)[] = [];
   for (const section of elf.sections) {
     if (section.type !== SHT_RELA || section.info !== ips.index) continue;
-    const { data } = section;
-    const view = new DataView(data.buffer, data.byteOffset, data.length);
-    for (let at = 0; at + 24 <= data.length; at += 24) {
-      const symbol = symbols[view.getUint32(at + 12, true)];
-      const place = symbol && space.positionOfSymbol(symbol);
-      const index = view.getUint32(at, true) >>> 2;
-      if (place !== undefined && index < addresses.length)
-        addresses[index] = place + view.getInt32(at + 16, true);
+    const words = wordsOf(section.data);
+    const count = Math.floor(section.data.length / 24);
+    for (let n = 0, word = 0; n < count; n++, word += 6) {
+      const symbolIndex = words[word + 3] as number;
+      let place = places[symbolIndex];
+      if (place === undefined) {
+        const symbol = symbols[symbolIndex];
+        place = (symbol && space.positionOfSymbol(symbol)) ?? -1;
+        places[symbolIndex] = place;
+      }
+      const index = (words[word] as number) >>> 2;
+      if (place >= 0 && index < addresses.length) addresses[index] = place + (words[word + 4] as number);
     }
   }
   return addresses;

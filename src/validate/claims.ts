@@ -1,3 +1,4 @@
+import { sortedOrder } from '../base/sorted-order.js';
 import type { CfaRule, RegisterRule } from '../cfi/row.js';
 
 /** Where claims come from. */
@@ -74,9 +75,9 @@ export class ClaimTable {
     return low - 1;
   }
 
-  /** The claim of each instruction, by id. */
-  claimOfEach(offsets: Int32Array, count: number): Int32Array {
-    const result = new Int32Array(count);
+  /** Fills in the claim of each instruction, by id. */
+  claimOfEach(offsets: Int32Array, result: Int32Array): Int32Array {
+    const count = result.length;
     const { starts, ids } = this;
     let row = -1;
     for (let i = 0; i < count; i++) {
@@ -185,8 +186,7 @@ export class ClaimBuilder {
     let order: Uint32Array | undefined;
     for (let i = 1; i < count; i++) {
       if ((this.#starts[i] as number) < (this.#starts[i - 1] as number)) {
-        order = Uint32Array.from({ length: count }, (_, n) => n);
-        order.sort((a, b) => (this.#starts[a] as number) - (this.#starts[b] as number) || a - b);
+        order = sortedOrder(this.#starts.subarray(0, count));
         break;
       }
     }

@@ -1,6 +1,7 @@
 import type { LinkAddress } from '../base/brand.js';
 import { ET_REL, PF_X, PT_LOAD, SHF_EXECINSTR, SHT_NOBITS } from '../elf/constants.js';
 import type { ElfFile, ElfSymbol } from '../elf/elf-file.js';
+import type { Scratch } from './scratch.js';
 
 /** One executable section (or segment, where there are no sections) in a code space. */
 export interface CodeRegion {
@@ -34,7 +35,7 @@ export class CodeSpace {
     for (const region of regions) this.#bySection.set(region.sectionIndex, region);
   }
 
-  static of(elf: ElfFile): CodeSpace {
+  static of(elf: ElfFile, scratch: Scratch): CodeSpace {
     const sections = elf.sections.filter(
       (s) => (s.flags & SHF_EXECINSTR) !== 0 && s.type !== SHT_NOBITS && s.data.length > 0,
     );
@@ -52,7 +53,7 @@ export class CodeSpace {
     parts.sort((a, b) => a.address - b.address);
     let size = GAP_BYTES;
     for (const part of parts) size += Math.ceil(part.data.length / 16) * 16 + GAP_BYTES;
-    const bytes = new Uint8Array(size);
+    const bytes = scratch.uint8('code', size);
     const regions: CodeRegion[] = [];
     let at = GAP_BYTES;
     for (const { name, address, data, sectionIndex } of parts) {

@@ -1,10 +1,11 @@
 import type { Architecture } from '../arch/architecture.js';
-import { FlowCode, isInert } from '../arch/instruction-table.js';
+import { FlowCode, isInert, OpCode } from '../arch/instruction-table.js';
 import { assumeClaim, checkClaim, contradicts, detail, Verdict } from './claim-check.js';
 import type { Claim, ClaimTable } from './claims.js';
 import { FrameState, SnapshotPool } from './frame-state.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { Program } from './program.js';
+import type { Scratch } from './scratch.js';
 import { addTo, UNKNOWN, type Value } from './values.js';
 
 /** What is known of the claim at one instruction. */
@@ -40,6 +41,9 @@ export interface FlowProofOptions {
   readonly architecture: Architecture;
   readonly program: Program;
   readonly claims: ClaimTable;
+  /** Names what is kept in the scratch for this proof. */
+  readonly name: string;
+  readonly scratch: Scratch;
   readonly extraFlow: ExtraFlow;
   readonly noReturn: ReadonlySet<number>;
   /** Bytes below the stack pointer that survive signals. */
@@ -51,8 +55,10 @@ export interface FlowProofOptions {
   readonly isIndependent?: boolean;
   /** Positions where a hint in the file says what the frame is: the claim there is taken as given. */
   readonly hints?: ReadonlySet<number>;
-  /** Called before each call, return and jump that control reaches; more than once where states meet. */
+  /** Called before transfers that control reaches; more than once where states meet. */
   readonly onTransfer?: (i: number, state: FrameState) => void;
+  /** Bit per flow code: which transfers {@link onTransfer} is called for. */
+  readonly transferMask?: number;
 }
 
 export interface FlowProofResult {
@@ -98,15 +104,18 @@ class FlowProof {
   #conflicts = 0;
 
   constructor(options: FlowProofOptions) {
-    const { program, claims, extraFlow } = options;
+    const { program, claims, extraFlow, scratch } = options;
     const { table } = program;
     this.#options = options;
     this.#program = program;
     this.#claims = claims;
-    this.#claimIds = claims.claimOfEach(table.offsets, table.count);
-    this.#statuses = new Uint8Array(table.count);
-    this.#snapshots = new Int32Array(table.count).fill(-1);
-    this.#isJoin = new Uint8Array(table.count);
+    this.#claimIds = claims.claimOfEach(
+      table.offsets,
+      scratch.int32(`${options.name} claims`, table.count, 0),
+    );
+    this.#statuses = scratch.uint8(`${options.name} statuses`, table.count);
+    this.#snapshots = scratch.int32('snapshots', table.count, -1);
+    this.#isJoin = scratch.uint8('joins', table.count);
     this.#state = new FrameState(options.architecture, options.redZoneBytes, claims.registerMask);
     const { targetIndexes } = program;
     for (let i = 0; i < table.count; i++) {
@@ -262,39 +271,45 @@ class FlowProof {
 
   #walk(first: number, startsAssumed: boolean): void {
     const { table, targetIndexes } = this.#program;
-    const { flows, offsets, lengths, targets } = table;
+    const { flows, offsets, lengths, targets, ops, writes } = table;
     const state = this.#state;
-    const { noReturn, onTransfer } = this.#options;
+    const { noReturn, onTransfer, transferMask = 0 } = this.#options;
+    const isJoin = this.#isJoin;
+    const snapshots = this.#snapshots;
+    const claimIds = this.#claimIds;
+    const statuses = this.#statuses;
+    const hasEdges = this.#edges.size > 0;
+    const hasContinuations = this.#continuations.size > 0;
     const isDwarf = this.#claims.source === 'dwarf';
     let previous = state.from;
     let isFirst = true;
     let lastClaimId = -1;
     for (let i = first; ; i++) {
-      if (!isFirst && this.#isJoin[i] === 1) {
-        const at = this.#snapshots[i] as number;
+      if (!isFirst && isJoin[i] === 1) {
+        const at = snapshots[i] as number;
         if (at < 0) {
           state.from = previous;
-          this.#snapshots[i] = this.#pool.add(state);
+          snapshots[i] = this.#pool.add(state);
         } else {
           if (!this.#join(i, at, previous)) return;
           state.load(this.#pool.words, at);
         }
       }
-      const claimId = this.#claimIds[i] as number;
+      const claimId = claimIds[i] as number;
       if (claimId !== lastClaimId || state.isChanged) {
-        if (startsAssumed && isFirst) this.#statuses[i] = Status.assumed;
+        if (startsAssumed && isFirst) statuses[i] = Status.assumed;
         else this.#check(i, previous, claimId);
         lastClaimId = claimId;
         state.isChanged = false;
-      } else this.#statuses[i] = this.#statuses[i - 1] as number;
+      } else statuses[i] = statuses[i - 1] as number;
 
-      if (this.#edges.size > 0) {
+      if (hasEdges) {
         const extra = this.#edges.get(i);
         if (extra !== undefined) for (const target of extra) this.#arrive(target, i);
       }
       isFirst = false;
       const flow = flows[i] as number;
-      if (flow !== FlowCode.next) onTransfer?.(i, state);
+      if (((transferMask >> flow) & 1) !== 0) onTransfer?.(i, state);
       const target = targetIndexes[i] as number;
       if (
         isDwarf &&
@@ -309,7 +324,7 @@ class FlowProof {
           return;
         }
       } else {
-        state.apply(table, i);
+        if (ops[i] !== OpCode.none || ((writes[i] as number) & state.known) !== 0) state.apply(table, i);
         switch (flow) {
           case FlowCode.next:
           case FlowCode.indirectCall:
@@ -330,7 +345,7 @@ class FlowProof {
         }
       }
       const end = (offsets[i] as number) + (lengths[i] as number);
-      if (this.#continuations.size > 0) {
+      if (hasContinuations) {
         const continued = this.#continuations.get(end);
         if (continued !== undefined) {
           this.#arrive(continued, i);

@@ -8,6 +8,7 @@ import type { FrameState } from './frame-state.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { Places } from './places.js';
 import type { Program } from './program.js';
+import type { Scratch } from './scratch.js';
 import { cfaValue, describeValue, entryValue } from './values.js';
 
 export interface FramePointerOptions {
@@ -16,6 +17,7 @@ export interface FramePointerOptions {
   readonly extraFlow: ExtraFlow;
   readonly noReturn: ReadonlySet<number>;
   readonly places: Places;
+  readonly scratch: Scratch;
   readonly redZoneBytes: number;
 }
 
@@ -64,12 +66,15 @@ export function checkFramePointers(options: FramePointerOptions): FramePointerRe
 
   const { statuses } = proveFlow({
     architecture,
+    name: 'frame-pointer',
+    scratch: options.scratch,
     program,
     claims: new ClaimBuilder([framePointer], architecture.returnAddress).build('frame-pointer', []),
     extraFlow,
     noReturn,
     redZoneBytes,
     isIndependent: true,
+    transferMask: ~(1 << FlowCode.next),
     onTransfer(i, state) {
       const target = table.targets[i] as number;
       switch (table.flows[i]) {

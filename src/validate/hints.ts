@@ -22,12 +22,14 @@ export function readHints(elf: ElfFile, space: CodeSpace): Hints {
     }
   };
   positions('.discard.unwind_hints', (position) => hints.add(position));
+  const name = '.discard.func_stack_frame_non_standard';
+  if (elf.findSection(name) === undefined) return { hints, exempt };
   const byPosition = new Map<number, string>();
   for (const symbol of elf.symbols) {
     const place = symbol.name === '' ? undefined : space.positionOfSymbol(symbol);
     if (place !== undefined) byPosition.set(place, symbol.name);
   }
-  positions('.discard.func_stack_frame_non_standard', (position, symbol) => {
+  positions(name, (position, symbol) => {
     exempt.add(symbol === '' ? (byPosition.get(position) ?? '') : symbol);
   });
   exempt.delete('');

@@ -57,13 +57,15 @@ export function findNoReturnTargets(program: Program, resumed: readonly number[]
     }
   }
   // By content, until nothing changes: a function that only calls such functions is one too.
+  const seen = new Int32Array(table.count);
+  let stamp = 0;
   const entries = functions.filter((f) => !f.isPart && !found.has(f.start));
   for (let rounds = 0; rounds < 8; rounds++) {
     let changed = false;
     for (const f of entries) {
       if (found.has(f.start)) continue;
       const first = index.find(f.start);
-      if (first >= 0 && !mayReturn(program, first, found, goesOn)) {
+      if (first >= 0 && !mayReturn(program, first, found, goesOn, seen, ++stamp)) {
         found.add(f.start);
         changed = true;
       }
@@ -82,18 +84,19 @@ function mayReturn(
   first: number,
   noReturn: ReadonlySet<number>,
   goesOn: ReadonlySet<number>,
+  seen: Int32Array,
+  stamp: number,
 ): boolean {
   const { table, targetIndexes, functionStarts } = program;
   const { flows, targets, offsets, lengths, count } = table;
-  const seen = new Set<number>();
   const work = [first];
   let steps = 0;
   for (;;) {
     let i = work.pop();
     if (i === undefined) return false;
-    for (; i < count && !seen.has(i); i++) {
+    for (; i < count && seen[i] !== stamp; i++) {
       if (++steps > MAX_STEPS) return true;
-      seen.add(i);
+      seen[i] = stamp;
       const flow = flows[i] as number;
       const target = targetIndexes[i] as number;
       if (flow === FlowCode.jump || flow === FlowCode.branch) {

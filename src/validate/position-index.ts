@@ -1,4 +1,5 @@
 import type { InstructionTable } from '../arch/instruction-table.js';
+import type { Scratch } from './scratch.js';
 
 /** From the position of an instruction to its index: a bit per byte of code, and counts of the bits before. */
 export class PositionIndex {
@@ -6,11 +7,11 @@ export class PositionIndex {
   readonly #before: Int32Array;
   readonly #size: number;
 
-  constructor(table: InstructionTable, sizeBytes: number) {
+  constructor(table: InstructionTable, sizeBytes: number, scratch: Scratch) {
     const words = (sizeBytes >>> 5) + 1;
     this.#size = sizeBytes;
-    this.#bits = new Uint32Array(words);
-    this.#before = new Int32Array(words);
+    this.#bits = scratch.uint32('position bits', words);
+    this.#before = scratch.int32('position ranks', words, 0);
     const { offsets, count } = table;
     const bits = this.#bits;
     for (let i = 0; i < count; i++) {

@@ -1,9 +1,10 @@
 import type { Architecture } from '../arch/architecture.js';
-import { FlowCode, InstructionTable, isInert, NO_TARGET } from '../arch/instruction-table.js';
+import { FlowCode, type InstructionTable, isInert, NO_TARGET } from '../arch/instruction-table.js';
 import { SHT_RELA, STT_FUNC, STT_NOTYPE } from '../elf/constants.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
 import { PositionIndex } from './position-index.js';
+import type { Scratch } from './scratch.js';
 
 /** A function as symbols or tables know it. */
 export interface CodeFunction {
@@ -47,20 +48,21 @@ export interface Program {
 
 export interface ProgramOptions {
   readonly architecture: Architecture;
+  readonly scratch: Scratch;
   /** More function starts than the symbols tell: from unwind tables, or a symbol list of its own. */
   readonly extraFunctions?: readonly CodeFunction[];
 }
 
 export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOptions): Program {
-  const { architecture } = options;
+  const { architecture, scratch } = options;
   const candidates = collectFunctions(elf, space, options.extraFunctions ?? []);
-  const { table, undecoded } = sweepAll(space, candidates, architecture);
+  const { table, undecoded } = sweepAll(space, candidates, architecture, scratch.table);
   const functions = candidates.map((f) =>
     f.mayBeLabel && isLabel(table, f.start) ? { ...f, isPart: true } : f,
   );
   resolveTargets(elf, space, table, architecture);
-  const index = new PositionIndex(table, space.bytes.length);
-  const targetIndexes = new Int32Array(table.count).fill(-1);
+  const index = new PositionIndex(table, space.bytes.length, scratch);
+  const targetIndexes = scratch.int32('target indexes', table.count, -1);
   const { targets } = table;
   for (let i = 0; i < table.count; i++) {
     const target = targets[i] as number;
@@ -199,8 +201,14 @@ function collectFunctions(elf: ElfFile, space: CodeSpace, extra: readonly CodeFu
   return functions.filter((f) => f.end > f.start);
 }
 
-function sweepAll(space: CodeSpace, functions: readonly CodeFunction[], architecture: Architecture) {
-  const table = new InstructionTable(Math.ceil(space.bytes.length / 3) + 64);
+function sweepAll(
+  space: CodeSpace,
+  functions: readonly CodeFunction[],
+  architecture: Architecture,
+  table: InstructionTable,
+) {
+  table.count = 0;
+  table.reserve(Math.ceil(space.bytes.length / 4) + 64);
   const undecoded: { start: number; end: number }[] = [];
   let next = 0;
   for (const region of space.regions) {
@@ -254,15 +262,15 @@ function applyBranchRelocations(
   table: InstructionTable,
   architecture: Architecture,
 ): void {
-  const { data } = section;
-  const view = new DataView(data.buffer, data.byteOffset, data.length);
+  const words = wordsOf(section.data);
+  const count = Math.floor(section.data.length / RELA_BYTES);
   const { offsets, lengths, targets, flows } = table;
   const { symbols } = elf;
   const places = new Int32Array(symbols.length).fill(NO_TARGET);
   let i = 0;
   let last = -1;
-  for (let at = 0; at + RELA_BYTES <= data.length; at += RELA_BYTES) {
-    const offset = regionStart + view.getUint32(at, true);
+  for (let n = 0, word = 0; n < count; n++, word += RELA_BYTES / 4) {
+    const offset = regionStart + (words[word] as number);
     // Relocations come in order as a rule; where they don't, the search starts over.
     if (offset < last) i = 0;
     last = offset;
@@ -270,8 +278,8 @@ function applyBranchRelocations(
     if (i >= table.count || (offsets[i] as number) > offset) continue;
     const flow = flows[i] as number;
     if (flow !== FlowCode.call && flow !== FlowCode.jump && flow !== FlowCode.branch) continue;
-    if (architecture.idioms.relocationKind(view.getUint32(at + 8, true))?.isRelative !== true) continue;
-    const symbolIndex = view.getUint32(at + 12, true);
+    if (architecture.idioms.relocationKind(words[word + 2] as number)?.isRelative !== true) continue;
+    const symbolIndex = words[word + 3] as number;
     const symbol = symbols[symbolIndex];
     if (symbol === undefined) continue;
     let place = places[symbolIndex] as number;
@@ -281,8 +289,16 @@ function applyBranchRelocations(
     }
     // The field's value counts from its own place; the branch from the end of the instruction.
     const toEnd = (offsets[i] as number) + (lengths[i] as number) - offset;
-    targets[i] = place >= 0 ? place + view.getInt32(at + 16, true) + toEnd : place;
+    targets[i] = place >= 0 ? place + (words[word + 4] as number) + toEnd : place;
   }
+}
+
+/** 32-bit words of a section: a view where it is aligned, else a copy. */
+export function wordsOf(data: Uint8Array): Int32Array {
+  const count = data.length >>> 2;
+  return data.byteOffset % 4 === 0
+    ? new Int32Array(data.buffer, data.byteOffset, count)
+    : new Int32Array(data.slice(0, count * 4).buffer);
 }
 
 /** Jumps to the kernel's return thunk are returns; jumps and calls to indirect thunks lead wherever a register says. */
@@ -300,11 +316,14 @@ function markThunks(program: Program, architecture: Architecture): void {
     if (kind !== undefined) kinds.set(start, kind);
   }
   if (kinds.size === 0) return;
+  const areExternal = [...kinds.keys()].every((target) => target < 0);
   const { targets, flows } = table;
   for (let i = 0; i < table.count; i++) {
     const flow = flows[i] as number;
     if (flow !== FlowCode.jump && flow !== FlowCode.call) continue;
-    const kind = kinds.get(targets[i] as number);
+    const target = targets[i] as number;
+    if (areExternal && target >= 0) continue;
+    const kind = kinds.get(target);
     if (kind === undefined) continue;
     if (flow === FlowCode.call) {
       if (kind === 'indirect') flows[i] = FlowCode.indirectCall;

@@ -12,6 +12,9 @@ import { cfaValue, describeValue, entryValue, UNKNOWN, type Value } from './valu
  * wrong one.
  */
 export class ReturnCheck {
+  /** The transfers that {@link look} wants to see. */
+  static readonly transferMask = (1 << FlowCode.return) | (1 << FlowCode.jump) | (1 << FlowCode.branch);
+
   readonly #architecture: Architecture;
   readonly #program: Program;
   readonly #registers: readonly number[];
@@ -32,7 +35,7 @@ export class ReturnCheck {
   }
 
   look(i: number, state: FrameState): void {
-    if (this.#found.has(i) || !this.#isWayOut(i)) return;
+    if (!this.#isWayOut(i) || this.#found.has(i)) return;
     const { stackPointer } = this.#architecture;
     const wrong = (register: number, wanted: Value): boolean => {
       const value = state.registers[register] as number;

@@ -15,6 +15,7 @@ import { findNoReturnTargets } from './no-return.js';
 import { Places } from './places.js';
 import { buildProgram, type CodeFunction, PART_NAME, type Program } from './program.js';
 import { ReturnCheck } from './return-check.js';
+import { Scratch } from './scratch.js';
 import { describeValue } from './values.js';
 
 export interface ValidateOptions {
@@ -25,6 +26,8 @@ export interface ValidateOptions {
   readonly suppressions?: readonly Suppression[];
   /** For ORC tables that don't say which format they have: `6.1.0`. */
   readonly kernelRelease?: string;
+  /** For many files one after the other. */
+  readonly scratch?: Scratch;
   /** Function names that the file itself does not have, by link address. */
   readonly symbols?: readonly { readonly name: string; readonly address: number }[];
 }
@@ -73,11 +76,13 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
       remedy: `validate reads ${architecture.name} files`,
     });
   }
-  const space = CodeSpace.of(elf);
+  const scratch = options.scratch ?? new Scratch();
+  const space = CodeSpace.of(elf, scratch);
   const findings: Finding[] = [];
   const tables = readTables(elf, space, options, findings);
   const program = buildProgram(elf, space, {
     architecture,
+    scratch,
     extraFunctions: functionsOf(tables, space, options),
   });
   const places = new Places(program);
@@ -95,9 +100,12 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
     );
     const result = proveFlow({
       architecture,
+      name: source,
+      scratch,
       program,
       claims: read.claims,
       onTransfer: (i, state) => returns.look(i, state),
+      transferMask: ReturnCheck.transferMask,
       extraFlow,
       noReturn,
       redZoneBytes: redZoneOf(source, elf, architecture),
@@ -131,9 +139,17 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
     options.agree?.some((pair) => pair.includes('frame-pointer')) === true;
   if (wantsFrames) {
     const redZoneBytes = redZoneOf('frame-pointer', elf, architecture);
-    const result = checkFramePointers({ architecture, program, extraFlow, noReturn, places, redZoneBytes });
+    const result = checkFramePointers({
+      architecture,
+      program,
+      extraFlow,
+      noReturn,
+      places,
+      redZoneBytes,
+      scratch,
+    });
     if (options.sources?.includes('frame-pointer') === true) findings.push(...result.findings);
-    const claimIds = result.claims.claimOfEach(program.table.offsets, program.table.count);
+    const claimIds = result.claims.claimOfEach(program.table.offsets, new Int32Array(program.table.count));
     const statuses =
       claimIds.length > 0
         ? Uint8Array.from(claimIds, (id) => (id > 0 ? Status.proven : Status.unclaimed))

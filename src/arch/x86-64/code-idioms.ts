@@ -8,6 +8,11 @@ import {
   R_X86_64_PLT32,
 } from './relocation-types.js';
 
+const ABSOLUTE_4 = { sizeBytes: 4, isRelative: false } as const;
+const ABSOLUTE_8 = { sizeBytes: 8, isRelative: false } as const;
+const RELATIVE_4 = { sizeBytes: 4, isRelative: true } as const;
+const RELATIVE_8 = { sizeBytes: 8, isRelative: true } as const;
+
 /** What compilers and the kernel hide in names (arch/x86/lib/retpoline.S) and relocations (psABI table 4.9). */
 export const codeIdioms: CodeIdioms = {
   thunkKind(name) {
@@ -19,15 +24,15 @@ export const codeIdioms: CodeIdioms = {
   relocationKind(type) {
     switch (type) {
       case R_X86_64_64:
-        return { sizeBytes: 8, isRelative: false };
+        return ABSOLUTE_8;
       case R_X86_64_32:
       case R_X86_64_32S:
-        return { sizeBytes: 4, isRelative: false };
+        return ABSOLUTE_4;
       case R_X86_64_PC32:
       case R_X86_64_PLT32:
-        return { sizeBytes: 4, isRelative: true };
+        return RELATIVE_4;
       case R_X86_64_PC64:
-        return { sizeBytes: 8, isRelative: true };
+        return RELATIVE_8;
       default:
         return undefined;
     }

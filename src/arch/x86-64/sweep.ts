@@ -41,6 +41,7 @@ const Fast = {
   opcodeReg: 15,
   /** FFh: inc, dec, call, jmp, push. */
   groupFive: 16,
+  breakpoint: 17,
 } as const;
 
 const ranges = (classes: readonly (readonly [number, string])[]): Uint8Array => {
@@ -71,6 +72,7 @@ const ONE_BYTE_CLASS = ranges([
   [Fast.leave, 'c9'],
   [Fast.opcodeReg, 'b8-bf'],
   [Fast.groupFive, 'ff'],
+  [Fast.breakpoint, 'cc'],
 ]);
 
 const TWO_BYTE_CLASS = ranges([
@@ -275,6 +277,9 @@ function sweepInto(bytes: Uint8Array, start: number, end: number, into: Instruct
         case Fast.return:
           flow = FlowCode.return;
           op = OpCode.returnPop;
+          break;
+        case Fast.breakpoint:
+          flow = FlowCode.breakpoint;
           break;
         case Fast.leave:
           op = OpCode.leave;

@@ -1,0 +1,43 @@
+import { InstructionTable } from '../arch/instruction-table.js';
+
+/**
+ * The large arrays of one validation, kept for the next: over many small files, allocating them anew costs more than the work.
+ * What a validation returns is then valid until the next one with the same scratch.
+ */
+export class Scratch {
+  readonly table = new InstructionTable(0);
+  readonly #int32 = new Map<string, Int32Array>();
+  readonly #uint32 = new Map<string, Uint32Array>();
+  readonly #uint8 = new Map<string, Uint8Array>();
+
+  int32(use: string, length: number, value: number): Int32Array {
+    let array = this.#int32.get(use);
+    if (array === undefined || array.length < length) {
+      array = new Int32Array(roomFor(length));
+      this.#int32.set(use, array);
+    }
+    return array.subarray(0, length).fill(value);
+  }
+
+  uint32(use: string, length: number): Uint32Array {
+    let array = this.#uint32.get(use);
+    if (array === undefined || array.length < length) {
+      array = new Uint32Array(roomFor(length));
+      this.#uint32.set(use, array);
+    }
+    return array.subarray(0, length).fill(0);
+  }
+
+  uint8(use: string, length: number): Uint8Array {
+    let array = this.#uint8.get(use);
+    if (array === undefined || array.length < length) {
+      array = new Uint8Array(roomFor(length));
+      this.#uint8.set(use, array);
+    }
+    return array.subarray(0, length).fill(0);
+  }
+}
+
+function roomFor(length: number): number {
+  return Math.max(1024, length + (length >> 2));
+}
