@@ -27,5 +27,7 @@ export const PACKAGES = {
   ],
   'bench:apply': COMPILER,
   'bench:stack': [...COMPILER, { name: 'elfutils', command: 'eu-stack' }, { name: 'libunwind-dev' }],
+  // libelf1 is what objtool is linked with; libssl3 is one of the files.
+  'bench:validate': [...ORACLES, { name: 'libelf1' }, { name: 'libssl3' }],
   'oracle:decoder': [{ name: 'libssl3' }],
 };

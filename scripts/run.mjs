@@ -16,6 +16,7 @@ const TASKS = {
   'demo:redis': ['--import', 'tsx', 'examples/redis/demo.ts'],
   'bench:apply': ['--import', 'tsx', 'bench/apply.ts'],
   'bench:stack': ['--import', 'tsx', 'bench/stack.ts'],
+  'bench:validate': ['--import', 'tsx', 'bench/validate.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
 };
 

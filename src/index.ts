@@ -7,3 +7,7 @@ export type { TransitionTarget } from './engine/target.js';
 export { runTransition, TransitionControl } from './engine/transition.js';
 export { parsePatch } from './patch/file.js';
 export { walkReliable } from './unwind/walk-reliable.js';
+export { type ClaimSource, FINDING_CODES, type Finding, parseSuppressions } from './validate/findings.js';
+export { encodeProof, type Proof, parseProof } from './validate/proof.js';
+export { Scratch } from './validate/scratch.js';
+export { type ValidateOptions, type ValidateResult, validateElf } from './validate/validate-file.js';

@@ -16,7 +16,7 @@ export interface MutationRun {
   readonly missed: readonly string[];
 }
 
-/** Changes one thing at a time and asks whether validate reports something that it did not report before. */
+/** Changes one thing at a time, chosen at random, none twice, and asks whether validate reports something that it did not report before. */
 export function runMutations(
   original: Uint8Array,
   source: string,
@@ -36,14 +36,16 @@ export function runMutations(
   const before = look();
   const random = randomOf(options.seed);
   const missed: string[] = [];
-  for (let i = 0; i < options.count; i++) {
-    const mutation = mutations[Math.floor(random() * mutations.length)] as Mutation;
+  const left = [...mutations];
+  const tried = Math.min(options.count, left.length);
+  for (let i = 0; i < tried; i++) {
+    const [mutation] = left.splice(Math.floor(random() * left.length), 1) as [Mutation];
     bytes[mutation.at] = mutation.value;
     const isNoticed = [...look()].some((finding) => !before.has(finding));
     bytes[mutation.at] = original[mutation.at] as number;
     if (!isNoticed) missed.push(`0x${mutation.at.toString(16)}: ${mutation.what}`);
   }
-  return { tried: options.count, missed };
+  return { tried, missed };
 }
 
 /** Lehmer's generator: the same sequence everywhere. */
@@ -136,6 +138,8 @@ export function mutationsOfInstructions(
   source: string,
   only: ReadonlySet<number> = CALLEE_SAVED,
   isCovered: (address: number) => boolean = coveredBy(bytes, source),
+  /** Elsewhere the stack pointer may be given back through the frame pointer: a larger frame is right too. */
+  isStackBased: (address: number) => boolean = () => true,
 ): Mutation[] {
   const elf = parseElf(bytes, source);
   const text = elf.findSection('.text');
@@ -157,10 +161,46 @@ export function mutationsOfInstructions(
     if (op === OpCode.push && only.has(a)) add(last ^ 1, 'push of another register');
     // A pop of another register may be harmless, where nothing has changed the right one.
     else if (op === OpCode.pop && only.has(a)) add(0x90, 'pop dropped');
-    else if (op === OpCode.add && table.operands[i] === 0x77 && Math.abs(table.values[i] as number) < 0x78) {
+    else if (
+      op === OpCode.add &&
+      isStackBased(text.address + at) &&
+      table.operands[i] === 0x77 &&
+      Math.abs(table.values[i] as number) < 0x78
+    ) {
       // add or sub of a byte to rsp
       if (last + 8 < 0x80) add(last + 8, 'stack pointer moved by 8 more');
     } else if (op === OpCode.leave) add(0x90, 'leave dropped');
+  }
+  return mutations;
+}
+
+const ORC_ENTRY_BYTES = 6;
+/** `ORC_REG_SP` and `ORC_REG_BP`. */
+const [ORC_SP, ORC_BP] = [5, 4];
+
+/** Changes of the stack offset, the base register and the frame pointer's place of ORC entries that say something. */
+export function mutationsOfOrc(bytes: Uint8Array, source: string): Mutation[] {
+  const section = parseElf(bytes, source).findSection('.orc_unwind');
+  if (section === undefined) throw new Error(`${source} has no .orc_unwind`);
+  const base = section.data.byteOffset - bytes.byteOffset;
+  const mutations: Mutation[] = [];
+  for (let at = 0; at + ORC_ENTRY_BYTES <= section.data.length; at += ORC_ENTRY_BYTES) {
+    const registers = section.data[at + 4] as number;
+    if ((registers & 15) !== ORC_SP && (registers & 15) !== ORC_BP) continue;
+    const add = (offset: number, value: number, what: string) =>
+      mutations.push({
+        at: base + at + offset,
+        value: value & 0xff,
+        what: `entry ${at / ORC_ENTRY_BYTES}: ${what}`,
+      });
+    const spOffset = section.data[at] as number;
+    add(0, spOffset + 8, 'stack offset 8 more');
+    add(0, spOffset - 8, 'stack offset 8 less');
+    add(4, registers ^ 1, 'the other base register');
+    if (registers >> 4 !== 0) {
+      add(2, (section.data[at + 2] as number) + 8, 'frame pointer saved elsewhere');
+      // That it is unchanged would be true as long as it still holds what was saved.
+    } else add(4, registers | 0x10, 'frame pointer saved');
   }
   return mutations;
 }

@@ -1,0 +1,117 @@
+import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { isInert } from '../../src/arch/instruction-table.js';
+import { x86_64 } from '../../src/arch/x86-64/index.js';
+import { parseElf } from '../../src/elf/reader.js';
+import { readOrcClaims } from '../../src/validate/claim-sources.js';
+import { CodeSpace } from '../../src/validate/code-space.js';
+import { proveFlow, Status } from '../../src/validate/flow-proof.js';
+import { readKernelFlow } from '../../src/validate/kernel-sections.js';
+import { findNoReturnTargets } from '../../src/validate/no-return.js';
+import { buildProgram } from '../../src/validate/program.js';
+import { Scratch } from '../../src/validate/scratch.js';
+import { fetchKernel } from '../support/guest.js';
+import {
+  type Mutation,
+  mutationsOfInstructions,
+  mutationsOfOrc,
+  runMutations,
+} from '../support/mutations.js';
+
+/** Debian's cloud kernel modules: their ORC tables are objtool's, and ours must say the same from the code alone. */
+let modules: string[];
+beforeAll(() => {
+  const folder = fetchKernel().modules;
+  modules = readdirSync(folder, { recursive: true, encoding: 'utf8' })
+    .filter((file) => file.endsWith('.ko'))
+    .map((file) => join(folder, file))
+    .sort((a, b) => statSync(b).size - statSync(a).size || (a < b ? -1 : 1));
+}, 300_000);
+
+const scratch = new Scratch();
+
+/** States are derived from the entries of functions, and the file's table is only looked at, never used. */
+function compareWithTable(path: string) {
+  const elf = parseElf(readFileSync(path), path);
+  const space = CodeSpace.of(elf, scratch);
+  const claims = readOrcClaims(elf, space, x86_64)?.claims;
+  if (claims === undefined) return undefined;
+  const program = buildProgram(elf, space, { architecture: x86_64, scratch });
+  const extraFlow = readKernelFlow(elf, space);
+  const { statuses, claimIds } = proveFlow({
+    architecture: x86_64,
+    program,
+    claims,
+    name: 'orc',
+    scratch,
+    extraFlow,
+    noReturn: findNoReturnTargets(program, extraFlow.resumed),
+    redZoneBytes: 0,
+    isIndependent: true,
+  });
+  const counts = { proven: 0, disproved: 0, unknown: 0, unclaimed: 0, unreached: 0 };
+  const differing = new Set<string>();
+  for (let i = 0; i < program.table.count; i++) {
+    const status = statuses[i];
+    if (status === Status.proven) counts.proven++;
+    else if (status === Status.disproved) counts.disproved++;
+    else if (status === Status.unknown) counts.unknown++;
+    else if (status === Status.unclaimed) counts.unclaimed++;
+    else if (claimIds[i] !== 0 && !isInert(program.table, i)) counts.unreached++;
+    else continue;
+    if (status !== Status.proven) {
+      const position = program.table.offsets[i] as number;
+      differing.add(`${space.regionAt(position)?.name} ${program.functionAt(position)?.name ?? ''}`);
+    }
+  }
+  return { counts, differing: [...differing] };
+}
+
+/** Of what ORC speaks of: the frame pointer, and the stack pointer where the frame hangs on it. */
+function instructionMutations(bytes: Uint8Array, path: string): Mutation[] {
+  const elf = parseElf(bytes, path);
+  const space = CodeSpace.of(elf, new Scratch());
+  const claims = readOrcClaims(elf, space, x86_64)?.claims;
+  const region = space.regions.find((r) => r.name === '.text');
+  const isStackBased = (address: number) =>
+    claims?.findAt((region?.start ?? 0) + address)?.cfaRegister === x86_64.stackPointer;
+  return mutationsOfInstructions(bytes, path, new Set([x86_64.framePointer]), undefined, isStackBased);
+}
+
+describe('objtool’s tables of kernel modules', () => {
+  it('are what the code alone says, but for what docs/validation-results.md explains', () => {
+    const total = { proven: 0, disproved: 0, unknown: 0, unclaimed: 0, unreached: 0 };
+    // The largest, and every fifth of the others: all are in the document's table.
+    const chosen = modules.filter((_, i) => i < 20 || i % 5 === 0);
+    for (const path of chosen) {
+      const result = compareWithTable(path);
+      if (result === undefined) continue;
+      for (const key of Object.keys(total) as (keyof typeof total)[]) total[key] += result.counts[key];
+      // Special code of the virtual machine monitor, and code before the alternatives are chosen.
+      const unexplained = result.differing.filter(
+        (place) => !/^\.altinstr_(aux|replacement) |__vmx_vcpu_run$|^\.text $/.test(place),
+      );
+      expect([path.replace(/^.*\//, ''), unexplained]).toEqual([path.replace(/^.*\//, ''), []]);
+    }
+    process.stdout.write(`${chosen.length} modules: ${JSON.stringify(total)}\n`);
+    expect(total.proven).toBeGreaterThan(1_000_000);
+    const others = total.disproved + total.unknown + total.unclaimed + total.unreached;
+    expect(others / total.proven).toBeLessThan(0.0005);
+  });
+
+  it.each([
+    ['an ORC entry', mutationsOfOrc],
+    ['a stack instruction', instructionMutations],
+  ] as const)('are noticed to be wrong after a change of %s', (what, mutationsOf) => {
+    // Some 40 kB: small enough to be validated hundreds of times.
+    const path = modules.find((file) => statSync(file).size < 120_000) as string;
+    const bytes = new Uint8Array(readFileSync(path));
+    const { tried, missed } = runMutations(bytes, path, mutationsOf(bytes, path), { seed: 2, count: 400 });
+    process.stdout.write(
+      `${what}: ${tried} tried, ${((1 - missed.length / tried) * 100).toFixed(2)} % noticed\n`,
+    );
+    for (const mutation of missed) process.stdout.write(`  missed: ${mutation}\n`);
+    expect(missed.length / tried).toBeLessThanOrEqual(0.005);
+  });
+});
