@@ -6,6 +6,7 @@ const COMPILER = [
   { name: 'patch', command: 'patch' },
 ];
 const ORACLES = [
+  { name: 'gdb', command: 'gdb' },
   { name: 'binutils', command: 'readelf' },
   { name: 'gdb', command: 'gdb' },
   { name: 'bpftool', command: 'bpftool' },
