@@ -30,5 +30,7 @@ export const PACKAGES = {
   'bench:stack': [...COMPILER, { name: 'elfutils', command: 'eu-stack' }, { name: 'libunwind-dev' }],
   // libelf1 is what objtool is linked with; libssl3 is one of the files.
   'bench:validate': [...ORACLES, { name: 'libelf1' }, { name: 'libssl3' }],
+  'demo:kernel': [...COMPILER, ...GUEST],
+  'bench:kernel': [...COMPILER, ...GUEST],
   'oracle:decoder': [{ name: 'libssl3' }],
 };

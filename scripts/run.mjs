@@ -17,6 +17,8 @@ const TASKS = {
   'bench:apply': ['--import', 'tsx', 'bench/apply.ts'],
   'bench:stack': ['--import', 'tsx', 'bench/stack.ts'],
   'bench:validate': ['--import', 'tsx', 'bench/validate.ts'],
+  'demo:kernel': ['--import', 'tsx', 'examples/kernel/demo.ts'],
+  'bench:kernel': ['--import', 'tsx', 'bench/kernel.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
 };
 

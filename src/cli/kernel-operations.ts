@@ -11,6 +11,7 @@ import { parseGdbEndpoint } from '../targets/kernel/gdb-connection.js';
 import { KernelPatcher } from '../targets/kernel/kernel-patcher.js';
 import type { KernelRegistry, RegisteredKernelPatch } from '../targets/kernel/kernel-registry.js';
 import { KernelSession } from '../targets/kernel/kernel-session.js';
+import type { SliceStatistics } from '../targets/kernel/kernel-transition.js';
 import { sha256 } from '../targets/process/patch-loader.js';
 import { decompressors } from './decompressors.js';
 import type { ApplyOptions, ApplyOutcome, RevertOptions } from './operations.js';
@@ -21,6 +22,8 @@ export interface KernelReference {
   /** `unix:PATH` or `HOST:PORT` */
   readonly gdb: string;
   readonly vmlinux: string;
+  /** The file that QEMU shares as the guest's memory. */
+  readonly guestMemory?: string | undefined;
 }
 
 export interface KernelTaskStack {
@@ -95,8 +98,11 @@ export type KernelApplyOptions = KernelReference &
 export type KernelRevertOptions = KernelReference &
   Pick<RevertOptions, 'patch' | 'model' | 'timeoutMs' | 'signal' | 'onEvent'>;
 
+/** What the guest felt of it, besides. */
+export type KernelOutcome = ApplyOutcome & { readonly statistics: SliceStatistics };
+
 /** Applies a patch to a running kernel, or continues a half-done apply of the same patch. */
-export async function applyToKernel(options: KernelApplyOptions): Promise<ApplyOutcome> {
+export async function applyToKernel(options: KernelApplyOptions): Promise<KernelOutcome> {
   const { step, notice } = stepsOf(options.onEvent);
   const patch = parsePatch(readPatchFile(options.patchPath), options.patchPath, sha256);
   const image = readKernelImage(options.vmlinux);
@@ -127,7 +133,7 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<ApplyO
 }
 
 /** Removes a patch from a running kernel (the newest by default), or turns a half-done apply around. */
-export async function revertFromKernel(options: KernelRevertOptions): Promise<ApplyOutcome> {
+export async function revertFromKernel(options: KernelRevertOptions): Promise<KernelOutcome> {
   const { step } = stepsOf(options.onEvent);
   const image = readKernelImage(options.vmlinux);
   step('check', `kernel ${image.release}`);
@@ -152,6 +158,7 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ap
       return {
         patch: { id: patch.id, name: patch.name },
         result: { kind: 'complete', direction: 'unpatch', tasks: 0, durationMs: 0, forced: false },
+        statistics: { slices: 0, longestMs: 0, totalMs: 0 },
       };
     }
     return await transit(session, patcher, patch, 'unpatch', options);
@@ -175,7 +182,7 @@ async function transit(
   patch: RegisteredKernelPatch,
   direction: Direction,
   options: Pick<KernelApplyOptions, 'model' | 'timeoutMs' | 'signal' | 'onEvent'>,
-): Promise<ApplyOutcome> {
+): Promise<KernelOutcome> {
   const { step, notice } = stepsOf(options.onEvent);
   const control = new TransitionControl();
   const stop = () => control.stop();
@@ -192,11 +199,12 @@ async function transit(
       onEvent: options.onEvent,
     });
     if (result.kind === 'complete') await patcher.complete(patch, result.direction, result.forced);
-    const { slices, longestMs, totalMs } = transition.statistics;
+    const { statistics } = transition;
+    const { slices, longestMs, totalMs } = statistics;
     notice(
       `the guest stood still ${slices} times, ${longestMs.toFixed(1)} ms at the longest, ${totalMs.toFixed(0)} ms together`,
     );
-    return { patch: { id: patch.id, name: patch.name }, result };
+    return { patch: { id: patch.id, name: patch.name }, result, statistics };
   } catch (error) {
     if (
       !(error instanceof LivegraftError) ||
@@ -257,7 +265,13 @@ async function withSession<T>(
     });
   }
   const startedAt = performance.now();
-  const session = await KernelSession.open({ endpoint, image, arch: x86_64, timeoutMs: ANSWER_TIMEOUT_MS });
+  const session = await KernelSession.open({
+    endpoint,
+    image,
+    arch: x86_64,
+    timeoutMs: ANSWER_TIMEOUT_MS,
+    memoryFile: reference.guestMemory,
+  });
   const leave = (signal: NodeJS.Signals) => {
     for (const each of signals) process.off(each, leave);
     void session.close().finally(() => process.kill(process.pid, signal));

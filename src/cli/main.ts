@@ -138,12 +138,18 @@ interface SubjectOptions {
   readonly pid?: number;
   readonly gdb?: string;
   readonly vmlinux?: string;
+  readonly guestMemory?: string;
 }
 
 /** What a command works on: a process, or a running kernel. */
 type Subject =
   | { readonly kind: 'process'; readonly pid: number }
-  | { readonly kind: 'kernel'; readonly gdb: string; readonly vmlinux: string };
+  | {
+      readonly kind: 'kernel';
+      readonly gdb: string;
+      readonly vmlinux: string;
+      readonly guestMemory: string | undefined;
+    };
 
 function addSubjectOptions(command: Command): Command {
   return command
@@ -152,13 +158,15 @@ function addSubjectOptions(command: Command): Command {
       '--gdb <socket>',
       'a running kernel instead: the gdb socket of its machine, unix:PATH or HOST:PORT',
     )
-    .option('--vmlinux <file>', 'with --gdb: the vmlinuz or vmlinux of the kernel that runs');
+    .option('--vmlinux <file>', 'with --gdb: the vmlinuz or vmlinux of the kernel that runs')
+    .option('--guest-memory <file>', 'with --gdb: the file that QEMU shares as its memory, much faster');
 }
 
-function subjectOf({ pid, gdb, vmlinux }: SubjectOptions, program: Command): Subject {
-  if (pid !== undefined && gdb === undefined && vmlinux === undefined) return { kind: 'process', pid };
+function subjectOf({ pid, gdb, vmlinux, guestMemory }: SubjectOptions, program: Command): Subject {
+  if (pid !== undefined && [gdb, vmlinux, guestMemory].every((given) => given === undefined))
+    return { kind: 'process', pid };
   if (pid === undefined && gdb !== undefined && vmlinux !== undefined)
-    return { kind: 'kernel', gdb, vmlinux };
+    return { kind: 'kernel', gdb, vmlinux, guestMemory };
   return program.error('error: give --pid, or --gdb together with --vmlinux', { exitCode: EXIT.usage });
 }
 

@@ -1,4 +1,4 @@
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,19 +14,8 @@ import { type KernelImage, parseKernelImage } from '../../src/kernel-image/kerne
 import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
 import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import { bootGuest, type Guest } from '../support/guest.js';
+import { compileKernelObject } from '../support/kernel-objects.js';
 import { livegraft, pause, ROOT } from '../support/live.js';
-
-/** As the kernel is compiled, as far as it matters (docs/kernel.md). */
-const FLAGS = [
-  ...['-O2', '-c', '-ffreestanding', '-fno-pic', '-mcmodel=kernel', '-mno-red-zone', '-mgeneral-regs-only'],
-  ...['-fno-stack-protector', '-fcf-protection=none', '-fno-strict-aliasing', '-fno-jump-tables'],
-  ...[
-    '-mindirect-branch=thunk-extern',
-    '-mfunction-return=thunk-extern',
-    '-fasynchronous-unwind-tables',
-    '-w',
-  ],
-];
 
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-kernel-patch-'));
 /** Unpacked once: every run of the command line reads it. */
@@ -35,7 +24,7 @@ let guest: Guest;
 let image: KernelImage;
 
 beforeAll(async () => {
-  guest = await bootGuest({ vcpus: 2 });
+  guest = await bootGuest({ vcpus: 2, sharedMemory: true });
   const bytes = extractVmlinux(readFileSync(guest.kernel.vmlinuz), 'vmlinuz', decompressors);
   writeFileSync(vmlinux, bytes);
   image = parseKernelImage(bytes, 'vmlinuz');
@@ -47,13 +36,7 @@ afterAll(() => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-function compile(source: string, ...flags: string[]): string {
-  const object = join(folder, `${source}${flags.join('')}.o`);
-  const path = join(ROOT, 'test/targets/kernel', source);
-  const { status, stderr } = spawnSync('gcc', [...FLAGS, ...flags, '-o', object, path], { encoding: 'utf8' });
-  if (status !== 0) throw new Error(stderr);
-  return object;
-}
+const compile = (source: string, ...flags: string[]) => compileKernelObject(folder, source, ...flags);
 
 const build = (object: string) =>
   livegraft(
@@ -108,7 +91,7 @@ describe('a patch of a running kernel', () => {
   it('is applied, shown, and reverted, byte for byte', async () => {
     const patch = patchOf('cmdline.c');
     const [before, entry] = [await guest.run('cat /proc/cmdline'), await entryOf('cmdline_proc_show')];
-    const applied = run('apply', patch);
+    const applied = run('apply', patch, '--guest-memory', guest.memoryFile as string);
     expect(applied.stderr).toBe('');
     for (const line of applied.lines) jsonLineSchema.parse(line);
     expect(applied.lines.at(-1)).toMatchObject({
@@ -120,7 +103,7 @@ describe('a patch of a running kernel', () => {
     const status = run('status');
     expect(jsonLineSchema.parse(status.lines.at(-1))).toMatchObject({
       event: 'kernelStatus',
-      patches: [{ name: 'cmdline.c', state: 'applied', functions: [{ name: 'cmdline_proc_show' }] }],
+      patches: [{ name: 'cmdline', state: 'applied', functions: [{ name: 'cmdline_proc_show' }] }],
       transition: null,
     });
     expect(errorOf(run('apply', patch).lines)).toMatchObject({ code: 'already-applied' });
@@ -167,7 +150,7 @@ describe('a patch of a running kernel', () => {
     if (stacks.event !== 'kernelStack') throw new Error('no stacks');
     const thread = stacks.tasks.find((task) => task.name === 'khungtaskd');
     expect(thread?.reliable).toBe(true);
-    expect(thread?.frames.map((frame) => frame.module)).toContain('patch schedule-timeout.c');
+    expect(thread?.frames.map((frame) => frame.module)).toContain('patch schedule-timeout');
     await expectQuiet();
   });
 
@@ -175,7 +158,7 @@ describe('a patch of a running kernel', () => {
     const first = run('revert', '--timeout', '2');
     expect(first.code).toBe(3);
     // The other way round: nothing has to leave for that.
-    const back = run('apply', join(folder, 'schedule-timeout.c.o.lgp'), '--timeout', '30');
+    const back = run('apply', join(folder, 'schedule-timeout.o.lgp'), '--timeout', '30');
     expect(back.lines.at(-1)).toMatchObject({ result: { kind: 'complete', direction: 'patch' } });
     await expectQuiet();
   });
@@ -195,7 +178,7 @@ describe('a patch of a running kernel', () => {
       const again = run('apply', patch, '--timeout', '30');
       const done = again.lines.at(-1);
       if (done?.code !== 'already-applied') expect(done).toMatchObject({ result: { kind: 'complete' } });
-      expect(run('revert', 'loadavg.c', '--timeout', '30').lines.at(-1)).toMatchObject({
+      expect(run('revert', 'loadavg', '--timeout', '30').lines.at(-1)).toMatchObject({
         result: { kind: 'complete' },
       });
     }
@@ -208,6 +191,37 @@ describe('a patch of a running kernel', () => {
     expect(old).toBeGreaterThan(0);
     expect(mix).toBe(0);
     await expectQuiet();
+  });
+});
+
+describe('guest memory that QEMU shares', () => {
+  it('is what the protocol reads, and is refused when it is another file', async () => {
+    const endpoint = parseGdbEndpoint(guest.gdb);
+    if (endpoint === undefined) throw new Error('endpoint');
+    const options = { endpoint, image, arch: x86_64, timeoutMs: 10_000 };
+    const session = await KernelSession.open({ ...options, memoryFile: guest.memoryFile });
+    const cpus = await session.tasks.cpus();
+    for (const task of await session.tasks.tasks(cpus)) {
+      // A vmalloc stack, a structure in the direct map, and the end of the kernel's data.
+      for (const address of [
+        task.stack + 8192,
+        task.address,
+        session.kernel.expect('init_task') + 4096 - 8,
+      ]) {
+        const [shared, real] = [
+          await session.memory.read(address, 64),
+          await session.client.readMemory(address, 64),
+        ];
+        expect(Buffer.compare(shared, real)).toBe(0);
+      }
+    }
+    await session.close();
+    writeFileSync(join(folder, 'zeros'), new Uint8Array(2 ** 20));
+    for (const memoryFile of [join(folder, 'zeros'), join(folder, 'none'), vmlinux])
+      await expect(KernelSession.open({ ...options, memoryFile })).rejects.toMatchObject({
+        code: 'guest-memory-file',
+      });
+    expect(await guest.run('echo alive')).toContain('alive');
   });
 });
 
@@ -248,7 +262,7 @@ describe('what can not be patched', () => {
   });
 
   it('says that the guest has gone, in the middle of a transition', async () => {
-    const patch = join(folder, 'loadavg.c.o.lgp');
+    const patch = join(folder, 'loadavg.o.lgp');
     const args = [
       join(ROOT, 'bin/livegraft.js'),
       'apply',

@@ -146,6 +146,8 @@ export async function bootGuest(options: GuestOptions = {}): Promise<Guest> {
   const guest = new QemuGuest(child, folder, `unix:${socket}`, memoryFile, kernel);
   try {
     await guest.expectOutput(/^guest-is-ready/m, 60_000);
+    // The shell's greeting is nobody's output.
+    await guest.run('true');
   } catch (error) {
     guest.stop();
     throw error;

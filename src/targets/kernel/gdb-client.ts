@@ -30,6 +30,7 @@ export class GdbClient {
   #features = new Set<string>();
   #running = false;
   #selected: string | undefined;
+  #vcpus: readonly string[] | undefined;
   #physicalMode: boolean | undefined;
 
   private constructor(connection: GdbConnection, timeoutMs: number) {
@@ -55,6 +56,7 @@ export class GdbClient {
 
   /** Ids of the vCPUs, in the stub's spelling. */
   async vcpus(): Promise<readonly string[]> {
+    if (this.#vcpus !== undefined) return this.#vcpus;
     const ids: string[] = [];
     let answer = await this.#request('qfThreadInfo');
     while (answer.startsWith('m')) {
@@ -62,6 +64,7 @@ export class GdbClient {
       answer = await this.#request('qsThreadInfo');
     }
     if (ids.length === 0) throw this.#protocolError('it lists no threads');
+    this.#vcpus = ids;
     return ids;
   }
 

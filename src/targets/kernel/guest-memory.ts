@@ -6,6 +6,10 @@ export interface MemorySource {
   /** Rejects with a LivegraftError `guest-memory` where nothing is mapped. */
   readMemory(address: number, sizeBytes: number): Promise<Uint8Array>;
   writeMemory(address: number, bytes: Uint8Array): Promise<void>;
+  /** The same at once, for sources that can; undefined where nothing is mapped. */
+  readNow?(address: number, sizeBytes: number): Uint8Array | undefined;
+  /** The guest has run. */
+  forget?(): void;
 }
 
 /** Small enough for one packet of QEMU's stub, and a divisor of every page. */
@@ -19,17 +23,21 @@ const MAX_ROUNDS = 100_000;
  */
 export class GuestMemory {
   readonly #source: MemorySource;
+  readonly #code: MemorySource;
   /** Undefined for a block that can't be read. */
   readonly #blocks = new Map<number, Uint8Array | undefined>();
   readonly #missing = new Set<number>();
 
-  constructor(source: MemorySource) {
+  /** `code`: what code is written through, so that an emulator learns of it. */
+  constructor(source: MemorySource, code: MemorySource = source) {
     this.#source = source;
+    this.#code = code;
   }
 
   /** The guest has run: everything may have changed. */
   forget(): void {
     this.#blocks.clear();
+    this.#source.forget?.();
   }
 
   /** Runs `attempt`, which uses {@link readInto}, until it has all it asked for. It must have no effects. */
@@ -51,17 +59,26 @@ export class GuestMemory {
     let start = Math.floor(address / BLOCK_BYTES) * BLOCK_BYTES;
     let skip = address - start;
     for (let at = 0; at < into.length; start += BLOCK_BYTES) {
-      const block = this.#blocks.get(start);
-      if (block === undefined) {
-        if (!this.#blocks.has(start)) this.#missing.add(start);
-        return at;
-      }
+      const block = this.#blockAt(start);
+      if (block === undefined) return at;
       const part = block.subarray(skip, skip + into.length - at);
       into.set(part, at);
       at += part.length;
       skip = 0;
     }
     return into.length;
+  }
+
+  #blockAt(start: number): Uint8Array | undefined {
+    const known = this.#blocks.get(start);
+    if (known !== undefined || this.#blocks.has(start)) return known;
+    if (this.#source.readNow === undefined) {
+      this.#missing.add(start);
+      return undefined;
+    }
+    const block = this.#source.readNow(start, BLOCK_BYTES);
+    this.#blocks.set(start, block);
+    return block;
   }
 
   /** Rejects with `guest-memory` when any byte can't be read. */
@@ -76,14 +93,20 @@ export class GuestMemory {
     return bytes;
   }
 
+  /** Data; for code see {@link writeCode}. */
   async write(address: number, bytes: Uint8Array): Promise<void> {
-    for (
-      let at = Math.floor(address / BLOCK_BYTES) * BLOCK_BYTES;
-      at < address + bytes.length;
-      at += BLOCK_BYTES
-    )
-      this.#blocks.delete(at);
+    this.#drop(address, bytes.length);
     await this.#source.writeMemory(address, bytes);
+  }
+
+  async writeCode(address: number, bytes: Uint8Array): Promise<void> {
+    this.#drop(address, bytes.length);
+    await this.#code.writeMemory(address, bytes);
+  }
+
+  #drop(address: number, sizeBytes: number): void {
+    const start = Math.floor(address / BLOCK_BYTES) * BLOCK_BYTES;
+    for (let at = start; at < address + sizeBytes; at += BLOCK_BYTES) this.#blocks.delete(at);
   }
 
   async #fetch(): Promise<void> {

@@ -1,4 +1,4 @@
-import { foldAddress } from '../../base/brand.js';
+import { foldAddress, hex } from '../../base/brand.js';
 import { decodeText } from '../../base/byte-reader.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { BtfFile } from '../../btf/btf.js';
@@ -63,16 +63,40 @@ export class StructReader {
   }
 
   async address(base: number, place: FieldPlace | { readonly offset: number }): Promise<number> {
-    const bytes = await this.#member(base, place.offset, 8);
-    return foldAddress(new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true));
+    return addressOf(await this.#member(base, place.offset, 8));
   }
 
   /** An unsigned number of 1, 2, 4 or 8 bytes. */
   async number(base: number, place: FieldPlace): Promise<number> {
-    const bytes = await this.#member(base, place.offset, place.sizeBytes);
-    let value = 0;
-    for (let i = bytes.length - 1; i >= 0; i--) value = value * 256 + (bytes[i] as number);
-    return value;
+    return numberOf(await this.#member(base, place.offset, place.sizeBytes));
+  }
+
+  /** Several members in one go. */
+  async record<Name extends string>(
+    base: number,
+    places: Readonly<Record<Name, FieldPlace>>,
+  ): Promise<Record<Name, Uint8Array>> {
+    const entries = Object.entries(places) as [Name, FieldPlace][];
+    const buffers = entries.map(([name, place]) => {
+      const rest = place.offset % 8;
+      return {
+        name,
+        rest,
+        from: base + (place.offset - rest),
+        bytes: new Uint8Array(place.sizeBytes + rest),
+      };
+    });
+    const whole = await this.#memory.settle(() => {
+      let read = 0;
+      for (const { from, bytes } of buffers) if (this.#memory.readInto(from, bytes) === bytes.length) read++;
+      return read;
+    });
+    if (whole < buffers.length)
+      throw new LivegraftError('guest-memory', `a structure of the guest at ${hex(base)} can't be read`);
+    return Object.fromEntries(buffers.map(({ name, rest, bytes }) => [name, bytes.subarray(rest)])) as Record<
+      Name,
+      Uint8Array
+    >;
   }
 
   /** A signed number of 4 bytes. */
@@ -89,9 +113,7 @@ export class StructReader {
 
   /** A fixed array of characters up to its first NUL. */
   async text(base: number, place: FieldPlace): Promise<string> {
-    const bytes = await this.#member(base, place.offset, place.sizeBytes);
-    const end = bytes.indexOf(0);
-    return decodeText(end < 0 ? bytes : bytes.subarray(0, end));
+    return textOf(await this.#member(base, place.offset, place.sizeBytes));
   }
 
   /** The structures on a circular `list_head`, given where their link lies; at most `limit`. */
@@ -115,4 +137,21 @@ export class StructReader {
     }
     return found;
   }
+}
+
+/** An unsigned number of up to 8 bytes. */
+export function numberOf(bytes: Uint8Array): number {
+  let value = 0;
+  for (let i = bytes.length - 1; i >= 0; i--) value = value * 256 + (bytes[i] as number);
+  return value;
+}
+
+export function addressOf(bytes: Uint8Array): number {
+  return foldAddress(new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true));
+}
+
+/** Characters up to the first NUL. */
+export function textOf(bytes: Uint8Array): string {
+  const end = bytes.indexOf(0);
+  return decodeText(end < 0 ? bytes : bytes.subarray(0, end));
 }

@@ -134,7 +134,7 @@ export class KernelPatcher {
     const layout = layoutPatch(patch, registered.functions.length * TRAMPOLINE_BYTES);
     const { address } = registered.memory;
     const linked = linkPatch(patch, layout, address, this.#symbols(), this.#arch.redirector);
-    await this.#session.memory.write(address, linked.bytes);
+    await this.#session.memory.writeCode(address, linked.bytes);
     return registered;
   }
 

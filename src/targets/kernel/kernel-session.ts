@@ -9,6 +9,7 @@ import type { RegisteredKernelPatch } from './kernel-registry.js';
 import { KernelStacks } from './kernel-stacks.js';
 import { TaskReader } from './kernel-tasks.js';
 import { KernelAddresses, locateKernel } from './running-kernel.js';
+import { SharedMemory } from './shared-memory.js';
 
 export interface KernelSessionOptions {
   readonly endpoint: GdbEndpoint;
@@ -16,6 +17,8 @@ export interface KernelSessionOptions {
   readonly arch: Architecture;
   /** How long one answer of the stub may take. */
   readonly timeoutMs: number;
+  /** The file that QEMU shares as the guest's memory, where it does. */
+  readonly memoryFile?: string | undefined;
 }
 
 /** A running kernel whose image was held against it. The guest stands still from {@link open} to {@link close}. */
@@ -26,6 +29,7 @@ export class KernelSession {
   readonly modules: readonly KernelModule[];
   readonly tasks: TaskReader;
   readonly stacks: KernelStacks;
+  readonly #shared: SharedMemory | undefined;
 
   private constructor(
     options: KernelSessionOptions,
@@ -33,8 +37,10 @@ export class KernelSession {
     kernel: KernelAddresses,
     layout: KernelLayout,
     memory: GuestMemory,
+    shared: SharedMemory | undefined,
     modules: readonly KernelModule[],
   ) {
+    this.#shared = shared;
     this.client = client;
     this.kernel = kernel;
     this.memory = memory;
@@ -47,13 +53,17 @@ export class KernelSession {
   static async open(options: KernelSessionOptions): Promise<KernelSession> {
     const { endpoint, image, timeoutMs } = options;
     const client = await GdbClient.connect(endpoint, { timeoutMs });
+    let shared: SharedMemory | undefined;
     try {
       const kernel = new KernelAddresses(image, await locateKernel(client, image));
       const layout = new KernelLayout(image.btf, image.source);
-      const memory = new GuestMemory(client);
+      const { memoryFile } = options;
+      shared = memoryFile === undefined ? undefined : await SharedMemory.open(memoryFile, client, kernel);
+      const memory = new GuestMemory(shared ?? client, client);
       const modules = await readModules(memory, kernel, layout);
-      return new KernelSession(options, client, kernel, layout, memory, modules);
+      return new KernelSession(options, client, kernel, layout, memory, shared, modules);
     } catch (error) {
+      shared?.close();
       await client.detach();
       throw error;
     }
@@ -72,5 +82,6 @@ export class KernelSession {
   /** Lets the guest go on. */
   async close(): Promise<void> {
     await this.client.detach();
+    this.#shared?.close();
   }
 }

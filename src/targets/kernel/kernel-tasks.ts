@@ -2,7 +2,7 @@ import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient } from './gdb-client.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { GuestRegisters } from './guest-registers.js';
-import { type FieldPlace, type KernelLayout, StructReader } from './kernel-layout.js';
+import { addressOf, type KernelLayout, numberOf, StructReader, textOf } from './kernel-layout.js';
 import type { KernelAddresses } from './running-kernel.js';
 
 /** One vCPU of a stopped guest. */
@@ -130,22 +130,25 @@ export class TaskReader {
   }
 
   async task(address: number, isIdle: boolean): Promise<KernelTask> {
-    const place = this.#place;
-    const number = (field: FieldPlace) => this.#read.number(address, field);
-    const flags = await number(place.flags);
-    const state = (await number(place.state)) | (await number(place.exitState));
-    const lowest = Math.log2(state & -state);
+    const { comm, pid, tgid, flags, state, exitState, stack, savedStackPointer, onCpu } = this.#place;
+    const record = await this.#read.record(address, {
+      ...{ comm, pid, tgid, flags, state, exitState, stack, savedStackPointer },
+      // Without it (no SMP) the one that runs is `current`.
+      onCpu: onCpu ?? { ...flags, sizeBytes: 0 },
+    });
+    const states = numberOf(record.state) | numberOf(record.exitState);
+    const lowest = Math.log2(states & -states);
     return {
       address,
-      name: await this.#read.text(address, place.comm),
-      pid: await number(place.pid),
-      tgid: await number(place.tgid),
-      isKthread: (flags & PF_KTHREAD) !== 0,
+      name: textOf(record.comm),
+      pid: numberOf(record.pid),
+      tgid: numberOf(record.tgid),
+      isKthread: (numberOf(record.flags) & PF_KTHREAD) !== 0,
       isIdle,
-      state: state === 0 ? 'R' : (state & 0x402) === 0x402 ? 'I' : (STATE_LETTERS[lowest] ?? '?'),
-      isOnCpu: place.onCpu !== undefined && (await number(place.onCpu)) !== 0,
-      stack: await this.#read.address(address, place.stack),
-      savedStackPointer: await this.#read.address(address, place.savedStackPointer),
+      state: states === 0 ? 'R' : (states & 0x402) === 0x402 ? 'I' : (STATE_LETTERS[lowest] ?? '?'),
+      isOnCpu: numberOf(record.onCpu) !== 0,
+      stack: addressOf(record.stack),
+      savedStackPointer: addressOf(record.savedStackPointer),
     };
   }
 

@@ -97,9 +97,10 @@ export class KernelTransition implements TransitionTarget {
         switched,
         other,
       });
-      await memory.write(fn.trampoline, code);
+      await memory.writeCode(fn.trampoline, code);
     }
-    for (const fn of this.#patch.functions) await memory.write(fn.site, encodeJump(fn.site, fn.trampoline));
+    for (const fn of this.#patch.functions)
+      await memory.writeCode(fn.site, encodeJump(fn.site, fn.trampoline));
     this.#leave();
   }
 
@@ -207,7 +208,7 @@ export class KernelTransition implements TransitionTarget {
     for (const fn of this.#patch.functions) {
       const bytes =
         direction === 'patch' ? encodeJump(fn.site, entryOf(fn.new)) : Uint8Array.from(fn.original);
-      await memory.write(fn.site, bytes);
+      await memory.writeCode(fn.site, bytes);
     }
     this.#countSlice();
   }
