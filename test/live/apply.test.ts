@@ -82,7 +82,7 @@ describe('apply and revert', () => {
     }
     expect(target.output().trimEnd()).toBe(`ready ${target.pid}`);
     expect(target.isAlive()).toBe(true);
-  });
+  }, 900_000);
 
   it('lets no blocking system call fail with EINTR or end early', async () => {
     const eintr = compilePatch('eintr.c');
