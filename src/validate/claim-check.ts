@@ -159,8 +159,3 @@ function addedConstant(rest: Uint8Array): number | undefined {
   const parsed = plainRegisterOffset(Uint8Array.of(0x70, ...rest.subarray(1, -1)));
   return parsed?.offset;
 }
-
-/** Whether a state contradicts what a claim says of the CFA, rather than being silent about it. */
-export function contradicts(verdict: number): boolean {
-  return verdict === Verdict.wrongCfa || verdict === Verdict.wrongRegister;
-}

@@ -1,6 +1,6 @@
 import type { Architecture } from '../arch/architecture.js';
 import { FlowCode, isInert, OpCode } from '../arch/instruction-table.js';
-import { assumeClaim, checkClaim, contradicts, detail, Verdict } from './claim-check.js';
+import { assumeClaim, checkClaim, detail, Verdict } from './claim-check.js';
 import type { Claim, ClaimTable } from './claims.js';
 import { FrameState, SnapshotPool } from './frame-state.js';
 import type { ExtraFlow } from './kernel-sections.js';
@@ -264,7 +264,8 @@ class FlowProof {
   #isRefused(i: number, from: number): boolean {
     if (this.#options.isIndependent === true) return false;
     const claim = this.#claimAt(i);
-    if (claim === undefined || !contradicts(checkClaim(claim, this.#state, this.#addressOf(i)))) return false;
+    if (claim === undefined) return false;
+    if (checkClaim(claim, this.#state, this.#addressOf(i)) !== Verdict.wrongCfa) return false;
     if (!this.#isHint(i, from, claim)) this.#contradict(i, from, claim);
     return true;
   }
@@ -413,7 +414,8 @@ class FlowProof {
       this.#statuses[i] = Status.disproved;
       this.#contradict(i, from, claim);
     }
-    if (!isIndependent) {
+    // With the right CFA, what was derived is worth more than what is claimed.
+    if (!isIndependent && (verdict !== Verdict.wrongRegister || this.#statuses[i] === Status.assumed)) {
       assumeClaim(claim, this.#state, i, this.#options.architecture.stackPointer);
       // What else the frame held is no longer known.
       this.#state.isPartial = true;

@@ -178,9 +178,11 @@ export class FrameState {
         else this.forget(1 << a);
         break;
       case OpCode.store: {
+        const stored = registers[a] as number;
+        // Who keeps the stack pointer on another stack goes there next: that stack gets a name.
+        if (registers[b] === UNKNOWN && a === sp && stored !== UNKNOWN) this.setRegister(b, placeValue(i));
         const base = registers[b] as number;
         if (base === UNKNOWN) break;
-        const stored = registers[a] as number;
         const address = addTo(base, value);
         // Through another register, a loop over a list whose head lies on the stack seems to write into the frame.
         const isFrameAccess = b === sp || b === this.#framePointer;

@@ -1,4 +1,4 @@
-# expect: register-clobbered
+# expect: register-clobbered register-not-restored
 	.text
 	.globl f
 	.type f, @function
