@@ -1,0 +1,122 @@
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { jsonLineSchema } from '../../src/cli/json-schema.js';
+import { livegraft, ROOT, startTarget } from '../support/live.js';
+
+/** The command line of `validate`, and what a kept proof does to a walk. */
+
+const folder = mkdtempSync(join(tmpdir(), 'livegraft-validate-'));
+// Proofs are kept here, not in the user's folder.
+process.env.XDG_CACHE_HOME = folder;
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+function assemble(name: string): string {
+  const object = join(folder, `${name}.o`);
+  const source = join(ROOT, 'test/corpus/validate', `${name}.s`);
+  expect(spawnSync('as', ['-o', object, source]).status).toBe(0);
+  return object;
+}
+
+describe('livegraft validate', () => {
+  it('says by its exit code whether files are clean, have findings, or can’t be read', () => {
+    const [good, bad, none] = [
+      assemble('cfa-mismatch.good'),
+      assemble('cfa-mismatch.bad'),
+      join(folder, 'none'),
+    ];
+    writeFileSync(none, 'this is no ELF file, but long enough to have a header of its own '.repeat(3));
+    expect(livegraft('validate', good).code).toBe(0);
+    const found = livegraft('validate', good, bad);
+    expect(found.code).toBe(1);
+    expect(found.stdout).toContain('error cfa-mismatch');
+    expect(found.stdout).toContain('what to do:');
+    const unread = livegraft('validate', good, none);
+    expect([unread.code, unread.stderr]).toEqual([2, expect.stringContaining('no ELF file')]);
+    expect(livegraft('validate', '--agree', 'dwarf,nothing', good).code).toBe(2);
+  });
+
+  it('prints JSON lines that the schema knows, and SARIF', () => {
+    const bad = assemble('saved-register-mismatch.bad');
+    const sarif = join(folder, 'out.sarif');
+    const { code, lines } = livegraft('--json', 'validate', '--sarif', sarif, bad);
+    expect(code).toBe(1);
+    for (const line of lines) jsonLineSchema.parse(line);
+    expect(lines.map((line) => line.event)).toEqual(['validated', 'validateSummary']);
+    const log = JSON.parse(readFileSync(sarif, 'utf8'));
+    expect(log.version).toBe('2.1.0');
+    const [run] = log.runs;
+    const [result] = run.results;
+    expect(run.tool.driver.rules[result.ruleIndex].id).toBe(result.ruleId);
+    expect(result).toMatchObject({ ruleId: 'saved-register-mismatch', level: 'error' });
+    expect(result.locations[0].logicalLocations[0].fullyQualifiedName).toBe('f');
+    expect(result.locations[0].physicalLocation.artifactLocation.uri).toBe(`file://${bad}`);
+  });
+
+  it('leaves out what is suppressed, and names a line that it can’t read', () => {
+    const bad = assemble('cfa-mismatch.bad');
+    const list = join(folder, 'list');
+    writeFileSync(list, '# known\ncfa-* f # assembly\n');
+    expect(livegraft('validate', '--suppress', list, bad).code).toBe(0);
+    writeFileSync(list, 'cfa-mismatch g\n');
+    expect(livegraft('validate', '--suppress', list, bad).code).toBe(1);
+    writeFileSync(list, '\nno-such-code f\n');
+    expect(livegraft('validate', '--suppress', list, bad).stderr).toContain('line 2');
+  });
+});
+
+const PROGRAM = `
+#include <stdio.h>
+#include <unistd.h>
+int wait_here(void);
+int inner(void) { pause(); return 0; }
+int main(void) { printf("ready %d\\n", getpid()); fflush(stdout); return wait_here(); }
+`;
+/** Calls from a frame of 32 bytes that its row takes for 16. */
+const WRONG = `
+  .text
+  .globl wait_here
+  .type wait_here, @function
+wait_here:
+  .cfi_startproc
+  sub $24, %rsp
+  .cfi_def_cfa_offset 16
+  call inner
+  add $24, %rsp
+  .cfi_def_cfa_offset 8
+  ret
+  .cfi_endproc
+  .size wait_here, .-wait_here
+  .section .note.GNU-stack, "", @progbits
+`;
+
+it('keeps a proof by build-id, and a walk refuses a row that it disproves', async () => {
+  const [c, s, program] = ['p.c', 'w.s', 'program'].map((name) => join(folder, name)) as [
+    string,
+    string,
+    string,
+  ];
+  writeFileSync(c, PROGRAM);
+  writeFileSync(s, WRONG);
+  const built = spawnSync('gcc', ['-O2', '-Wl,--build-id', '-o', program, c, s], { encoding: 'utf8' });
+  expect([built.status, built.stderr]).toEqual([0, '']);
+  const target = await startTarget(program);
+  const look = () => {
+    const { lines } = livegraft('--json', 'stack', '--pid', String(target.pid));
+    const stack = lines.find((line) => line.event === 'stack') as {
+      tasks: { reliable: boolean; reason: { code: string } | null }[];
+    };
+    return stack.tasks[0];
+  };
+  try {
+    // Without a proof the wrong row leads to a place that happens to be no return address.
+    expect(look()?.reason?.code).not.toBe('row-disproved');
+    expect(livegraft('validate', program).code).toBe(1);
+    expect(readdirSync(join(folder, 'livegraft/proofs')).length).toBeGreaterThan(0);
+    expect(look()).toMatchObject({ reliable: false, reason: { code: 'row-disproved' } });
+  } finally {
+    target.stop();
+  }
+});
