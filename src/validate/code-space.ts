@@ -1,4 +1,5 @@
 import type { LinkAddress } from '../base/brand.js';
+import { ParseError } from '../base/errors.js';
 import { ET_REL, PF_X, PT_LOAD, SHF_EXECINSTR, SHT_NOBITS } from '../elf/constants.js';
 import type { ElfFile, ElfSymbol } from '../elf/elf-file.js';
 import type { Scratch } from './scratch.js';
@@ -35,6 +36,7 @@ export class CodeSpace {
     for (const region of regions) this.#bySection.set(region.sectionIndex, region);
   }
 
+  /** Throws a ParseError when the sections claim more code than the file has bytes. */
   static of(elf: ElfFile, scratch: Scratch): CodeSpace {
     const sections = elf.sections.filter(
       (s) => (s.flags & SHF_EXECINSTR) !== 0 && s.type !== SHT_NOBITS && s.data.length > 0,
@@ -50,6 +52,11 @@ export class CodeSpace {
               data: elf.bytesAt(s.address, s.fileSizeBytes) ?? new Uint8Array(),
               sectionIndex: -1 - i,
             }));
+    const codeBytes = parts.reduce((sum, { data }) => sum + data.length, 0);
+    // Sections that share their bytes are damage, and could ask for any amount of memory.
+    if (codeBytes > elf.bytes.length) {
+      throw new ParseError(elf.source, 0, `${codeBytes} bytes of code in a file of ${elf.bytes.length}`);
+    }
     parts.sort((a, b) => a.address - b.address);
     let size = GAP_BYTES;
     for (const part of parts) size += Math.ceil(part.data.length / 16) * 16 + GAP_BYTES;

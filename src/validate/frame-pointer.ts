@@ -134,7 +134,7 @@ function isTracingCall(name: string | undefined): boolean {
 /** Reached instructions at the end of a function from which control runs into the next. */
 function findFallThroughs(options: FramePointerOptions, statuses: Uint8Array): Finding[] {
   const { program, noReturn, places } = options;
-  const { table, functions, functionStarts } = program;
+  const { table, functionStarts } = program;
   const findings: Finding[] = [];
   for (let i = 0; i + 1 < table.count; i++) {
     const next = table.offsets[i + 1] as number;
@@ -147,8 +147,8 @@ function findFallThroughs(options: FramePointerOptions, statuses: Uint8Array): F
       flow === FlowCode.indirectJump ||
       (flow === FlowCode.call && noReturn.has(table.targets[i] as number));
     if (ends || end !== next) continue;
-    const from = functions.find((f) => f.start <= (table.offsets[i] as number) && end <= f.end);
-    if (from === undefined || from.isPart) continue;
+    const from = program.functionAt(table.offsets[i] as number);
+    if (from === undefined || from.isPart || end > from.end) continue;
     findings.push(
       makeFinding('falls-through', `control runs on into ${places.describe(next)}`, {
         source: 'frame-pointer',

@@ -122,6 +122,22 @@ describe('damaged files', () => {
     expect(outcomes.validated).toBeGreaterThan(CASES / 20);
   });
 
+  it('whose sections share their code are refused, whatever they would add up to', () => {
+    const original = seeds[0] as Uint8Array;
+    const bytes = original.slice();
+    const view = new DataView(bytes.buffer);
+    const headers = Number(view.getBigUint64(0x28, true));
+    // Every section is executable, and all of the file.
+    for (let i = 1; i < view.getUint16(0x3c, true); i++) {
+      const at = headers + i * 64;
+      if (view.getUint32(at + 4, true) !== 1) continue;
+      view.setBigUint64(at + 8, 6n, true);
+      view.setBigUint64(at + 24, 0n, true);
+      view.setBigUint64(at + 32, BigInt(bytes.length), true);
+    }
+    expect(tryFile(bytes, 'overlapping')).toBe('refused');
+  });
+
   it('of proofs are refused', () => {
     const library = seeds[seeds.length - 1] as Uint8Array;
     const proof = encodeProof(validateElf(parseElf(library, 'l'), { architecture: x86_64 }), 'dwarf');
