@@ -1,9 +1,10 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
-import { availableParallelism, cpus, release, tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { fetchKernel } from '../test/support/guest.js';
 import { ROOT } from '../test/support/live.js';
+import { publish } from './support.js';
 
 /**
  * `npm run -s bench:validate -- --json`: how fast whole files are validated, beside objtool on the same files in the same run.
@@ -170,12 +171,8 @@ function makeRow(
 }
 
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-bench-validate-'));
-const isJson = process.argv.includes('--json');
 const rows: Row[] = [];
-const add = (row: Row) => {
-  rows.push(row);
-  if (!isJson) process.stdout.write(`${JSON.stringify(row)}\n`);
-};
+const add = (row: Row) => rows.push(row);
 try {
   const kernel = fetchKernel();
   const modules = findModules(kernel.modules);
@@ -227,13 +224,7 @@ try {
       }
     }
   }
-  const machine = {
-    cpu: cpus()[0]?.model ?? '?',
-    cores: cpus().length,
-    kernel: release(),
-    node: process.versions.node,
-  };
-  process.stdout.write(`${JSON.stringify({ machine, rows })}\n`);
+  publish('bench:validate', rows);
 } finally {
   rmSync(folder, { recursive: true, force: true });
 }

@@ -4,8 +4,8 @@ import { Worker } from 'node:worker_threads';
 import { Scratch } from '../validate/scratch.js';
 import { type FileReport, type ValidateJob, validateFile } from './validate-files.js';
 
-/** A worker thread costs some 50 ms to start: it pays from about this much on. */
-const WORTH_A_THREAD_BYTES = 8 * 1024 * 1024;
+/** A worker thread compiles everything anew, which takes it a second or more: it pays from about this much on. */
+const WORTH_A_THREAD_BYTES = 32 * 1024 * 1024;
 const BATCH_BYTES = 2 * 1024 * 1024;
 
 /**
