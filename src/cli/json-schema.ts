@@ -136,6 +136,18 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
   }),
   z.strictObject({
     ...common,
+    event: z.literal('soak'),
+    switches: z.int(),
+    unreliable: z.int(),
+    tasks: z.int(),
+    kthreads: z.int(),
+    durationMs: ms,
+    findings: z.array(
+      z.strictObject({ cause: z.string(), place: z.string(), count: z.int(), detail: z.string() }),
+    ),
+  }),
+  z.strictObject({
+    ...common,
     event: z.literal('kernelStatus'),
     release: z.string(),
     patches: z.array(

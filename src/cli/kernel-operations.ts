@@ -11,6 +11,7 @@ import { parseGdbEndpoint } from '../targets/kernel/gdb-connection.js';
 import { KernelPatcher } from '../targets/kernel/kernel-patcher.js';
 import type { KernelRegistry, RegisteredKernelPatch } from '../targets/kernel/kernel-registry.js';
 import { KernelSession } from '../targets/kernel/kernel-session.js';
+import { type SoakOptions, type SoakReport, soakKernel } from '../targets/kernel/kernel-soak.js';
 import type { SliceStatistics } from '../targets/kernel/kernel-transition.js';
 import { sha256 } from '../targets/process/patch-loader.js';
 import { decompressors } from './decompressors.js';
@@ -173,6 +174,15 @@ export async function kernelStatus(
   return withSession(reference, image, LEAVING_SIGNALS, async (session) => {
     const { registry } = await KernelPatcher.open(session, x86_64);
     return { release: image.release, registry };
+  });
+}
+
+/** Walks the stack at every context switch for a while. */
+export async function soak(reference: KernelReference, options: SoakOptions): Promise<SoakReport> {
+  const image = readKernelImage(reference.vmlinux);
+  return withSession(reference, image, ['SIGHUP'], async (session) => {
+    await KernelPatcher.open(session, x86_64);
+    return soakKernel(session, options);
   });
 }
 

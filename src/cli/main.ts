@@ -66,6 +66,7 @@ Examples:
   addStatus(program, output);
   addStack(program, output, setCode);
   addValidate(program, output, setCode);
+  addSoak(program, output, io, setCode);
   program
     .command('completion')
     .description('print a completion script')
@@ -312,6 +313,37 @@ function parseAgree(
   if (a === undefined || b === undefined || rest.length > 0 || a === b)
     throw new InvalidArgumentError(`give two of ${CLAIM_SOURCES.join(', ')}, with a comma between.`);
   return [...before, [a, b]];
+}
+
+function addSoak(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
+  program
+    .command('soak')
+    .description('walk the stack at every context switch of a running kernel, and count what is unreliable')
+    .requiredOption('--gdb <socket>', 'the gdb socket of its machine, unix:PATH or HOST:PORT')
+    .requiredOption('--vmlinux <file>', 'the vmlinuz or vmlinux of the kernel that runs')
+    .option('--guest-memory <file>', 'the file that QEMU shares as its memory, much faster')
+    .option('--switches <number>', 'how many context switches', parseSwitches, 10_000)
+    .option('--timeout <seconds>', 'how long at most', parseSeconds, 600)
+    .addHelpText('after', '\nExample:\n  $ livegraft soak --gdb unix:/run/guest-gdb --vmlinux vmlinuz')
+    .action(async ({ gdb, vmlinux, guestMemory, switches, timeout }: SoakCommandOptions) => {
+      const { soakStacks } = await import('./commands/soak.js');
+      const limits = { switches, timeoutMs: timeout * 1000 };
+      setCode(await soakStacks({ gdb, vmlinux, guestMemory }, limits, output(), io));
+    });
+}
+
+interface SoakCommandOptions {
+  readonly gdb: string;
+  readonly vmlinux: string;
+  readonly guestMemory?: string;
+  readonly switches: number;
+  readonly timeout: number;
+}
+
+function parseSwitches(text: string): number {
+  const count = Number(text);
+  if (!Number.isInteger(count) || count <= 0) throw new InvalidArgumentError('give a positive number.');
+  return count;
 }
 
 function parseCount(text: string): number {

@@ -58,7 +58,9 @@ function patchOf(source: string): string {
 }
 
 const subject = () => ['--gdb', guest.gdb, '--vmlinux', vmlinux];
-const run = (...args: string[]) => livegraft(...args, ...subject(), '--json');
+/** Through shared memory; what is killed, and the waiting for a thread, go through the protocol alone. */
+const run = (...args: string[]) =>
+  livegraft(...args, ...subject(), '--guest-memory', guest.memoryFile as string, '--json');
 const errorOf = (lines: readonly Record<string, unknown>[]) => lines.at(-1);
 
 /** The bytes at the entry of a function, as the guest has them. */
@@ -91,7 +93,7 @@ describe('a patch of a running kernel', () => {
   it('is applied, shown, and reverted, byte for byte', async () => {
     const patch = patchOf('cmdline.c');
     const [before, entry] = [await guest.run('cat /proc/cmdline'), await entryOf('cmdline_proc_show')];
-    const applied = run('apply', patch, '--guest-memory', guest.memoryFile as string);
+    const applied = run('apply', patch);
     expect(applied.stderr).toBe('');
     for (const line of applied.lines) jsonLineSchema.parse(line);
     expect(applied.lines.at(-1)).toMatchObject({

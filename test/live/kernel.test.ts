@@ -12,6 +12,7 @@ import { extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../../src/kernel-image/kernel-image.js';
 import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
 import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
+import { soakKernel } from '../../src/targets/kernel/kernel-soak.js';
 import { bootGuest, type Guest } from '../support/guest.js';
 import { livegraft, pause } from '../support/live.js';
 
@@ -198,6 +199,38 @@ describe('livegraft stack --gdb', () => {
     expect(refused.filter((code) => code !== 'between-cpus')).toEqual([]);
     await guest.run('kill $(jobs -p); wait');
     expect(await guest.run('echo alive')).toContain('alive');
+  });
+
+  it('finds every stack reliable at a context switch (soak)', async () => {
+    await guest.run('(while :; do cat /proc/version; ls /proc; done >/dev/null 2>&1) & sleep 0');
+    const run = livegraft(
+      ...['soak', '--gdb', guest.gdb, '--vmlinux', guest.kernel.vmlinuz],
+      ...['--switches', '300', '--timeout', '45', '--json'],
+    );
+    const line = jsonLineSchema.parse(run.lines.at(-1));
+    if (line.event !== 'soak') throw new Error(run.stdout + run.stderr);
+    expect(line.findings).toEqual([]);
+    expect(line.switches).toBeGreaterThan(50);
+    expect(line.kthreads).toBeGreaterThan(1);
+    expect(run.code).toBe(0);
+    await guest.run('kill $(jobs -p); wait');
+    expect(await guest.run('echo alive')).toContain('alive');
+  });
+
+  it('counts what soak can not walk, by cause and place', async () => {
+    const report = await withSession(async (session) => {
+      // A task whose stack is said to lie elsewhere can't be walked.
+      const real = session.tasks.task.bind(session.tasks);
+      session.tasks.task = async (address, isIdle) => ({
+        ...(await real(address, isIdle)),
+        stack: -(2 ** 40),
+      });
+      return soakKernel(session, {
+        ...{ switches: 5, timeoutMs: 30_000, signal: new AbortController().signal, onProgress: () => {} },
+      });
+    });
+    expect(report.unreliable).toBe(report.switches);
+    expect(report.findings.map((finding) => finding.cause)).toEqual(['between-cpus']);
   });
 
   it('refuses another kernel, and the guest goes on', async () => {

@@ -68,7 +68,7 @@ mount -t sysfs sys /sys
 mount -t tmpfs tmp /tmp
 mount -t devtmpfs dev /dev
 echo 0 > /proc/sys/kernel/kptr_restrict
-echo 0 > /proc/sys/kernel/printk
+echo 1 > /proc/sys/kernel/printk
 stty -echo
 echo guest-is-ready
 export PS1=
@@ -178,7 +178,7 @@ class QemuGuest implements Guest {
   readonly #folder: string;
   readonly #kill = () => this.#child.kill('SIGKILL');
   #output = '';
-  #ended = false;
+  #ended: string | undefined;
 
   constructor(
     child: ChildProcess,
@@ -198,14 +198,15 @@ class QemuGuest implements Guest {
     child.stdout?.on('data', collect);
     child.stderr?.on('data', collect);
     child.stdin?.on('error', () => {});
-    child.on('exit', () => {
-      this.#ended = true;
+    child.on('exit', (code, signal) => {
+      // 124: its time was over; 128 and a signal: the emulator crashed; 0: the kernel restarted or powered off.
+      this.#ended = `${signal ?? code}`;
     });
     process.on('exit', this.#kill);
   }
 
   get hasEnded(): boolean {
-    return this.#ended;
+    return this.#ended !== undefined;
   }
 
   console(): string {
@@ -225,7 +226,8 @@ class QemuGuest implements Guest {
     const deadline = Date.now() + timeoutMs;
     // Only the end is looked at: the output may be megabytes.
     while (!pattern.test(this.#output.slice(Math.max(from, this.#output.length - 1000)))) {
-      if (this.#ended) throw new Error(`the guest ended: ${this.#output.slice(-2000)}`);
+      if (this.#ended !== undefined)
+        throw new Error(`the guest ended (${this.#ended}): ${this.#output.slice(-2000)}`);
       if (Date.now() > deadline)
         throw new Error(`no ${pattern} within ${timeoutMs} ms: ${this.#output.slice(-2000)}`);
       await new Promise((resolve) => setTimeout(resolve, 10));

@@ -48,7 +48,7 @@ export class KernelPatcher {
 
   /** Reads the registry in the guest; gives back a task that a killed livegraft had borrowed. */
   static async open(session: KernelSession, arch: Architecture): Promise<KernelPatcher> {
-    const store = new KernelRegistryStore(session.client, session.kernel);
+    const store = new KernelRegistryStore(session.client, session.kernel.expect('_etext'));
     const registry = await store.read();
     const calls = new GuestCalls(session.client, session.kernel, arch, store);
     if (store.borrowed !== 0) await calls.recover(store.borrowed);
@@ -120,7 +120,9 @@ export class KernelPatcher {
       const address = await this.#allocate(call, layout.sizeBytes);
       const linked = linkPatch(patch, layout, address, this.#symbols(), this.#arch.redirector);
       await client.writeMemory(address, linked.bytes);
-      await call(kernel.expect('set_memory_x'), address, Math.ceil(layout.text.sizeBytes / PAGE_BYTES));
+      const textPages = Math.ceil(layout.text.sizeBytes / PAGE_BYTES);
+      for (const name of ['set_memory_ro', 'set_memory_x'])
+        await call(kernel.expect(name), address, textPages);
       return linked;
     });
     this.#session.memory.forget();

@@ -1,9 +1,8 @@
 import { decodeText } from '../../base/byte-reader.js';
 import { crc32 } from '../../base/crc32.js';
 import { LivegraftError } from '../../base/errors.js';
-import type { GdbClient } from './gdb-client.js';
 import type { BorrowRecord } from './guest-calls.js';
-import type { KernelAddresses } from './running-kernel.js';
+import type { MemorySource } from './guest-memory.js';
 
 export interface KernelRange {
   readonly name: string;
@@ -73,13 +72,13 @@ interface Anchor {
  * written to the copy that is not in use, then the anchor, in one packet while the guest stands still.
  */
 export class KernelRegistryStore implements BorrowRecord {
-  readonly #client: GdbClient;
+  readonly #memory: MemorySource;
   readonly #place: number;
   #anchor: Anchor = { address: 0, copy: 0, sizeBytes: 0, crc: 0, borrowed: 0 };
 
-  constructor(client: GdbClient, kernel: KernelAddresses) {
-    this.#client = client;
-    const end = kernel.expect('_etext');
+  /** `end` is `_etext`, where it is in the running kernel. `memory` must write at once: it is asked to change code pages. */
+  constructor(memory: MemorySource, end: number) {
+    this.#memory = memory;
     this.#place = Math.ceil(end / 64) * 64;
     if (Math.ceil(end / 4096) * 4096 - this.#place < ANCHOR_BYTES) {
       throw new LivegraftError('kernel-unsupported', 'no room is left behind the text of this kernel', {
@@ -99,7 +98,7 @@ export class KernelRegistryStore implements BorrowRecord {
 
   /** Rejects with `registry-damaged` when what is there can't be what livegraft wrote. */
   async read(): Promise<KernelRegistry> {
-    const bytes = await this.#client.readMemory(this.#place, ANCHOR_BYTES);
+    const bytes = await this.#memory.readMemory(this.#place, ANCHOR_BYTES);
     const view = new DataView(bytes.buffer, bytes.byteOffset, ANCHOR_BYTES);
     if (view.getBigUint64(0, true) !== MAGIC) return EMPTY_REGISTRY;
     this.#anchor = {
@@ -111,7 +110,7 @@ export class KernelRegistryStore implements BorrowRecord {
     };
     const { address, copy, sizeBytes, crc } = this.#anchor;
     if (sizeBytes === 0) return EMPTY_REGISTRY;
-    const text = await this.#client.readMemory(address + copy * COPY_BYTES, Math.min(sizeBytes, COPY_BYTES));
+    const text = await this.#memory.readMemory(address + copy * COPY_BYTES, Math.min(sizeBytes, COPY_BYTES));
     if (crc32(text) !== crc) {
       throw new LivegraftError('registry-damaged', "livegraft's registry in the guest is damaged", {
         remedy: 'restart the guest: what runs in it can not be told any more',
@@ -137,7 +136,7 @@ export class KernelRegistryStore implements BorrowRecord {
       );
     }
     const copy = this.#anchor.copy === 0 ? 1 : 0;
-    await this.#client.writeMemory(this.#anchor.address + copy * COPY_BYTES, text);
+    await this.#memory.writeMemory(this.#anchor.address + copy * COPY_BYTES, text);
     await this.#writeAnchor({ ...this.#anchor, copy, sizeBytes: text.length, crc: crc32(text) });
   }
 
@@ -154,7 +153,7 @@ export class KernelRegistryStore implements BorrowRecord {
     view.setUint32(20, anchor.sizeBytes, true);
     view.setUint32(24, anchor.crc, true);
     view.setBigInt64(32, BigInt(anchor.borrowed), true);
-    await this.#client.writeMemory(this.#place, bytes);
+    await this.#memory.writeMemory(this.#place, bytes);
     this.#anchor = anchor;
   }
 }

@@ -203,8 +203,8 @@ export class KernelStacks {
             const flags = readWord(frameEnd + FRAME_FLAGS);
             if (cs === undefined || flags === undefined)
               return { damaged: 'its segment and flags can not be read' };
-            // Bit 1 of the flags is always set; the selectors are 16 bits wide.
-            if (cs > 0xffffn || (flags & 2n) === 0n || flags >> 32n !== 0n)
+            // Selectors are 16 bits wide, flags 22. (A task in execve has flags of 0x200, as no CPU would save them.)
+            if (cs > 0xffffn || flags >> 22n !== 0n)
               return { damaged: 'what should be segment and flags is not' };
             if ((cs & 3n) === 0n) return 'kernel';
             if ((saved[DW_RA] as number) < 0) return { damaged: 'a kernel address in user mode' };

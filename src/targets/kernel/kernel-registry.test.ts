@@ -1,0 +1,83 @@
+import { describe, expect, it } from 'vitest';
+import { LivegraftError } from '../../base/errors.js';
+import { type KernelRegistry, KernelRegistryStore } from './kernel-registry.js';
+
+const ETEXT = -0x7e1f_e10e;
+const MEMORY = -0x3fa0_0000;
+
+/** Sparse bytes that can be told to fail at the n-th write, as a killed livegraft would. */
+class FakeMemory {
+  readonly bytes = new Map<number, number>();
+  writesLeft = Number.POSITIVE_INFINITY;
+  largestWrite = 0;
+
+  async readMemory(address: number, sizeBytes: number): Promise<Uint8Array> {
+    return Uint8Array.from({ length: sizeBytes }, (_, i) => this.bytes.get(address + i) ?? 0xcc);
+  }
+
+  async writeMemory(address: number, bytes: Uint8Array): Promise<void> {
+    if (this.writesLeft-- <= 0) throw new LivegraftError('gdb-connection-lost', 'killed');
+    bytes.forEach((byte, i) => {
+      this.bytes.set(address + i, byte);
+    });
+  }
+}
+
+function registryOf(serial: number): KernelRegistry {
+  return {
+    patches: [],
+    serial,
+    transition: { patchId: 'x', begunAs: 'patch', direction: 'patch', switchedValue: serial },
+  };
+}
+
+describe('KernelRegistryStore', () => {
+  it('finds nothing in a kernel that was never patched', async () => {
+    const store = new KernelRegistryStore(new FakeMemory(), ETEXT);
+    expect(await store.read()).toMatchObject({ patches: [], transition: undefined });
+    expect(store.hasMemory).toBe(false);
+  });
+
+  it('finds what another run wrote, and which task it borrowed', async () => {
+    const memory = new FakeMemory();
+    const store = new KernelRegistryStore(memory, ETEXT);
+    await store.useMemory(MEMORY);
+    for (let serial = 1; serial <= 3; serial++) await store.write(registryOf(serial));
+    await store.noteBorrowed(-0x1234_0000_0000);
+    const other = new KernelRegistryStore(memory, ETEXT);
+    expect(await other.read()).toEqual(registryOf(3));
+    expect(other.hasMemory).toBe(true);
+    expect(other.borrowed).toBe(-0x1234_0000_0000);
+  });
+
+  it('keeps a whole registry when it is killed at any write', async () => {
+    for (let writes = 0; writes < 4; writes++) {
+      const memory = new FakeMemory();
+      const store = new KernelRegistryStore(memory, ETEXT);
+      await store.useMemory(MEMORY);
+      await store.write(registryOf(1));
+      memory.writesLeft = writes;
+      for (const serial of [2, 3]) await store.write(registryOf(serial)).catch(() => {});
+      const found = await new KernelRegistryStore(memory, ETEXT).read();
+      expect(found).toEqual(registryOf(1 + Math.floor(writes / 2)));
+    }
+  });
+
+  it('says that it is damaged, instead of believing it', async () => {
+    const memory = new FakeMemory();
+    const store = new KernelRegistryStore(memory, ETEXT);
+    await store.useMemory(MEMORY);
+    await store.write(registryOf(1));
+    const at = [...memory.bytes.keys()].find(
+      (address) => memory.bytes.get(address) === '"'.charCodeAt(0),
+    ) as number;
+    memory.bytes.set(at, 0);
+    await expect(new KernelRegistryStore(memory, ETEXT).read()).rejects.toMatchObject({
+      code: 'registry-damaged',
+    });
+  });
+
+  it('refuses a kernel whose text ends with its page', () => {
+    expect(() => new KernelRegistryStore(new FakeMemory(), -0x7e1f_e010)).toThrow('no room is left');
+  });
+});
