@@ -275,22 +275,33 @@ async function withSession<T>(
     });
   }
   const startedAt = performance.now();
-  const session = await KernelSession.open({
-    endpoint,
-    image,
-    arch: x86_64,
-    timeoutMs: ANSWER_TIMEOUT_MS,
-    memoryFile: reference.guestMemory,
-  });
+  let session: KernelSession | undefined;
+  let pending: NodeJS.Signals | undefined;
   const leave = (signal: NodeJS.Signals) => {
+    // Connecting has stopped the guest already: it is let go once that is through, which takes a moment.
+    pending = signal;
+    if (session === undefined) return;
     for (const each of signals) process.off(each, leave);
     void session.close().finally(() => process.kill(process.pid, signal));
   };
   for (const signal of signals) process.on(signal, leave);
   try {
+    session = await KernelSession.open({
+      endpoint,
+      image,
+      arch: x86_64,
+      timeoutMs: ANSWER_TIMEOUT_MS,
+      memoryFile: reference.guestMemory,
+    });
+    if (pending !== undefined) {
+      leave(pending);
+      throw new LivegraftError('interrupted', `interrupted by ${pending}`);
+    }
     return await use(session, startedAt);
   } finally {
     for (const signal of signals) process.off(signal, leave);
-    await session.close();
+    await session?.close();
+    // What interrupted a failing connection still ends this process.
+    if (pending !== undefined) process.kill(process.pid, pending);
   }
 }

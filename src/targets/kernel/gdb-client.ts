@@ -155,14 +155,7 @@ export class GdbClient {
 
   /** Lets the guest go for good and closes the connection. Never throws: what can't be told to the stub is lost anyway. */
   async detach(): Promise<void> {
-    try {
-      if (this.#running) await this.interrupt();
-      await this.#connection.request('D', this.#timeoutMs);
-    } catch (error) {
-      if (!(error instanceof LivegraftError)) throw error;
-    } finally {
-      await this.#connection.close();
-    }
+    await this.#connection.finish(this.#running, this.#timeoutMs);
   }
 
   async #negotiate(): Promise<void> {

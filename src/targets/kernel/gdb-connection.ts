@@ -123,6 +123,15 @@ export class GdbConnection {
     const ready = this.#packets.shift();
     if (ready !== undefined) return Promise.resolve(ready);
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
+    return this.#next(timeoutMs);
+  }
+
+  #closedError(): LivegraftError {
+    return new LivegraftError('gdb-connection-lost', `${this.endpoint}: the connection is closed`);
+  }
+
+  #next(timeoutMs: number): Promise<string | undefined> {
+    if (this.#socket.destroyed) return Promise.resolve(undefined);
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#waiter = undefined;
@@ -132,9 +141,35 @@ export class GdbConnection {
     });
   }
 
+  /**
+   * Sends a last packet, `D`, whatever else was going on, waits for its OK, and closes. Whoever waits for an answer is told
+   * that the connection is closed, and nothing may be sent any more, not even an acknowledgement: a byte that reaches
+   * QEMU's stub while the guest runs stops it again.
+   */
+  async finish(isRunning: boolean, timeoutMs: number): Promise<void> {
+    if (this.#failure === undefined) {
+      this.#failure = this.#closedError();
+      this.#acknowledges = false;
+      const waiter = this.#waiter;
+      this.#waiter = undefined;
+      if (waiter !== undefined) {
+        clearTimeout(waiter.timer);
+        waiter.reject(this.#failure);
+      }
+      this.#packets = [];
+      this.#socket.write(`${isRunning ? '\x03' : ''}$D#44`, 'latin1');
+      const deadline = performance.now() + timeoutMs;
+      for (;;) {
+        const packet = await this.#next(Math.max(0, deadline - performance.now()));
+        if (packet === undefined || packet === 'OK') break;
+      }
+    }
+    await this.close();
+  }
+
   /** Resolves when the other side knows, or after a moment. */
   async close(): Promise<void> {
-    this.#failure ??= new LivegraftError('gdb-connection-lost', `${this.endpoint}: the connection is closed`);
+    this.#failure ??= this.#closedError();
     if (this.#socket.destroyed) return;
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, CLOSE_TIMEOUT_MS);

@@ -13,6 +13,9 @@ const CORE = `<feature><!-- <reg name="gone" bitsize="64"/>
     .map(([name, { sizeBytes }]) => `<reg name="${name}" bitsize="${sizeBytes * 8}" type="int"/>`)
     .join('')}<reg name="gs_base" bitsize="64" type="int"/></feature>`;
 
+/** A packet, or the byte that asks for a stop, behind any acknowledgements. */
+const PACKET = new RegExp(`^[+-]*(?:${String.fromCharCode(3)}|\\$([^#]*)#[0-9a-f]{2})`);
+
 type Answer = string | undefined | ((packet: string, stub: Stub) => string | undefined);
 
 /** A stub with a little memory; answers can be replaced, held back, or damaged. */
@@ -30,10 +33,9 @@ class Stub {
       this.socket = socket;
       socket.on('error', () => {});
       socket.on('data', (bytes) => {
-        // The break byte comes alone: it is not part of any packet.
-        this.#buffer += bytes.length === 1 && bytes[0] === 3 ? '!' : bytes.toString('latin1');
+        this.#buffer += bytes.toString('latin1');
         for (;;) {
-          const match = /^[+-]*(?:!|\$([^#]*)#[0-9a-f]{2})/.exec(this.#buffer);
+          const match = PACKET.exec(this.#buffer);
           if (match === null) return;
           this.#buffer = this.#buffer.slice(match[0].length);
           this.#handle(match[1] ?? 'break');
@@ -229,6 +231,33 @@ describe('GdbClient', () => {
     await expect(connect((s) => s.answers.set(request, answer))).rejects.toMatchObject({
       code: 'gdb-protocol',
     });
+  });
+
+  it('lets the guest go in the middle of a request, and sends nothing afterwards', async () => {
+    let late: (() => void) | undefined;
+    const { stub, client } = await connect((s) =>
+      s.answers.set('m', (_, stub) => {
+        late = () => stub.write('00');
+        return undefined;
+      }),
+    );
+    const reading = client.readMemory(0x1000, 1);
+    while (late === undefined) await new Promise((resolve) => setTimeout(resolve, 1));
+    const detached = client.detach();
+    await expect(reading).rejects.toMatchObject({ code: 'gdb-connection-lost' });
+    late();
+    await detached;
+    await expect(client.readMemory(0x1000, 1)).rejects.toMatchObject({ code: 'gdb-connection-lost' });
+    expect(stub.received.at(-1)).toBe('D');
+  });
+
+  it('stops a running guest before it lets it go', async () => {
+    const { stub, client } = await connect((s) =>
+      s.answers.set('vCont;c', undefined).set('break', 'T02thread:01;'),
+    );
+    client.resume();
+    await client.detach();
+    expect(stub.received.slice(-2)).toEqual(['break', 'D']);
   });
 
   it('says that nobody listens', async () => {
