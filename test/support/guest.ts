@@ -72,7 +72,8 @@ echo 1 > /proc/sys/kernel/printk
 stty -echo
 echo guest-is-ready
 export PS1=
-exec sh
+# Under load the serial line has been seen to end a shell; as the first process it would take the kernel along.
+while :; do sh; done
 `;
 
 export interface GuestOptions {

@@ -8,7 +8,6 @@ import { buildFromSource } from '../../build/from-source.js';
 import { buildReplacement } from '../../build/kernel-replacement.js';
 import type { PatchManifest } from '../../patch/manifest.js';
 import { type BuildCommandOptions, EXIT } from '../conventions.js';
-import { readKernelImage } from '../kernel-operations.js';
 import type { Output } from '../output.js';
 
 export async function build(
@@ -44,6 +43,7 @@ export async function build(
   if (replacement !== undefined) {
     if ([source, diff, orig, patched].some((given) => given !== undefined))
       usage('--replacement stands alone, with --target');
+    const { readKernelImage } = await import('../kernel-operations.js');
     result = buildReplacement(readElf(replacement), readKernelImage(target), {
       name: nameOf(replacement),
       description: '',

@@ -1,5 +1,5 @@
 import { hex } from '../../base/brand.js';
-import { type KernelReference, kernelStatus } from '../kernel-operations.js';
+import type { KernelReference } from '../kernel-operations.js';
 import type { ProcessStatus } from '../operations.js';
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';
@@ -25,6 +25,7 @@ export async function showStatus(pid: number | undefined, output: Output): Promi
 }
 
 export async function showKernelStatus(reference: KernelReference, output: Output): Promise<void> {
+  const { kernelStatus } = await import('../kernel-operations.js');
   const { release, registry } = await kernelStatus(reference);
   const patches = registry.patches.filter((patch) => patch.state !== 'reverted');
   output.json({

@@ -2,7 +2,8 @@ import type { TransitionResult } from '../../engine/events.js';
 import { EXIT } from '../conventions.js';
 import type { Io } from '../io.js';
 import { eventLine, resultLine } from '../json-lines.js';
-import { applyToKernel, type KernelReference, revertFromKernel } from '../kernel-operations.js';
+// Only what a command needs is loaded: start-up is part of how long an apply takes.
+import type { KernelReference } from '../kernel-operations.js';
 import { createTransitionView } from '../live-view.js';
 import type { ApplyOptions, ApplyOutcome, OperationEvent } from '../operations.js';
 import type { Output } from '../output.js';
@@ -43,8 +44,9 @@ export async function applyKernelPatch(
   output: Output,
   io: Io,
 ): Promise<number> {
+  const operations = await import('../kernel-operations.js');
   return await transit(output, io, kernelSubject(options), 'applied', (hooks) =>
-    applyToKernel({ ...options, ...hooks, patchPath }),
+    operations.applyToKernel({ ...options, ...hooks, patchPath }),
   );
 }
 
@@ -54,8 +56,9 @@ export async function revertKernelPatch(
   output: Output,
   io: Io,
 ): Promise<number> {
+  const operations = await import('../kernel-operations.js');
   return await transit(output, io, kernelSubject(options), 'reverted', (hooks) =>
-    revertFromKernel({ ...options, ...hooks, patch }),
+    operations.revertFromKernel({ ...options, ...hooks, patch }),
   );
 }
 
