@@ -1,4 +1,5 @@
-#!/usr/bin/env node
+#!/usr/bin/env -S node --single-threaded
+// Without helper threads of V8: they would compete with the target for its processors, for milliseconds at a time.
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 

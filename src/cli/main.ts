@@ -1,6 +1,7 @@
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { LivegraftError } from '../base/errors.js';
 import type { ConsistencyModel } from '../engine/target.js';
+import { yieldHelperThreads } from '../targets/process/own-threads.js';
 import type { ClaimSource } from '../validate/findings.js';
 import type { ValidateCommandOptions } from './commands/validate.js';
 import { type BuildCommandOptions, EXIT, VERSION } from './conventions.js';
@@ -34,6 +35,7 @@ export async function main(argv: readonly string[], io: Io): Promise<number> {
 
 /** For `bin/livegraft.js`. */
 export async function run(): Promise<void> {
+  yieldHelperThreads();
   process.exitCode = await main(process.argv.slice(2), processIo());
 }
 

@@ -68,7 +68,7 @@ export interface Run {
 const BIN = join(ROOT, 'bin', 'livegraft.js');
 
 export function livegraft(...args: readonly string[]): Run {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [BIN, ...args], {
+  const { status, stdout, stderr } = spawnSync(BIN, [...args], {
     encoding: 'utf8',
     timeout: 60_000,
   });

@@ -2,7 +2,6 @@ import type { Architecture } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
 import { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
-import { yieldHelperThreads } from './own-threads.js';
 import { findFreeRange } from './placement.js';
 import { expectPatchableProcess } from './preflight.js';
 import { type Mapping, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
@@ -29,7 +28,6 @@ export class ProcessSession {
 
   constructor(pid: number, arch: Architecture) {
     expectPatchableProcess(pid);
-    yieldHelperThreads();
     this.pid = pid;
     this.arch = arch;
     this.memory = new ProcessMemory(pid);

@@ -53,6 +53,7 @@ export class ProcessTransition implements TransitionTarget {
   install(direction: Direction): void {
     this.#direction = direction;
     const [space] = this.#spaces as [ProcessSpace];
+    space.inspector.prepare();
     const before = space.registry.transition;
     const from = stateWithoutSlot(before, direction);
     if (before?.phase !== 'running') space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
@@ -96,7 +97,9 @@ export class ProcessTransition implements TransitionTarget {
     this.#pump();
     const infos: TaskInfo[] = [];
     for (const space of this.#spaces) {
-      for (const record of space.tasks.values()) {
+      // Those that run come last: by then tables are read and code is compiled, and their stops are short.
+      const records = [...space.tasks.values()].map((record) => ({ record, runs: record.runsNow() }));
+      for (const { record } of records.sort((a, b) => Number(a.runs) - Number(b.runs))) {
         const info = this.#unlessGone(space, () => this.#infoOf(record));
         if (info !== undefined) infos.push(info);
       }
@@ -137,7 +140,7 @@ export class ProcessTransition implements TransitionTarget {
       tracee.syscallStopsWanted =
         tracee.stop.kind === 'syscallStop' ? tracee.syscallStopsWanted : WATCHED_STOPS;
       this.#tracer.resume(tracee);
-      return this.#refuse(record, reason, timeslices);
+      return this.#refuse(record, reason(), timeslices);
     }
     space.slots.setState(tracee, to === 'patched' ? 1 : 0);
     record.refusal = undefined;
@@ -150,12 +153,12 @@ export class ProcessTransition implements TransitionTarget {
     to: 'unpatched' | 'patched',
     check: 'checked' | 'unchecked',
   ): { switched: true } | { switched: false; refusals: ReadonlyMap<TaskId, StragglerReason> } {
-    const refusals = new Map<TaskId, StragglerReason>();
+    const refusals = new Map<TaskId, () => StragglerReason>();
     const stopped: TaskRecord[] = [];
     for (const space of this.#spaces) {
       for (const record of this.#stopTogether(space)) {
         stopped.push(record);
-        if (record.tracee.state === 'running') refusals.set(record.id, unstoppable(record));
+        if (record.tracee.state === 'running') refusals.set(record.id, () => unstoppable(record));
         else if (record.tracee.state === 'stopped' && this.#tracer.fetchRegisters(record.tracee)) {
           const reason = check === 'unchecked' ? this.#decidedReason(record) : this.#checkStack(record);
           if (reason !== undefined) refusals.set(record.id, reason);
@@ -169,7 +172,8 @@ export class ProcessTransition implements TransitionTarget {
       }
     }
     for (const record of stopped) this.#tracer.resume(record.tracee);
-    return refusals.size === 0 ? { switched: true } : { switched: false, refusals };
+    if (refusals.size === 0) return { switched: true };
+    return { switched: false, refusals: new Map([...refusals].map(([id, reason]) => [id, reason()])) };
   }
 
   /** Refused threads are resumed up to their next system-call stops as it is; see {@link WATCHED_STOPS}. */
@@ -300,7 +304,7 @@ export class ProcessTransition implements TransitionTarget {
     }
   }
 
-  #checkStack(record: TaskRecord): StragglerReason | undefined {
+  #checkStack(record: TaskRecord): (() => StragglerReason) | undefined {
     return (
       this.#decidedReason(record) ??
       record.space.inspector.check(record.tracee, this.#leavingRanges(record.space))
@@ -308,17 +312,14 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   /** A thread between the reading of its state and the jump that follows has decided already. */
-  #decidedReason(record: TaskRecord): StragglerReason | undefined {
+  #decidedReason(record: TaskRecord): (() => StragglerReason) | undefined {
     const ip = readRegister(record.tracee.registers, RIP);
     for (const { name, redirect } of this.#patchOf(record.space).functions) {
       const { address, belowEntry } = redirect.trampoline;
       if (ip > address && ip < belowEntry) {
-        return {
-          kind: 'busy',
-          function: name,
-          frame: 0,
-          frames: record.space.inspector.report(record.tracee),
-        };
+        const { inspector } = record.space;
+        const { frames } = inspector.walk(record.tracee);
+        return () => ({ kind: 'busy', function: name, frame: 0, frames: inspector.reportFrames(frames) });
       }
     }
     return undefined;

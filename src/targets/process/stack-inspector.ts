@@ -75,6 +75,20 @@ export class StackInspector {
     this.#map = this.#buildMap();
   }
 
+  /**
+   * Reads unwind tables of what is mapped, so that no thread is held for that: those of the vDSO and the program first,
+   * others as far as the time goes. What is not read now is read when a frame needs it.
+   */
+  prepare(): void {
+    const until = performance.now() + PREPARE_MS;
+    const first = this.#modules.filter((module) => module.name === '[vdso]');
+    for (const module of new Set([...first, ...this.#modules])) {
+      const code = module.mappings.find((mapping) => mapping.executable);
+      if (code !== undefined) this.#map.frameInfo(code.start, true);
+      if (performance.now() > until) return;
+    }
+  }
+
   /** The walk of a stopped thread whose registers have been fetched. */
   walk(tracee: Tracee): WalkResult {
     const first = this.#walkOnce(tracee);
@@ -85,27 +99,25 @@ export class StackInspector {
     return this.#walkOnce(tracee);
   }
 
-  /** Undefined when the stack is reliable and holds none of the ranges. */
-  check(tracee: Tracee, ranges: readonly MemoryRange[]): StragglerReason | undefined {
+  /**
+   * Undefined when the stack is reliable and holds none of the ranges. Else how to tell why: names are looked up only
+   * then, when the thread need not be held any more.
+   */
+  check(tracee: Tracee, ranges: readonly MemoryRange[]): (() => StragglerReason) | undefined {
     const result = this.walk(tracee);
     if (!result.reliable) {
       const { code, detail } = result.reason;
-      return { kind: 'unreliable', cause: code, detail, frames: this.reportFrames(result.frames) };
+      return () => ({ kind: 'unreliable', cause: code, detail, frames: this.reportFrames(result.frames) });
     }
     const index = findFrameIn(result.frames, ranges);
     const frame = result.frames[index];
     if (frame === undefined) return undefined;
-    const symbol = this.#symbolizer.find(frame.lookup);
-    return {
+    return () => ({
       kind: 'busy',
-      function: symbol?.name ?? frame.module.name,
+      function: this.#symbolizer.find(frame.lookup)?.name ?? frame.module.name,
       frame: index,
       frames: this.reportFrames(result.frames),
-    };
-  }
-
-  report(tracee: Tracee): readonly ReportedFrame[] {
-    return this.reportFrames(this.walk(tracee).frames);
+    });
   }
 
   reportFrames(frames: readonly Frame[]): readonly ReportedFrame[] {
@@ -168,6 +180,7 @@ export class StackInspector {
 }
 
 const MAX_REPORTED_FRAMES = 64;
+const PREPARE_MS = 30;
 
 /** One code module for each executable mapping of a file, whose tables are read when a frame first needs them. */
 function lazyModules(module: LoadedModule): CodeModule[] {

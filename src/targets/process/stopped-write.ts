@@ -1,6 +1,5 @@
 import { LivegraftError } from '../../base/errors.js';
 import { type EntryWrite, isInsideWrites, rehearseEntries, writeEntries } from './entry-writer.js';
-import { readThreadStat } from './proc.js';
 import type { ProcessSpace } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
 import type { TaskRecord } from './task-record.js';
@@ -80,9 +79,7 @@ function stopForWrite({ tracer, space, plan, whenStopped }: StoppedWrite): Round
   let adopted = space.adopted;
   for (const record of space.tasks.values()) {
     known.add(record);
-    const runs =
-      record.tracee.state === 'running' && readThreadStat(space.pid, record.tracee.tid)?.state === 'R';
-    (runs ? runners : sleepers).push(record);
+    (record.runsNow() ? runners : sleepers).push(record);
   }
   const late: TaskRecord[] = [];
   for (let i = 0; i < sleepers.length; i += BATCH) {

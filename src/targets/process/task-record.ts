@@ -34,6 +34,11 @@ export class TaskRecord {
     return now === undefined || now - this.refusal.timeslices > OWN_WAKEUPS;
   }
 
+  /** Whether it has a processor or waits for one. */
+  runsNow(): boolean {
+    return this.tracee.state === 'running' && readThreadStat(this.space.pid, this.tracee.tid)?.state === 'R';
+  }
+
   noteRefusal(reason: StragglerReason, timeslices: number | undefined, atMs: number): void {
     this.refusal = { reason, timeslices, atMs };
   }
