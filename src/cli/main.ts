@@ -1,7 +1,7 @@
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { LivegraftError } from '../base/errors.js';
 import type { ConsistencyModel } from '../engine/target.js';
-import { yieldHelperThreads } from '../targets/process/own-threads.js';
+import { yieldHelperThreads } from '../targets/process/own-runtime.js';
 import type { ClaimSource } from '../validate/findings.js';
 import type { ValidateCommandOptions } from './commands/validate.js';
 import { type BuildCommandOptions, EXIT, VERSION } from './conventions.js';

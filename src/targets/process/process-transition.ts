@@ -11,6 +11,7 @@ import type {
 } from '../../engine/target.js';
 import { type EntryState, entryState, planEntryWrites } from './entry-writer.js';
 import { ProcessMemory } from './memory.js';
+import { collectGarbage } from './own-runtime.js';
 import { isRunning, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
@@ -54,6 +55,7 @@ export class ProcessTransition implements TransitionTarget {
     this.#direction = direction;
     const [space] = this.#spaces as [ProcessSpace];
     space.inspector.prepare();
+    collectGarbage();
     const before = space.registry.transition;
     const from = stateWithoutSlot(before, direction);
     if (before?.phase !== 'running') space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
@@ -214,19 +216,17 @@ export class ProcessTransition implements TransitionTarget {
   #finishSpace(space: ProcessSpace, entry: EntryState): void {
     const direction = this.#direction;
     space.setTransition({ ...this.#transitionEntry(), phase: 'finishing' });
-    let isUsed = false;
     this.#stopAndWrite(
       space,
       entry,
       () => {},
       (record) => {
-        if (direction === 'unpatch') isUsed ||= this.#isInImage(record);
         leaveTrampoline(record.tracee, this.#patchOf(space), space.slots.area, direction);
         space.slots.giveBack(record.tracee);
         this.#tracer.detach(record.tracee);
       },
     );
-    this.#record(space, direction, isUsed);
+    this.#record(space, direction);
   }
 
   /**
@@ -250,7 +250,7 @@ export class ProcessTransition implements TransitionTarget {
     this.#tracer.detachAll(1000);
   }
 
-  #record(space: ProcessSpace, direction: Direction, imageInUse: boolean): void {
+  #record(space: ProcessSpace, direction: Direction): void {
     if (direction === 'patch') {
       space.updatePatch(this.#patchId, { state: 'applied' });
       space.setTransition(undefined);
@@ -264,18 +264,14 @@ export class ProcessTransition implements TransitionTarget {
         ...space.registry.retired,
         {
           ...patch.image,
-          inUse: imageInUse,
+          // Until each thread has been looked at: not here, where all are held.
+          inUse: true,
           textBytes: patch.text.sizeBytes,
           entries: patch.symbols.map((symbol) => symbol.address),
           displaced: patch.functions.map(({ old, redirect }) => ({ old, trampoline: redirect.trampoline })),
         },
       ],
     });
-  }
-
-  #isInImage(record: TaskRecord): boolean {
-    const { image } = this.#patchOf(record.space);
-    return record.space.inspector.check(record.tracee, [image]) !== undefined;
   }
 
   /** See {@link writeWhileStopped}. */

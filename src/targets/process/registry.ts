@@ -11,7 +11,7 @@ export interface Registry {
   readonly retired: readonly RetiredImage[];
 }
 
-/** `inUse`: a thread was still inside when the patch was removed. */
+/** `inUse`: a thread may still be inside. */
 export interface RetiredImage extends MemoryRange {
   readonly inUse: boolean;
   readonly textBytes: number;

@@ -1,5 +1,7 @@
 import { readdirSync } from 'node:fs';
 import { setPriority } from 'node:os';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 
 const LOWEST_PRIORITY = 19;
 
@@ -17,4 +19,10 @@ export function yieldHelperThreads(): void {
       // It has ended, or may not be changed: then it competes as it did.
     }
   }
+}
+
+/** Once before threads are held: young objects are collected now and not while they are held. (A full collection would also drop compiled code.) */
+export function collectGarbage(): void {
+  setFlagsFromString('--expose-gc');
+  (runInNewContext('gc') as (options: { type: 'minor' }) => void)({ type: 'minor' });
 }
