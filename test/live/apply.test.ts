@@ -1,6 +1,14 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
-import { compilePatch, type LiveTarget, livegraft, pause, snapshot, startTarget } from '../support/live.js';
+import {
+  compilePatch,
+  type LiveTarget,
+  livegraft,
+  nextLine,
+  pause,
+  snapshot,
+  startTarget,
+} from '../support/live.js';
 
 const targets: LiveTarget[] = [];
 async function start(program: string, ...args: string[]): Promise<LiveTarget> {
@@ -14,22 +22,16 @@ afterEach(() => {
 
 const pair = compilePatch('pair.c');
 
-/** The version that the target's main thread printed last. */
-async function version(target: LiveTarget): Promise<string | undefined> {
-  await pause(200);
-  return target.output().trimEnd().split('\n').pop();
-}
-
 describe('apply and revert', () => {
   it('changes two functions whose contract changes together, and leaves memory and code as they were', async () => {
     const target = await start(pair.program, '8', '60');
     const before = snapshot(target.pid);
-    expect(await version(target)).toBe('1');
+    expect(await nextLine(target)).toBe('1');
     const applied = livegraft('--json', 'apply', '--pid', String(target.pid), pair.patch);
     expect(applied.stderr).toBe('');
     expect(applied.code).toBe(0);
     for (const line of applied.lines) jsonLineSchema.parse(line);
-    expect(await version(target)).toBe('2');
+    expect(await nextLine(target)).toBe('2');
     const status = livegraft('--json', 'status', '--pid', String(target.pid));
     expect(jsonLineSchema.parse(status.lines[0])).toMatchObject({
       event: 'status',
@@ -38,7 +40,7 @@ describe('apply and revert', () => {
     const reverted = livegraft('--json', 'revert', '--pid', String(target.pid));
     expect(reverted.code).toBe(0);
     for (const line of reverted.lines) jsonLineSchema.parse(line);
-    expect(await version(target)).toBe('1');
+    expect(await nextLine(target)).toBe('1');
     expect(snapshot(target.pid)).toEqual(before);
   });
 
@@ -49,7 +51,7 @@ describe('apply and revert', () => {
       expect(livegraft('revert', '--pid', String(target.pid)).stderr).toBe('');
     }
     expect(target.isAlive()).toBe(true);
-    expect(await version(target)).toBe('1');
+    expect(await nextLine(target)).toBe('1');
   });
 
   it.each(['churn', 'fork', 'gs'])('keeps every thread consistent in a target of kind "%s"', async (kind) => {
@@ -57,10 +59,10 @@ describe('apply and revert', () => {
     for (let i = 0; i < 3; i++) {
       const applied = livegraft('apply', '--pid', String(target.pid), pair.patch);
       expect(applied.stderr).toBe('');
-      expect(await version(target)).toBe('2');
+      expect(await nextLine(target)).toBe('2');
       const reverted = livegraft('revert', '--pid', String(target.pid));
       expect(reverted.stderr).toBe('');
-      expect(await version(target)).toBe('1');
+      expect(await nextLine(target)).toBe('1');
     }
     expect(target.isAlive()).toBe(true);
   });

@@ -4,7 +4,7 @@ import {
   hurtLivegraft,
   type LiveTarget,
   livegraft,
-  pause,
+  nextLine,
   snapshot,
   startTarget,
 } from '../support/live.js';
@@ -42,8 +42,7 @@ async function expectAsBefore(before: ReturnType<typeof snapshot>): Promise<void
   toPatched();
   toOriginal();
   expect(snapshot(target.pid)).toEqual(before);
-  await pause(200);
-  expect(target.output().trimEnd().split('\n').pop()).toBe('1');
+  expect(await nextLine(target)).toBe('1');
 }
 
 describe('killed with SIGKILL', () => {

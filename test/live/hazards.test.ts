@@ -3,7 +3,15 @@ import { copyFileSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmS
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
-import { compilePatch, type LiveTarget, livegraft, pause, snapshot, startTarget } from '../support/live.js';
+import {
+  compilePatch,
+  type LiveTarget,
+  livegraft,
+  nextLine,
+  pause,
+  snapshot,
+  startTarget,
+} from '../support/live.js';
 
 /** What a target may be or do that a patcher must cope with (DESIGN.md section 5). Targets abort on any mix of versions. */
 const targets: LiveTarget[] = [];
@@ -17,11 +25,6 @@ afterEach(() => {
 });
 
 const pair = compilePatch('pair.c');
-
-async function version(target: LiveTarget): Promise<string | undefined> {
-  await pause(300);
-  return target.output().trimEnd().split('\n').pop();
-}
 
 function expectDone(...args: readonly string[]): void {
   const run = livegraft(...args);
@@ -39,9 +42,9 @@ function expectRefused(code: string, ...args: readonly string[]): Record<string,
 async function expectThereAndBack(target: LiveTarget, pid = target.pid, rounds = 3): Promise<void> {
   for (let i = 0; i < rounds; i++) {
     expectDone('apply', '--pid', String(pid), pair.patch);
-    expect(await version(target)).toBe('2');
+    expect(await nextLine(target)).toBe('2');
     expectDone('revert', '--pid', String(pid));
-    expect(await version(target)).toBe('1');
+    expect(await nextLine(target)).toBe('1');
   }
   expect(target.isAlive()).toBe(true);
 }
@@ -61,9 +64,9 @@ describe('a target', () => {
     expect(readFileSync(`/proc/${target.pid}/task/${target.pid}/stat`, 'latin1')).toMatch(/\) Z /);
     for (let i = 0; i < 3; i++) {
       expectDone('apply', '--pid', String(target.pid), pair.patch);
-      expect(await version(target)).toBe('2');
+      expect(await nextLine(target)).toBe('2');
       expectDone('revert', '--pid', String(target.pid));
-      expect(await version(target)).toBe('1');
+      expect(await nextLine(target)).toBe('1');
     }
   });
 
@@ -106,9 +109,9 @@ describe('a target', () => {
     process.kill(target.pid, 'SIGUSR1');
     await pause(300);
     expectDone('apply', '--allow-suspended-contexts', '--pid', pid, pair.patch);
-    expect(await version(target)).toBe('2');
+    expect(await nextLine(target)).toBe('2');
     expectDone('revert', '--allow-suspended-contexts', '--pid', pid);
-    expect(await version(target)).toBe('1');
+    expect(await nextLine(target)).toBe('1');
   });
 
   it('has no room within 2 GiB', async () => {
@@ -116,7 +119,7 @@ describe('a target', () => {
     const before = snapshot(target.pid);
     expectRefused('no-room', 'apply', '--pid', String(target.pid), pair.patch);
     expect(snapshot(target.pid)).toEqual(before);
-    expect(await version(target)).toBe('1');
+    expect(await nextLine(target)).toBe('1');
   });
 
   it('has a second function that can not be redirected: the first is not either', async () => {
@@ -157,9 +160,9 @@ describe('a target', () => {
     try {
       for (let i = 0; i < 2; i++) {
         expectDone('apply', '--pid', String(outer), pair.patch);
-        expect(await version(target)).toBe('2');
+        expect(await nextLine(target)).toBe('2');
         expectDone('revert', '--pid', String(outer));
-        expect(await version(target)).toBe('1');
+        expect(await nextLine(target)).toBe('1');
       }
     } finally {
       process.kill(Number(outer), 'SIGKILL');

@@ -152,6 +152,14 @@ function isAlive(pid: number): boolean {
   }
 }
 
+/** What the target prints from now on: its second new line, since the first may have been on its way. */
+export async function nextLine(target: LiveTarget): Promise<string | undefined> {
+  const linesOf = () => target.output().trimEnd().split('\n');
+  const known = linesOf().length;
+  for (let i = 0; i < 1000 && linesOf().length < known + 2 && target.isAlive(); i++) await pause(10);
+  return linesOf().pop();
+}
+
 export function pause(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
