@@ -39,7 +39,8 @@ export function compilePatch(
   const program = compile(source, 'program', flags);
   const orig = compile(source, 'object', sections);
   const patched = compile(source, 'object', [...sections, '-DPATCHED']);
-  const patch = `${patched}.lgp`;
+  // Each patch file has an id of its own: one that another run rewrites meanwhile would be another patch.
+  const patch = `${patched}.${process.pid}.lgp`;
   const built = livegraft(
     'build',
     '--orig',
