@@ -146,7 +146,16 @@ describe('a target', () => {
   it('lives in a pid and mount namespace of its own, with a file that is nowhere else', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'livegraft-namespace-'));
     const script = `mount -t tmpfs none ${folder} && cp ${pair.program} ${folder}/hidden && exec ${folder}/hidden 3 120`;
-    const target = await start('/usr/bin/unshare', '--pid', '--mount', '--fork', '/bin/sh', '-c', script);
+    // Not among the targets that are ended by pid: the pid that it prints is another process's here.
+    const target = await startTarget(
+      '/usr/bin/unshare',
+      '--pid',
+      '--mount',
+      '--fork',
+      '/bin/sh',
+      '-c',
+      script,
+    );
     // It knows itself by another pid than we do.
     const outer = readdirSync('/proc').find((pid) => {
       try {
@@ -166,7 +175,6 @@ describe('a target', () => {
       }
     } finally {
       process.kill(Number(outer), 'SIGKILL');
-      targets.pop();
       rmSync(folder, { recursive: true });
     }
   });
