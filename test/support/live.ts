@@ -1,6 +1,15 @@
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  rmSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -146,19 +155,31 @@ export async function startTarget(program: string, ...args: readonly string[]): 
 
 function isAlive(pid: number): boolean {
   try {
-    // A zombie that nobody has reaped yet is dead all the same.
-    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+    // A zombie that nobody has reaped yet is dead; a leader may be one while its threads live on.
+    return readdirSync(`/proc/${pid}/task`).some((tid) => isTaskAlive(pid, tid));
   } catch {
     return false;
   }
 }
 
-/** What the target prints from now on: its second new line, since the first may have been on its way. */
+function isTaskAlive(pid: number, tid: string): boolean {
+  try {
+    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/task/${tid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+}
+
+/** What the target prints from now on: its second new line, since the first may have been on its way. Undefined when it prints no more. */
 export async function nextLine(target: LiveTarget): Promise<string | undefined> {
   const linesOf = () => target.output().trimEnd().split('\n');
   const known = linesOf().length;
-  for (let i = 0; i < 1000 && linesOf().length < known + 2 && target.isAlive(); i++) await pause(10);
-  return linesOf().pop();
+  for (let i = 0; i < 1000 && target.isAlive(); i++) {
+    const lines = linesOf();
+    if (lines.length >= known + 2) return lines.pop();
+    await pause(10);
+  }
+  return undefined;
 }
 
 export function pause(ms: number): Promise<void> {
