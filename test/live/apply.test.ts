@@ -1,30 +1,13 @@
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
-import {
-  compilePatch,
-  type LiveTarget,
-  livegraft,
-  nextLine,
-  pause,
-  snapshot,
-  startTarget,
-} from '../support/live.js';
-
-const targets: LiveTarget[] = [];
-async function start(program: string, ...args: string[]): Promise<LiveTarget> {
-  const target = await startTarget(program, ...args);
-  targets.push(target);
-  return target;
-}
-afterEach(() => {
-  for (const target of targets.splice(0)) target.stop();
-});
+import { compilePatch, livegraft, nextLine, pause, snapshot } from '../support/live.js';
+import { startForTest } from '../support/test-target.js';
 
 const pair = compilePatch('pair.c');
 
 describe('apply and revert', () => {
   it('changes two functions whose contract changes together, and leaves memory and code as they were', async () => {
-    const target = await start(pair.program, '8', '60');
+    const target = await startForTest(pair.program, '8', '60');
     const before = snapshot(target.pid);
     expect(await nextLine(target)).toBe('1');
     const applied = livegraft('--json', 'apply', '--pid', String(target.pid), pair.patch);
@@ -45,7 +28,7 @@ describe('apply and revert', () => {
   });
 
   it('goes back and forth many times without a thread seeing a mix', async () => {
-    const target = await start(pair.program, '6', '300');
+    const target = await startForTest(pair.program, '6', '300');
     for (let i = 0; i < 10; i++) {
       expect(livegraft('apply', '--pid', String(target.pid), pair.patch).stderr).toBe('');
       expect(livegraft('revert', '--pid', String(target.pid)).stderr).toBe('');
@@ -55,7 +38,7 @@ describe('apply and revert', () => {
   });
 
   it.each(['churn', 'fork', 'gs'])('keeps every thread consistent in a target of kind "%s"', async (kind) => {
-    const target = await start(pair.program, '4', '300', kind);
+    const target = await startForTest(pair.program, '4', '300', kind);
     for (let i = 0; i < 3; i++) {
       const applied = livegraft('apply', '--pid', String(target.pid), pair.patch);
       expect(applied.stderr).toBe('');
@@ -69,7 +52,7 @@ describe('apply and revert', () => {
 
   it.each(['stop', 'immediate'])('applies with model %s where the functions are not mixed', async (model) => {
     const canary = compilePatch('canary.c');
-    const target = await start(canary.program, '60');
+    const target = await startForTest(canary.program, '60');
     expect(livegraft('apply', '--pid', String(target.pid), '--model', model, canary.patch).code).toBe(0);
     expect(livegraft('revert', '--pid', String(target.pid), '--model', model).code).toBe(0);
     expect(target.isAlive()).toBe(true);
@@ -78,7 +61,7 @@ describe('apply and revert', () => {
   it('keeps all registers, flags, red zone and errno over many transitions', async () => {
     const canary = compilePatch('canary.c');
     // Its threads spin on both cores: livegraft is to come first, or this takes twice as long.
-    const target = await start('/usr/bin/nice', '-n', '10', canary.program, '900');
+    const target = await startForTest('/usr/bin/nice', '-n', '10', canary.program, '900');
     for (let i = 0; i < 100; i++) {
       expect(livegraft('apply', '--pid', String(target.pid), canary.patch).stderr).toBe('');
       expect(livegraft('revert', '--pid', String(target.pid)).stderr).toBe('');
@@ -89,7 +72,7 @@ describe('apply and revert', () => {
 
   it('lets no blocking system call fail with EINTR or end early', async () => {
     const eintr = compilePatch('eintr.c');
-    const target = await start(eintr.program, '300');
+    const target = await startForTest(eintr.program, '300');
     for (let i = 0; i < 15; i++) {
       expect(livegraft('apply', '--pid', String(target.pid), eintr.patch).stderr).toBe('');
       await pause(37);

@@ -1,13 +1,9 @@
-import { afterEach, describe, expect, it } from 'vitest';
-import { type LiveTarget, livegraft, pause, startTarget } from '../support/live.js';
+import { describe, expect, it } from 'vitest';
+import { type LiveTarget, livegraft, pause } from '../support/live.js';
 import { expectPatch, makeTree, replacedBy, type TreeOptions } from '../support/source-tree.js';
+import { startForTest } from '../support/test-target.js';
 
 /** Patches that were built from source change what a running program does, and keep what it remembers. */
-
-const targets: LiveTarget[] = [];
-afterEach(() => {
-  for (const target of targets.splice(0)) target.stop();
-});
 
 /** Prints `work(0)`, `work(1)`, … over and over, a line a round, for at most a minute. */
 const MAIN = `#include <stdio.h>
@@ -93,8 +89,7 @@ describe('a patch from source, in a running program', () => {
     const tree = makeTree(options);
     const { patch, output } = await expectPatch(tree);
     expect(replacedBy(patch)).toEqual(['same', 'same', 'work']);
-    const target = await startTarget(tree.target.replace(/[^/]*$/, 'prog'));
-    targets.push(target);
+    const target = await startForTest(tree.target.replace(/[^/]*$/, 'prog'));
     const numbers = (line: string) => ({
       count: Number(/count=(\d+)/.exec(line)?.[1]),
       hits: Number(/hits=(\d+)/.exec(line)?.[1]),
@@ -129,8 +124,7 @@ const char *work(int n) { static char text[40]; nothing(); sprintf(text, "%d/%d"
     const { patch, output } = await expectPatch(tree);
     const sizes = patch.manifest.objects[0]?.functions.map((fn) => fn.old.sizeBytes).sort();
     expect(sizes).toEqual([1, 3]);
-    const target = await startTarget(tree.target);
-    targets.push(target);
+    const target = await startForTest(tree.target);
     expect(await nextLine(target)).toMatch(/^0\/0 1\/0 2\/0 /);
     const applied = livegraft('apply', '--pid', String(target.pid), output);
     expect(applied.stderr).toBe('');
@@ -156,8 +150,7 @@ extern "C" const char *work(int n) { static char text[40]; Shape shape(n + 2); S
       cflags: '-fno-exceptions -fno-rtti',
     });
     const { output } = await expectPatch(tree);
-    const target = await startTarget(tree.target);
-    targets.push(target);
+    const target = await startForTest(tree.target);
     expect(await nextLine(target)).toMatch(/^2\/\d+ 3\/0 4\/0 /);
     const applied = livegraft('apply', '--pid', String(target.pid), output);
     expect(applied.stderr).toBe('');

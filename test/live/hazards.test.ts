@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { copyFileSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import {
   compilePatch,
   type LiveTarget,
@@ -12,18 +12,9 @@ import {
   snapshot,
   startTarget,
 } from '../support/live.js';
+import { startForTest } from '../support/test-target.js';
 
 /** What a target may be or do that a patcher must cope with (DESIGN.md section 5). Targets abort on any mix of versions. */
-const targets: LiveTarget[] = [];
-async function start(program: string, ...args: string[]): Promise<LiveTarget> {
-  const target = await startTarget(program, ...args);
-  targets.push(target);
-  return target;
-}
-afterEach(() => {
-  for (const target of targets.splice(0)) target.stop();
-});
-
 const pair = compilePatch('pair.c');
 
 function expectDone(...args: readonly string[]): void {
@@ -51,15 +42,15 @@ async function expectThereAndBack(target: LiveTarget, pid = target.pid, rounds =
 
 describe('a target', () => {
   it('starts programs with vfork, which run on its memory', async () => {
-    await expectThereAndBack(await start(pair.program, '3', '120', 'vfork'));
+    await expectThereAndBack(await startForTest(pair.program, '3', '120', 'vfork'));
   });
 
   it('may not be dumped', async () => {
-    await expectThereAndBack(await start(pair.program, '3', '120', 'dumpable'), undefined, 1);
+    await expectThereAndBack(await startForTest(pair.program, '3', '120', 'dumpable'), undefined, 1);
   });
 
   it('has a leader that ended before its threads', async () => {
-    const target = await start(pair.program, '3', '120', 'leader');
+    const target = await startForTest(pair.program, '3', '120', 'leader');
     await pause(100);
     expect(readFileSync(`/proc/${target.pid}/task/${target.pid}/stat`, 'latin1')).toMatch(/\) Z /);
     for (let i = 0; i < 3; i++) {
@@ -71,7 +62,7 @@ describe('a target', () => {
   });
 
   it('has threads of io_uring, which refuse to be traced', async () => {
-    const target = await start(pair.program, '3', '120', 'uring');
+    const target = await startForTest(pair.program, '3', '120', 'uring');
     await pause(200);
     const names = readdirSync(`/proc/${target.pid}/task`).map((tid) =>
       readFileSync(`/proc/${target.pid}/task/${tid}/comm`, 'latin1').trim(),
@@ -81,11 +72,11 @@ describe('a target', () => {
   });
 
   it('takes signals wherever it is, and calls the patched functions in their handlers', async () => {
-    await expectThereAndBack(await start(pair.program, '3', '120', 'signals'));
+    await expectThereAndBack(await startForTest(pair.program, '3', '120', 'signals'));
   });
 
   it.each(['handler', 'althandler'])('is in a signal handler: its stack is reliable (%s)', async (mode) => {
-    const target = await start(pair.program, '1', '60', mode);
+    const target = await startForTest(pair.program, '1', '60', mode);
     await pause(100);
     const run = livegraft('--json', 'stack', '--pid', String(target.pid));
     const [line] = run.lines as [
@@ -99,7 +90,7 @@ describe('a target', () => {
   });
 
   it('has a coroutine suspended inside of a function to be replaced', async () => {
-    const target = await start(pair.program, '2', '120', 'context');
+    const target = await startForTest(pair.program, '2', '120', 'context');
     const before = snapshot(target.pid);
     const pid = String(target.pid);
     const error = expectRefused('suspended-context', 'apply', '--pid', pid, pair.patch);
@@ -115,7 +106,7 @@ describe('a target', () => {
   });
 
   it('has no room within 2 GiB', async () => {
-    const target = await start(pair.program, '2', '60', 'full');
+    const target = await startForTest(pair.program, '2', '60', 'full');
     const before = snapshot(target.pid);
     expectRefused('no-room', 'apply', '--pid', String(target.pid), pair.patch);
     expect(snapshot(target.pid)).toEqual(before);
@@ -124,7 +115,7 @@ describe('a target', () => {
 
   it('has a second function that can not be redirected: the first is not either', async () => {
     const two = compilePatch('two.c', ['-falign-functions=1']);
-    const target = await start(two.program, '60');
+    const target = await startForTest(two.program, '60');
     const before = snapshot(target.pid);
     const error = expectRefused('not-redirectable', 'apply', '--pid', String(target.pid), two.patch);
     expect(String(error.message)).toContain('spin');
@@ -137,7 +128,7 @@ describe('a target', () => {
     const copy = join(folder, 'pair');
     copyFileSync(pair.program, copy);
     spawnSync('chmod', ['+x', copy]);
-    const target = await start(copy, '3', '120');
+    const target = await startForTest(copy, '3', '120');
     rmSync(folder, { recursive: true });
     expect(readlinkSync(`/proc/${target.pid}/exe`)).toMatch(/ \(deleted\)$/);
     await expectThereAndBack(target, undefined, 1);

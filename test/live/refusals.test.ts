@@ -3,22 +3,13 @@ import { createHash } from 'node:crypto';
 import { mkdtempSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { parsePatch, writePatch } from '../../src/patch/file.js';
 import { ProcessMemory } from '../../src/targets/process/memory.js';
 import { seizeAllThreads } from '../../src/targets/process/process-space.js';
 import { Tracer } from '../../src/targets/process/tracer.js';
-import { compilePatch, type LiveTarget, livegraft, pause, snapshot, startTarget } from '../support/live.js';
-
-const targets: LiveTarget[] = [];
-async function start(program: string, ...args: string[]): Promise<LiveTarget> {
-  const target = await startTarget(program, ...args);
-  targets.push(target);
-  return target;
-}
-afterEach(() => {
-  for (const target of targets.splice(0)) target.stop();
-});
+import { compilePatch, type LiveTarget, livegraft, pause, snapshot } from '../support/live.js';
+import { startForTest } from '../support/test-target.js';
 
 const pair = compilePatch('pair.c');
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-refusals-'));
@@ -78,7 +69,7 @@ describe('a pid that can not be patched', () => {
   });
 
   it('is a thread of another process', async () => {
-    const target = await start(pair.program, '2', '30');
+    const target = await startForTest(pair.program, '2', '30');
     const tid = readdirSync(`/proc/${target.pid}/task`).find((t) => Number(t) !== target.pid);
     expect(refusal('apply', '--pid', String(tid), pair.patch)).toMatchObject({ code: 'not-a-process' });
   });
@@ -90,14 +81,14 @@ describe('a pid that can not be patched', () => {
     const program = join(folder, 'wait32');
     expect(spawnSync('as', ['--32', '-o', `${program}.o`, source]).status).toBe(0);
     expect(spawnSync('ld', ['-m', 'elf_i386', '-o', program, `${program}.o`]).status).toBe(0);
-    const target = await start('/bin/sh', '-c', `echo ready $$; exec ${program}`);
+    const target = await startForTest('/bin/sh', '-c', `echo ready $$; exec ${program}`);
     await pause(200);
     expect(refusal('apply', '--pid', String(target.pid), pair.patch)).toMatchObject({ code: 'not-64-bit' });
     expect(target.isAlive()).toBe(true);
   });
 
   it('belongs to another user', async () => {
-    const target = await start(pair.program, '1', '30');
+    const target = await startForTest(pair.program, '1', '30');
     const bin = join(process.cwd(), 'bin/livegraft.js');
     const probe = spawnSync(process.execPath, [bin, '--json', 'stack', '--pid', String(target.pid)], {
       encoding: 'utf8',
@@ -109,7 +100,7 @@ describe('a pid that can not be patched', () => {
   });
 
   it('is being traced', async () => {
-    const target = await start(pair.program, '2', '30');
+    const target = await startForTest(pair.program, '2', '30');
     const tracer = new Tracer();
     seizeAllThreads(tracer, target.pid);
     try {
@@ -123,7 +114,7 @@ describe('a pid that can not be patched', () => {
 
 describe('a patch that does not fit', () => {
   it('is for another build, or an object that is not loaded', async () => {
-    const target = await start(pair.program, '2', '30');
+    const target = await startForTest(pair.program, '2', '30');
     const other = variant('other.lgp', (p) => {
       const [object] = p.manifest.objects;
       if (object === undefined) throw new Error('no object');
@@ -141,7 +132,7 @@ describe('a patch that does not fit', () => {
   });
 
   it('is truncated, corrupted, from the future, or no patch at all', async () => {
-    const target = await start(pair.program, '2', '30');
+    const target = await startForTest(pair.program, '2', '30');
     const bytes = readFileSync(pair.patch);
     const write = (name: string, data: Uint8Array) => {
       const path = join(folder, name);
@@ -163,7 +154,7 @@ describe('a patch that does not fit', () => {
   });
 
   it('refers to a symbol that nothing defines', async () => {
-    const target = await start(pair.program, '2', '30');
+    const target = await startForTest(pair.program, '2', '30');
     const path = variant('unresolved.lgp', (p) => ({
       ...p,
       symbols: p.symbols.map((s) =>
@@ -175,7 +166,7 @@ describe('a patch that does not fit', () => {
   });
 
   it('meets code that was changed in memory', async () => {
-    const target = await start(pair.program, '0', '30');
+    const target = await startForTest(pair.program, '0', '30');
     const patch = parsePatch(readFileSync(pair.patch), 'pair', digest);
     const fn = patch.manifest.objects[0]?.functions.find((f) => f.name === 'outer');
     const base = Number.parseInt(
@@ -199,7 +190,7 @@ describe('a patch that does not fit', () => {
   });
 
   it('meets an entry that was changed since it was applied', async () => {
-    const target = await start(pair.program, '2', '60');
+    const target = await startForTest(pair.program, '2', '60');
     const pid = String(target.pid);
     expect(livegraft('apply', '--pid', pid, pair.patch).code).toBe(0);
     const patch = parsePatch(readFileSync(pair.patch), 'pair', digest);
@@ -236,7 +227,7 @@ describe('a patch that does not fit', () => {
   });
 
   it('is applied twice, or not there to be reverted', async () => {
-    const target = await start(pair.program, '2', '40');
+    const target = await startForTest(pair.program, '2', '40');
     expect(refusal('revert', '--pid', String(target.pid))).toMatchObject({ code: 'no-such-patch' });
     expect(livegraft('apply', '--pid', String(target.pid), pair.patch).code).toBe(0);
     expect(refusal('apply', '--pid', String(target.pid), pair.patch)).toMatchObject({
@@ -247,12 +238,12 @@ describe('a patch that does not fit', () => {
 
 describe('a target that resists', () => {
   it.each(['seccomp-errno', 'seccomp-kill'])('forbids mapping memory: %s', async (mode) => {
-    const target = await start(pair.program, mode === 'seccomp-kill' ? '0' : '1', '30', mode);
+    const target = await startForTest(pair.program, mode === 'seccomp-kill' ? '0' : '1', '30', mode);
     await expectUntouched(target, pair.patch, 'seccomp-forbids');
   });
 
   it('is stopped by SIGSTOP', async () => {
-    const target = await start(pair.program, '2', '30');
+    const target = await startForTest(pair.program, '2', '30');
     process.kill(target.pid, 'SIGSTOP');
     await pause(50);
     const run = livegraft('--json', 'apply', '--pid', String(target.pid), pair.patch);
@@ -264,7 +255,7 @@ describe('a target that resists', () => {
 
   it.each(['exit', 'exec'])('ends in the middle: %s', async (mode) => {
     for (let i = 0; i < 6; i++) {
-      const target = await start(pair.program, '3', '30', mode);
+      const target = await startForTest(pair.program, '3', '30', mode);
       await pause(150 + i * 40);
       const run = livegraft('--json', 'apply', '--pid', String(target.pid), pair.patch);
       const last = run.lines[run.lines.length - 1];

@@ -1,18 +1,9 @@
 import { spawnSync } from 'node:child_process';
-import { afterEach, describe, expect, it } from 'vitest';
-import { compile, compilePatch, type LiveTarget, livegraft, pause, startTarget } from '../support/live.js';
+import { describe, expect, it } from 'vitest';
+import { compile, compilePatch, livegraft, pause } from '../support/live.js';
+import { startForTest } from '../support/test-target.js';
 
 /** The reliable walk of real threads, held against gdb's. */
-const targets: LiveTarget[] = [];
-async function start(program: string, ...args: string[]): Promise<LiveTarget> {
-  const target = await startTarget(program, ...args);
-  targets.push(target);
-  return target;
-}
-afterEach(() => {
-  for (const target of targets.splice(0)) target.stop();
-});
-
 interface Task {
   readonly tid: number;
   readonly reliable: boolean;
@@ -69,7 +60,7 @@ function gdbStacksOf(pid: number): ReadonlyMap<number, readonly string[]> {
 describe('walkReliable', () => {
   it('sees the frames that gdb sees, without frame pointers, down to the bottom', async () => {
     const program = compile('frames.c', 'program', ['-fomit-frame-pointer']);
-    const target = await start(program, 'deep', '60');
+    const target = await startForTest(program, 'deep', '60');
     const tasks = stacksOf(target.pid);
     const expected = gdbStacksOf(target.pid);
     // The leader goes on; the others wait for ever.
@@ -85,7 +76,11 @@ describe('walkReliable', () => {
   });
 
   it('walks out of the vDSO, whose tables are in memory only', async () => {
-    const target = await start(compile('frames.c', 'program', ['-fomit-frame-pointer']), 'deep', '120');
+    const target = await startForTest(
+      compile('frames.c', 'program', ['-fomit-frame-pointer']),
+      'deep',
+      '120',
+    );
     let seen = 0;
     for (let i = 0; i < 60 && seen === 0; i++) {
       for (const task of stacksOf(target.pid)) {
@@ -98,7 +93,7 @@ describe('walkReliable', () => {
 
   it('walks through instructions that a redirect has displaced', async () => {
     const { program, patch } = compilePatch('frames.c');
-    const target = await start(program, 'displaced', '120');
+    const target = await startForTest(program, 'displaced', '120');
     const pid = String(target.pid);
     await pause(50);
     // The thread is in held(): it stays with the old versions.

@@ -31,8 +31,8 @@
 #endif
 
 static volatile int zero;
-/* What outer() does in its middle, for a coroutine that is suspended there. */
-static void (*volatile middle)(void);
+/* What outer() does in its middle, for a coroutine that is suspended there; not for the threads beside it. */
+static __thread void (*volatile middle)(void);
 static __thread long calls;
 
 __attribute__((noinline, noipa)) int inner(int contract) {
