@@ -122,8 +122,11 @@ export function checkFramePointers(options: FramePointerOptions): FramePointerRe
       }
     },
   });
-  const findings = [...found.values()];
-  findings.push(...findFallThroughs(options, statuses), ...findUnreachable(options, statuses));
+  const findings = [
+    ...found.values(),
+    ...findFallThroughs(options, statuses),
+    ...findUnreachable(options, statuses),
+  ];
   return { findings, claims: framedClaims(architecture, program, framed), statuses };
 }
 

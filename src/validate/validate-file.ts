@@ -60,6 +60,11 @@ export interface ValidateResult {
   readonly program: Program;
 }
 
+/** As `push`, for more than fit on the call stack as arguments. */
+function append(to: Finding[], more: readonly Finding[]): void {
+  for (const finding of more) to.push(finding);
+}
+
 /** Below the stack pointer, user code keeps what signals leave alone; the kernel has no such zone. */
 function redZoneOf(source: ClaimSource, elf: ElfFile, architecture: Architecture): number {
   return source === 'orc' || elf.findSection('.modinfo') !== undefined ? 0 : architecture.redZoneBytes;
@@ -123,15 +128,16 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
         ),
       );
     }
-    findings.push(...contradictionsToFindings(result, source, program, places, architecture));
-    findings.push(
-      ...returns.findings(source, places, (i) => {
+    append(findings, contradictionsToFindings(result, source, program, places, architecture));
+    append(
+      findings,
+      returns.findings(source, places, (i) => {
         const claim = read.claims.claims[result.claimIds[i] as number];
         return claim !== undefined && !claim.isSignalFrame && !claim.isOutermost;
       }),
     );
-    findings.push(...findMissingRows(result, source, program, places));
-    findings.push(...findSplitInstructions(read, source, program, places, extraFlow));
+    append(findings, findMissingRows(result, source, program, places));
+    append(findings, findSplitInstructions(read, source, program, places, extraFlow));
     proven.push({ source, claims: read.claims, claimIds: result.claimIds, statuses: result.statuses });
   }
   const wantsFrames =
@@ -148,7 +154,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
       redZoneBytes,
       scratch,
     });
-    if (options.sources?.includes('frame-pointer') === true) findings.push(...result.findings);
+    if (options.sources?.includes('frame-pointer') === true) append(findings, result.findings);
     const claimIds = result.claims.claimOfEach(program.table.offsets, new Int32Array(program.table.count));
     const statuses =
       claimIds.length > 0
@@ -167,7 +173,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   for (const [a, b] of options.agree ?? []) {
     const [first, second] = [proven.find((p) => p.source === a), proven.find((p) => p.source === b)];
     if (first !== undefined && second !== undefined)
-      findings.push(...compareSources(program, architecture, places, first, second));
+      append(findings, compareSources(program, architecture, places, first, second));
   }
   const isExempt = (finding: Finding) =>
     finding.place?.function !== undefined && exempt.has(finding.place.function);
