@@ -1,5 +1,6 @@
 import { sortedOrder } from '../base/sorted-order.js';
 import type { CfaRule, RegisterRule } from '../cfi/row.js';
+import { CHANGED_ALL, CHANGED_SLOTS } from './frame-state.js';
 
 /** Where claims come from. */
 export type ClaimKind = 'dwarf' | 'orc' | 'frame-pointer';
@@ -21,6 +22,8 @@ export interface Claim {
   /** The return address is claimed to be unknown: nothing is called from here. */
   readonly isOutermost: boolean;
   readonly isSignalFrame: boolean;
+  /** The bits of a state's `changed` that whether this holds depends on. */
+  readonly dependsOn: number;
 }
 
 /** Positions `[start, end)`. */
@@ -149,9 +152,14 @@ export class ClaimBuilder {
       } else if (rule.kind === 'same') sameRegisters.push(register);
       else if (rule.kind !== 'undefined') otherRegisters.push(register);
     }
+    const cfaRegister = cfa.kind === 'register' && cfa.register < 16 ? cfa.register : -1;
+    let dependsOn = savedRegisters.length > 0 ? CHANGED_SLOTS : 0;
+    for (const register of sameRegisters) if (register < 16) dependsOn |= 1 << register;
+    if (cfaRegister < 0 || otherRegisters.length > 0) dependsOn = CHANGED_ALL;
+    else dependsOn |= 1 << cfaRegister;
     return {
       cfa,
-      cfaRegister: cfa.kind === 'register' && cfa.register < 16 ? cfa.register : -1,
+      cfaRegister,
       cfaOffset: cfa.kind === 'register' ? cfa.offset : 0,
       rules,
       savedRegisters,
@@ -160,6 +168,7 @@ export class ClaimBuilder {
       otherRegisters,
       isOutermost: rules.get(this.#returnAddress)?.kind === 'undefined',
       isSignalFrame,
+      dependsOn,
     };
   }
 

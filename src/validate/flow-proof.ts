@@ -2,7 +2,7 @@ import type { Architecture } from '../arch/architecture.js';
 import { FlowCode, isInert, OpCode } from '../arch/instruction-table.js';
 import { assumeClaim, checkClaim, detail, Verdict } from './claim-check.js';
 import type { Claim, ClaimTable } from './claims.js';
-import { FrameState, SnapshotPool } from './frame-state.js';
+import { CHANGED_ALL, FrameState, SnapshotPool } from './frame-state.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
@@ -80,6 +80,18 @@ export function proveFlow(options: FlowProofOptions): FlowProofResult {
 }
 
 const INNER_CALL_BYTES = 64;
+/** More than an instruction has. */
+const LONGEST_BYTES = 16;
+
+/** What a walk must look at, so that all other instructions cost it one read. */
+const Mark = {
+  /** More than one way leads here. */
+  join: 1,
+  /** Control goes on elsewhere too. */
+  edges: 2,
+  /** Behind this instruction, control goes on elsewhere instead. */
+  continuation: 4,
+} as const;
 
 class FlowProof {
   readonly #program: Program;
@@ -89,15 +101,17 @@ class FlowProof {
   readonly #statuses: Uint8Array;
   /** Position in the pool of the state kept at a join, -1 for none. */
   readonly #snapshots: Int32Array;
-  readonly #isJoin: Uint8Array;
+  /** {@link Mark} bits of each instruction. */
+  readonly #marks: Uint8Array;
   readonly #pool = new SnapshotPool();
   readonly #state: FrameState;
   readonly #work: number[] = [];
   readonly #contradictions = new Map<number, Contradiction>();
   readonly #edges = new Map<number, number[]>();
+  /** By index of the instruction behind which it goes on elsewhere. */
   readonly #continuations = new Map<number, number>();
   /** By claim id and unit: the state at a call or indirect jump, for places in the same unit that only those lead to. */
-  readonly #donors = new Map<string, number>();
+  readonly #donors = new Map<number, number>();
   #regionDelta = 0;
   #regionStart = 0;
   #regionEnd = 0;
@@ -115,12 +129,12 @@ class FlowProof {
     );
     this.#statuses = scratch.uint8(`${options.name} statuses`, table.count);
     this.#snapshots = scratch.int32('snapshots', table.count, -1);
-    this.#isJoin = scratch.uint8('joins', table.count);
+    this.#marks = scratch.uint8('marks', table.count);
     this.#state = new FrameState(options.architecture, options.redZoneBytes, claims.registerMask);
     const { targetIndexes } = program;
     for (let i = 0; i < table.count; i++) {
       const target = targetIndexes[i] as number;
-      if (target >= 0) this.#isJoin[target] = 1;
+      if (target >= 0) this.#marks[target] = Mark.join;
     }
     for (const { from, to } of extraFlow.edges)
       this.#addEdge(program.index.find(from), program.index.find(to));
@@ -141,14 +155,32 @@ class FlowProof {
     for (const [end, to] of extraFlow.continuations) {
       const target = program.index.find(to);
       if (target < 0) continue;
-      this.#isJoin[target] = 1;
-      this.#continuations.set(end, target);
+      this.#mark(target, Mark.join);
+      const last = this.#indexOfEnd(end);
+      if (last < 0) continue;
+      this.#mark(last, Mark.continuation);
+      this.#continuations.set(last, target);
     }
+  }
+
+  #mark(i: number, bit: number): void {
+    this.#marks[i] = (this.#marks[i] as number) | bit;
+  }
+
+  /** The instruction that ends at a position, -1 when none does. */
+  #indexOfEnd(end: number): number {
+    const { index, table } = this.#program;
+    for (let position = end - 1; position >= end - LONGEST_BYTES; position--) {
+      const i = index.find(position);
+      if (i >= 0) return position + (table.lengths[i] as number) === end ? i : -1;
+    }
+    return -1;
   }
 
   #addEdge(source: number, target: number): void {
     if (source < 0 || target < 0) return;
-    this.#isJoin[target] = 1;
+    this.#mark(target, Mark.join);
+    this.#mark(source, Mark.edges);
     const list = this.#edges.get(source);
     if (list === undefined) this.#edges.set(source, [target]);
     else list.push(target);
@@ -183,7 +215,7 @@ class FlowProof {
       const claim = this.#claimAt(i);
       if (claim === undefined || this.#isPadding(i)) continue;
       this.#assumeAtStart(claim, i);
-      this.#isJoin[i] = 1;
+      this.#mark(i, Mark.join);
       this.#arrive(i, -1);
       this.#statuses[i] = Status.assumed;
       this.#drain(true);
@@ -206,8 +238,9 @@ class FlowProof {
     assumeClaim(claim, this.#state, i, this.#options.architecture.stackPointer);
   }
 
-  #donorKey(i: number): string {
-    return `${this.#claimIds[i]},${this.#claims.unitIndexAt(this.#program.table.offsets[i] as number)}`;
+  #donorKey(i: number): number {
+    const unit = this.#claims.unitIndexAt(this.#program.table.offsets[i] as number) + 1;
+    return unit * 0x1_0000_0000 + (this.#claimIds[i] as number);
   }
 
   /** Nothing of effect from here up to where control is known to come, or where another claim begins. */
@@ -275,18 +308,20 @@ class FlowProof {
     const { flows, offsets, lengths, targets, ops, writes } = table;
     const state = this.#state;
     const { noReturn, onTransfer, transferMask = 0 } = this.#options;
-    const isJoin = this.#isJoin;
+    const marks = this.#marks;
     const snapshots = this.#snapshots;
     const claimIds = this.#claimIds;
     const statuses = this.#statuses;
-    const hasEdges = this.#edges.size > 0;
-    const hasContinuations = this.#continuations.size > 0;
+    const { claims } = this.#claims;
     const isDwarf = this.#claims.source === 'dwarf';
     let previous = state.from;
     let isFirst = true;
     let lastClaimId = -1;
+    // Which changes can make another verdict of the same claim.
+    let relevant = CHANGED_ALL;
     for (let i = first; ; i++) {
-      if (!isFirst && isJoin[i] === 1) {
+      const mark = marks[i] as number;
+      if (!isFirst && (mark & Mark.join) !== 0) {
         const at = snapshots[i] as number;
         if (at < 0) {
           state.from = previous;
@@ -297,17 +332,15 @@ class FlowProof {
         }
       }
       const claimId = claimIds[i] as number;
-      if (claimId !== lastClaimId || state.isChanged) {
+      if (claimId !== lastClaimId || (state.changed & relevant) !== 0) {
         if (startsAssumed && isFirst) statuses[i] = Status.assumed;
         else this.#check(i, previous, claimId);
         lastClaimId = claimId;
-        state.isChanged = false;
+        relevant = statuses[i] === Status.proven ? (claims[claimId]?.dependsOn ?? 0) : CHANGED_ALL;
+        state.changed = 0;
       } else statuses[i] = statuses[i - 1] as number;
 
-      if (hasEdges) {
-        const extra = this.#edges.get(i);
-        if (extra !== undefined) for (const target of extra) this.#arrive(target, i);
-      }
+      if ((mark & Mark.edges) !== 0) for (const other of this.#edges.get(i) ?? []) this.#arrive(other, i);
       isFirst = false;
       const flow = flows[i] as number;
       if (((transferMask >> flow) & 1) !== 0) onTransfer?.(i, state);
@@ -345,14 +378,11 @@ class FlowProof {
             return;
         }
       }
-      const end = (offsets[i] as number) + (lengths[i] as number);
-      if (hasContinuations) {
-        const continued = this.#continuations.get(end);
-        if (continued !== undefined) {
-          this.#arrive(continued, i);
-          return;
-        }
+      if ((mark & Mark.continuation) !== 0) {
+        this.#arrive(this.#continuations.get(i) as number, i);
+        return;
       }
+      const end = (offsets[i] as number) + (lengths[i] as number);
       // What follows was not decoded, or is another section.
       if (i + 1 >= table.count || (offsets[i + 1] as number) !== end) return;
       previous = i;
@@ -364,9 +394,9 @@ class FlowProof {
    * kernel does to branch predictors. What lies between is a trap for speculation.
    */
   #isInnerCall(i: number, target: number): boolean {
-    const { table, functionStarts } = this.#program;
+    const { table, isEntry } = this.#program;
     const [from, to] = [table.offsets[i] as number, table.offsets[target] as number];
-    if (to - from > INNER_CALL_BYTES || functionStarts.has(to)) return false;
+    if (to - from > INNER_CALL_BYTES || isEntry[target] === 1) return false;
     return this.#program.functionAt(from)?.start === this.#program.functionAt(to)?.start;
   }
 
@@ -387,8 +417,8 @@ class FlowProof {
 
   /** A jump to another function's entry hands over a frame that is as it was on entry: nothing of ours goes on there. */
   #isSibling(i: number, target: number): boolean {
-    const { functionStarts, table } = this.#program;
-    if (!functionStarts.has(table.offsets[target] as number)) return false;
+    const { isEntry, table } = this.#program;
+    if (isEntry[target] === 0) return false;
     const own = this.#program.functionAt(table.offsets[i] as number);
     return own === undefined || own.start !== table.offsets[target];
   }

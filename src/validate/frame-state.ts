@@ -6,6 +6,9 @@ const REGISTERS = 16;
 /** Words of a saved state before its slots: registers, the count of slots, where it came from, whether it is partial. */
 const HEADER_WORDS = REGISTERS + 3;
 const [COUNT, FROM, PARTIAL] = [REGISTERS, REGISTERS + 1, REGISTERS + 2];
+/** Bits of {@link FrameState.changed}. */
+export const CHANGED_SLOTS = 1 << REGISTERS;
+export const CHANGED_ALL = 2 * CHANGED_SLOTS - 1;
 /** More facts than this about one frame are forgotten, which can only leave a claim unproven. */
 const MAX_SLOTS = 40;
 
@@ -22,8 +25,8 @@ export class FrameState {
   isPartial = false;
   /** Index of the instruction that control came from, -1 at an entry. */
   from = -1;
-  /** Something changed since the last check. */
-  isChanged = true;
+  /** What changed since the last check: a bit per register, {@link CHANGED_SLOTS}; all after a load. */
+  changed = CHANGED_ALL;
   /** Bit per register whose value is known. */
   known = 0;
   readonly #stackPointer: number;
@@ -56,7 +59,7 @@ export class FrameState {
     this.known = 0;
     this.isPartial = false;
     this.from = -1;
-    this.isChanged = true;
+    this.changed = CHANGED_ALL;
   }
 
   /** A function that has just been called: the return address lies at the stack pointer, CFA - 8. */
@@ -71,7 +74,7 @@ export class FrameState {
     this.registers[register] = value;
     if (value === UNKNOWN) this.known &= ~(1 << register);
     else this.known |= 1 << register;
-    this.isChanged = true;
+    this.changed |= 1 << register;
   }
 
   findSlot(address: Value): number {
@@ -99,7 +102,7 @@ export class FrameState {
       this.slotAddresses[index] = address;
     }
     this.slotValues[index] = value;
-    this.isChanged = true;
+    this.changed |= CHANGED_SLOTS;
   }
 
   /** Forgets what lies further below `address` than a signal handler leaves alone. */
@@ -116,7 +119,7 @@ export class FrameState {
     const last = --this.slotCount;
     this.slotAddresses[index] = this.slotAddresses[last] as number;
     this.slotValues[index] = this.slotValues[last] as number;
-    this.isChanged = true;
+    this.changed |= CHANGED_SLOTS;
   }
 
   forget(mask: number): void {
@@ -126,7 +129,7 @@ export class FrameState {
       if ((lost >> register) & 1) this.registers[register] = UNKNOWN;
     }
     this.known &= ~lost;
-    this.isChanged = true;
+    this.changed |= lost;
   }
 
   /** Applies what instruction `i` does. */
@@ -253,21 +256,23 @@ export class FrameState {
       this.slotAddresses[i] = words[from++] as number;
       this.slotValues[i] = words[from++] as number;
     }
-    this.isChanged = true;
+    this.changed = CHANGED_ALL;
   }
 
   /** Whether everything that the saved state knows holds here too. */
   covers(words: Int32Array, at: number): boolean {
-    const { registers } = this;
+    const { registers, slotAddresses, slotValues, slotCount } = this;
     for (let register = 0; register < REGISTERS; register++) {
       const saved = words[at + register] as number;
       if (saved !== UNKNOWN && saved !== registers[register]) return false;
     }
     const count = words[at + COUNT] as number;
     let from = at + HEADER_WORDS;
-    for (let i = 0; i < count; i++) {
-      if (this.slot(words[from] as number) !== words[from + 1]) return false;
-      from += 2;
+    for (let i = 0; i < count; i++, from += 2) {
+      // As a rule both came from one state, with their slots in the same order.
+      const isInPlace = i < slotCount && slotAddresses[i] === words[from];
+      const value = isInPlace ? slotValues[i] : this.slot(words[from] as number);
+      if (value !== words[from + 1]) return false;
     }
     return true;
   }

@@ -37,6 +37,8 @@ export interface Program {
   readonly functions: readonly CodeFunction[];
   /** Function starts as positions. */
   readonly functionStarts: ReadonlySet<number>;
+  /** 1 for each instruction that lies at one of {@link functionStarts}. */
+  readonly isEntry: Uint8Array;
   /** Stretches where bytes were no instructions, as positions. */
   readonly undecoded: readonly { readonly start: number; readonly end: number }[];
   readonly elf: ElfFile;
@@ -68,6 +70,11 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
     const target = targets[i] as number;
     if (target >= 0) targetIndexes[i] = index.find(target);
   }
+  const isEntry = scratch.uint8('entries', table.count);
+  for (const { start, isPart } of functions) {
+    const first = isPart ? -1 : index.find(start);
+    if (first >= 0) isEntry[first] = 1;
+  }
   const program: Program = {
     space,
     table,
@@ -75,6 +82,7 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
     targetIndexes,
     functions,
     functionStarts: new Set(functions.filter((f) => !f.isPart).map((f) => f.start)),
+    isEntry,
     undecoded,
     elf,
     linkageNames: readLinkageNames(elf, space, table, architecture),

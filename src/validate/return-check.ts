@@ -48,14 +48,18 @@ export class ReturnCheck {
   }
 
   #isWayOut(i: number): boolean {
-    const { table, functionStarts, linkageNames, targetIndexes } = this.#program;
+    const { table, functionStarts, isEntry, linkageNames, targetIndexes } = this.#program;
     const flow = table.flows[i];
     if (flow === FlowCode.return) return true;
     if (flow !== FlowCode.jump && flow !== FlowCode.branch) return false;
     const target = table.targets[i] as number;
+    const index = targetIndexes[i] as number;
+    // Nearly all jumps stay inside: to a place that is known and no entry.
+    if (index >= 0 && isEntry[index] === 0 && (linkageNames.size === 0 || !linkageNames.has(target)))
+      return false;
     if (this.#noReturn.has(target)) return false;
     if (linkageNames.has(target)) return true;
-    if (!functionStarts.has(target)) return (targetIndexes[i] as number) < 0 && target < 0;
+    if (!functionStarts.has(target)) return index < 0 && target < 0;
     const own = this.#program.functionAt(table.offsets[i] as number);
     return own !== undefined && own.start !== target;
   }

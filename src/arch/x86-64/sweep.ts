@@ -1,7 +1,7 @@
 import {
   FlowCode,
   type InstructionSweeper,
-  type InstructionTable,
+  InstructionTable,
   NO_TARGET,
   OpCode,
 } from '../instruction-table.js';
@@ -14,7 +14,7 @@ import { DWARF_OF_HARDWARE } from './registers.js';
 import { MAX_INSTRUCTION_BYTES, scan, scanInstruction } from './scanner.js';
 
 /**
- * The sweep takes the frequent instructions apart itself and leaves the rest, and all that have a prefix other than REX, to
+ * The sweep takes the frequent instructions apart itself and leaves the rest, and all that have a prefix but REX and GS, to
  * `scanInstruction` and `findEffect`, which say the same of every instruction (`sweep.test.ts` holds one against the other).
  */
 const Fast = {
@@ -42,6 +42,19 @@ const Fast = {
   /** FFh: inc, dec, call, jmp, push. */
   groupFive: 16,
   breakpoint: 17,
+  /** Writes rax; 99h rdx. */
+  accumulator: 18,
+  pushImmediate: 19,
+  /** F6h and F7h: test, not, neg, mul, imul, div, idiv. */
+  groupThree: 20,
+  /** Writes the byte operand in ModRM.rm, if it is a register. */
+  rmByte: 21,
+  /** Writes the byte register in ModRM.reg. */
+  regByte: 22,
+  opcodeByte: 23,
+  /** 80h: arithmetic of bytes. */
+  byteArithmetic: 24,
+  deadEnd: 25,
 } as const;
 
 const ranges = (classes: readonly (readonly [number, string])[]): Uint8Array => {
@@ -56,7 +69,7 @@ const ranges = (classes: readonly (readonly [number, string])[]): Uint8Array => 
 };
 
 const ONE_BYTE_CLASS = ranges([
-  [Fast.none, '38-3b 84 85 88 c6 a8 a9 3c 3d f5 f8 f9 fc fd 90'],
+  [Fast.none, '38-3b 84 85 c6 a8 a9 3c 3d f5 f8 f9 fc fd 90'],
   [Fast.rm, '01 09 11 19 21 29 31 c1 d1 d3 c7'],
   [Fast.reg, '03 0b 13 1b 23 2b 33 63 69 6b'],
   [Fast.push, '50-57'],
@@ -73,12 +86,21 @@ const ONE_BYTE_CLASS = ranges([
   [Fast.opcodeReg, 'b8-bf'],
   [Fast.groupFive, 'ff'],
   [Fast.breakpoint, 'cc'],
+  [Fast.accumulator, '04 05 0c 0d 14 15 1c 1d 24 25 2c 2d 34 35 98 99'],
+  [Fast.pushImmediate, '68 6a'],
+  [Fast.groupThree, 'f6 f7'],
+  [Fast.rmByte, '00 08 10 18 20 28 30 88'],
+  [Fast.regByte, '02 0a 12 1a 22 2a 32 8a'],
+  [Fast.opcodeByte, 'b0-b7'],
+  [Fast.byteArithmetic, '80'],
 ]);
 
 const TWO_BYTE_CLASS = ranges([
   [Fast.none, '0d 10 11 14 15 18-1d 1f 28 29 51 52 54-59 5c-5f a3'],
   [Fast.reg, '40-4f af b6 b7 be bf bc bd'],
   [Fast.branch, '80-8f'],
+  [Fast.rmByte, '90-9f'],
+  [Fast.deadEnd, '0b'],
 ]);
 
 /** Length of opcode and immediate for the instructions of the classes above; ModRM is counted apart. */
@@ -113,13 +135,58 @@ const FLOW_CODE_OF = FlowCode as Readonly<Record<string, number>>;
 const DWARF = Uint8Array.from(DWARF_OF_HARDWARE);
 const MASK = Uint16Array.from({ length: 16 }, (_, hardware) => dwarfMask(bitOf(hardware)));
 
+const RAX = MASK[0] as number;
+const RDX = MASK[2] as number;
+
 /** Behind the longest instruction nothing is read that lies outside. */
 const MARGIN_BYTES = MAX_INSTRUCTION_BYTES + 17;
 /** Instructions take 4 bytes on average; the table is made larger when they are shorter. */
 const BYTES_PER_INSTRUCTION = 3;
 
+let isTrained = false;
+let sweptBytes = 0;
+
+/**
+ * Sweeps one instruction of every kind. The just-in-time compiler makes code for the ways it has seen and throws it away
+ * when another turns up; rare instructions otherwise cost a large sweep more in compilations than the sweep itself takes.
+ */
+function train(): void {
+  isTrained = true;
+  const table = new InstructionTable(64);
+  const bytes = new Uint8Array(64);
+  for (const prefixes of TRAINING_PREFIXES) {
+    for (let opcode = 0; opcode < 512; opcode++) {
+      for (const modrm of TRAINING_MODRM) {
+        bytes.set(prefixes);
+        let at = prefixes.length;
+        if (opcode > 255) bytes[at++] = 0x0f;
+        bytes[at++] = opcode & 0xff;
+        bytes[at++] = modrm | ((opcode & 7) << 3);
+        bytes[at] = 0x24;
+        // Room for one instruction.
+        table.count = table.offsets.length - 1;
+        sweepInto(bytes, 0, bytes.length, table);
+      }
+    }
+  }
+  for (const vector of [0xc5, 0xc4, 0x62]) {
+    for (let opcode = 0; opcode < 256; opcode += 3) {
+      bytes.set([vector, vector === 0xc5 ? 0xf8 : 0xe2, 0x7d, opcode, 0xc1, 0xc1]);
+      table.count = table.offsets.length - 1;
+      sweepInto(bytes, 0, bytes.length, table);
+    }
+  }
+}
+
+const TRAINING_PREFIXES = [[], [0x48], [0x66], [0xf3, 0x45], [0xf2, 0x0f], [0x65]];
+/** A register, a memory operand, one with a displacement and an index. */
+const TRAINING_MODRM = [0xc1, 0x05, 0x44];
+/** Less is done before a compiler takes notice. */
+const WORTH_TRAINING_BYTES = 1 << 16;
+
 export const sweeper: InstructionSweeper = {
   sweep(bytes, start, end, into) {
+    if (!isTrained && (sweptBytes += end - start) > WORTH_TRAINING_BYTES) train();
     const limit = Math.min(end, bytes.length);
     let at = start;
     while (at < limit) {
@@ -152,6 +219,9 @@ function sweepInto(bytes: Uint8Array, start: number, end: number, into: Instruct
       let p = at;
       let rex = 0;
       let byte = bytes[p] as number;
+      // The kernel's per-CPU variables.
+      const hasSegment = byte === 0x65;
+      if (hasSegment) byte = bytes[++p] as number;
       if ((byte & 0xf0) === 0x40) {
         rex = byte;
         byte = bytes[++p] as number;
@@ -193,13 +263,14 @@ function sweepInto(bytes: Uint8Array, start: number, end: number, into: Instruct
           if (!withoutBase && (((sib >> 3) & 7) | ((rex & 2) << 2)) === 4)
             base = (sib & 7) | ((rex & 1) << 3);
         }
+        if (hasSegment) base = -1;
       }
       length = p - at + size;
       switch (kind) {
         case Fast.none:
           // c6 /1 to /7 are other instructions or none; 41 90 is xchg r8, rax.
           if (byte === 0xc6 && (modrm & 0x38) !== 0) length = 0;
-          else if ((byte === 0x88 || byte === 0xc6) && modrm >= 0xc0) length = 0;
+          else if (byte === 0xc6 && modrm >= 0xc0) length = 0;
           else if (byte === 0x90 && (rex & 1) !== 0) length = 0;
           break;
         case Fast.push:
@@ -288,6 +359,39 @@ function sweepInto(bytes: Uint8Array, start: number, end: number, into: Instruct
           if ((rex & 8) !== 0) length = 0;
           else written = MASK[(byte & 7) | ((rex & 1) << 3)] as number;
           break;
+        case Fast.accumulator:
+          written = byte === 0x99 ? RDX : RAX;
+          break;
+        case Fast.pushImmediate:
+          op = OpCode.pushOther;
+          value = 8;
+          break;
+        case Fast.rmByte:
+          if (modrm >= 0xc0) written = byteMask((modrm & 7) | ((rex & 1) << 3), rex);
+          break;
+        case Fast.regByte:
+          written = byteMask(((modrm >> 3) & 7) | ((rex & 4) << 1), rex);
+          break;
+        case Fast.opcodeByte:
+          written = byteMask((byte & 7) | ((rex & 1) << 3), rex);
+          break;
+        case Fast.byteArithmetic:
+          if (modrm >= 0xc0 && (modrm & 0x38) !== 0x38)
+            written = byteMask((modrm & 7) | ((rex & 1) << 3), rex);
+          break;
+        case Fast.deadEnd:
+          flow = FlowCode.deadEnd;
+          break;
+        case Fast.groupThree: {
+          const group = (modrm >> 3) & 7;
+          if (group < 2) length += byte === 0xf6 ? 1 : 4;
+          else if (group >= 4) written = byte === 0xf6 ? RAX : RAX | RDX;
+          else if (modrm >= 0xc0) {
+            const rm = (modrm & 7) | ((rex & 1) << 3);
+            written = byte === 0xf6 ? byteMask(rm, rex) : (MASK[rm] as number);
+          }
+          break;
+        }
         case Fast.groupFive: {
           const group = (modrm >> 3) & 7;
           if (group < 2) {
@@ -343,6 +447,11 @@ function sweepInto(bytes: Uint8Array, start: number, end: number, into: Instruct
   }
   into.count = n;
   return at;
+}
+
+/** SDM volume 1, table 3-2: without REX, 4 to 7 are the high bytes of the first four registers. */
+function byteMask(hardware: number, rex: number): number {
+  return MASK[rex === 0 && hardware >= 4 ? hardware - 4 : hardware] as number;
 }
 
 function readInt32(bytes: Uint8Array, at: number): number {
