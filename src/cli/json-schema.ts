@@ -72,6 +72,9 @@ const findingPlace = z.strictObject({
   address,
   function: z.string().nullable(),
   functionOffset: z.int().nullable(),
+  file: z.string().nullable(),
+  line: z.int().nullable(),
+  column: z.int().nullable(),
 });
 const finding = z.strictObject({
   code: z.string(),

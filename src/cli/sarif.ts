@@ -1,6 +1,7 @@
 import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { FINDING_CODES, type Finding, REMEDIES } from '../validate/findings.js';
+import type { SourceLine } from '../dwarf/line-section.js';
+import { FINDING_CODES, type Finding, type FindingPlace, REMEDIES } from '../validate/findings.js';
 import { describePlace } from '../validate/places.js';
 import { VERSION } from './conventions.js';
 import type { FileReport } from './validate-files.js';
@@ -54,6 +55,38 @@ function artifact(file: string) {
   return { artifactLocation: { uri: pathToFileURL(resolve(file)).href } };
 }
 
+/** In the source, where line tables tell; else the instruction in the file (SARIF 3.29, 3.32). */
+function locationOf(file: string, place: FindingPlace | undefined) {
+  const line = place?.line;
+  return {
+    physicalLocation: {
+      ...(line === undefined ? artifact(file) : sourceArtifact(line)),
+      ...(place !== undefined &&
+        place.address >= 0 && { address: { absoluteAddress: place.address, kind: 'instruction' } }),
+    },
+    ...(place !== undefined && {
+      logicalLocations: [
+        {
+          name: describePlace(place),
+          kind: 'function',
+          fullyQualifiedName: place.function ?? place.section,
+        },
+      ],
+    }),
+  };
+}
+
+/** A relative path stays one: it counts from where the compiler ran. */
+function sourceArtifact({ file, line, column }: SourceLine) {
+  const uri = file.startsWith('/')
+    ? pathToFileURL(file).href
+    : file.split('/').map(encodeURIComponent).join('/');
+  return {
+    artifactLocation: { uri },
+    region: { startLine: line, ...(column > 0 && { startColumn: column }) },
+  };
+}
+
 function toResult(file: string, finding: Finding, ruleIndex: number) {
   const { code, level, message, claimed, derived, place, from, source, repeats } = finding;
   const details = [
@@ -67,24 +100,11 @@ function toResult(file: string, finding: Finding, ruleIndex: number) {
     ruleIndex,
     level,
     message: { text: details.filter((line) => line !== '').join('; ') },
-    locations: [
-      {
-        physicalLocation: {
-          ...artifact(file),
-          ...(place !== undefined &&
-            place.address >= 0 && { address: { absoluteAddress: place.address, kind: 'instruction' } }),
-        },
-        ...(place !== undefined && {
-          logicalLocations: [
-            {
-              name: describePlace(place),
-              kind: 'function',
-              fullyQualifiedName: place.function ?? place.section,
-            },
-          ],
-        }),
-      },
-    ],
+    analysisTarget: artifact(file).artifactLocation,
+    locations: [locationOf(file, place)],
+    ...(from !== undefined && {
+      relatedLocations: [{ ...locationOf(file, from), message: { text: 'control comes from here' } }],
+    }),
     partialFingerprints: {
       place: `${code}/${place === undefined ? '' : describePlace(place)}/${source ?? ''}`,
     },

@@ -2,6 +2,7 @@ import { readFileSync, statSync } from 'node:fs';
 import { inflateSync } from 'node:zlib';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { LivegraftError, ParseError } from '../base/errors.js';
+import { findDebugFile } from '../build/debug-files.js';
 import { ET_REL } from '../elf/constants.js';
 import type { ElfFile } from '../elf/elf-file.js';
 import { parseElf } from '../elf/reader.js';
@@ -59,6 +60,7 @@ export function validateFile(file: string, job: ValidateJob, scratch: Scratch): 
       ...(job.sources !== undefined && { sources: job.sources }),
       agree: job.agree,
       scratch,
+      debugFile: () => findDebugFile(elf, file, []),
       suppressions: parseSuppressions(job.suppressions),
       ...(kernelRelease !== undefined && { kernelRelease }),
       ...(kernel !== undefined && { symbols: kernel.symbols }),

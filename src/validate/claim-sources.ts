@@ -9,6 +9,7 @@ import { parseOrc } from '../orc/table.js';
 import { ClaimBuilder, type ClaimTable, type ClaimUnit } from './claims.js';
 import type { CodeRegion, CodeSpace } from './code-space.js';
 import { wordsOf } from './program.js';
+import { relocatedSection } from './relocated-section.js';
 
 /** Beyond every position: where sections that are not code are imagined to lie in a relocatable object. */
 const ELSEWHERE = 0x4000_0000;
@@ -35,7 +36,9 @@ export function readDwarfClaims(
   const problems: { text: string; position: number | undefined }[] = [];
   const units: ClaimUnit[] = [];
   const frames = new FrameSection({
-    bytes: space.isRelocatable ? relocated(elf, section, space, architecture) : section.data,
+    bytes: space.isRelocatable
+      ? relocatedSection(elf, section, architecture, ELSEWHERE, (symbol) => space.positionOfSymbol(symbol))
+      : section.data,
     address: space.isRelocatable ? ELSEWHERE : section.address,
     kind,
     source: elf.source,
@@ -69,28 +72,6 @@ export function readDwarfClaims(
     problems.push({ text: error.message, position: undefined });
   }
   return { claims: builder.build('dwarf', units), problems };
-}
-
-/** A copy of a section of a relocatable object with its relocations applied, as if it lay {@link ELSEWHERE}. */
-function relocated(
-  elf: ElfFile,
-  section: ElfSection,
-  space: CodeSpace,
-  architecture: Architecture,
-): Uint8Array {
-  const bytes = section.data.slice();
-  const view = new DataView(bytes.buffer);
-  for (const { offset, type, symbolIndex, addend } of elf.relocationsFor(section)) {
-    const kind = architecture.idioms.relocationKind(type);
-    const symbol = elf.symbols[symbolIndex];
-    if (kind === undefined || symbol === undefined || offset < 0 || offset + kind.sizeBytes > bytes.length)
-      continue;
-    const place = space.positionOfSymbol(symbol) ?? 0;
-    const value = place === 0 ? 0 : place + addend - (kind.isRelative ? ELSEWHERE + offset : 0);
-    if (kind.sizeBytes === 8) view.setBigInt64(offset, BigInt(value), true);
-    else view.setInt32(offset, value, true);
-  }
-  return bytes;
 }
 
 /** The claims of `.orc_unwind`; undefined where the file has none. Throws a ParseError for a malformed table. */

@@ -1,3 +1,5 @@
+import type { SourceLine } from '../dwarf/line-section.js';
+
 /** Every code that `livegraft validate` reports (docs/diagnostics.md). Codes are stable. */
 export const FINDING_CODES = {
   'cfa-mismatch': 'error',
@@ -34,6 +36,8 @@ export interface FindingPlace {
   readonly function: string | undefined;
   /** From the function's start, when that is known. */
   readonly functionOffset: number | undefined;
+  /** Where the instruction comes from, where line tables tell. */
+  readonly line: SourceLine | undefined;
 }
 
 export interface Finding {

@@ -1,13 +1,16 @@
 import { hex } from '../base/brand.js';
 import type { FindingPlace } from './findings.js';
 import type { Program } from './program.js';
+import type { SourceLines } from './source-lines.js';
 
 /** Names positions for people and machines. */
 export class Places {
   readonly #program: Program;
+  readonly #lines: SourceLines | undefined;
 
-  constructor(program: Program) {
+  constructor(program: Program, lines?: SourceLines) {
     this.#program = program;
+    this.#lines = lines;
   }
 
   at(position: number): FindingPlace {
@@ -18,6 +21,7 @@ export class Places {
       address: space.addressOf(position),
       function: f?.name,
       functionOffset: f === undefined ? undefined : position - f.start,
+      line: this.#lines?.at(position),
     };
   }
 

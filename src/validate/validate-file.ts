@@ -16,6 +16,7 @@ import { Places } from './places.js';
 import { buildProgram, type CodeFunction, PART_NAME, type Program } from './program.js';
 import { ReturnCheck } from './return-check.js';
 import { Scratch } from './scratch.js';
+import { SourceLines } from './source-lines.js';
 import { describeValue } from './values.js';
 
 export interface ValidateOptions {
@@ -30,6 +31,8 @@ export interface ValidateOptions {
   readonly scratch?: Scratch;
   /** Function names that the file itself does not have, by link address. */
   readonly symbols?: readonly { readonly name: string; readonly address: number }[];
+  /** The file's separate debug file, for the lines of findings. Called when there is one and the file has no line table. */
+  readonly debugFile?: () => ElfFile | undefined;
 }
 
 /** How many instructions have which {@link Status}. */
@@ -90,7 +93,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
     scratch,
     extraFunctions: functionsOf(tables, space, options),
   });
-  const places = new Places(program);
+  const places = new Places(program, new SourceLines(elf, space, architecture, options.debugFile));
   const symbols = new Map(options.symbols?.map(({ name, address }) => [name, address]));
   const extraFlow = readKernelFlow(elf, space, (name) => symbols.get(name));
   const { hints, exempt } = readHints(elf, space);

@@ -55,6 +55,41 @@ describe('livegraft validate', () => {
     expect(result.locations[0].physicalLocation.artifactLocation.uri).toBe(`file://${bad}`);
   });
 
+  it('says in which line of the source', () => {
+    const source = join(ROOT, 'test/corpus/validate/cfa-mismatch.bad.s');
+    const line =
+      1 +
+      readFileSync(source, 'utf8')
+        .split('\n')
+        .findIndex((text) => text.includes('push'));
+    const build = (command: string, ...args: string[]) =>
+      expect(spawnSync(command, args, { cwd: folder, encoding: 'utf8' })).toMatchObject({
+        status: 0,
+        stderr: '',
+      });
+    build('as', '-g', '-o', 'lines.o', source);
+    // The same in a library, and in one whose lines are in a file of their own.
+    build('gcc', '-shared', '-nostdlib', '-Wl,--build-id', '-o', 'lines.so', 'lines.o');
+    build('objcopy', '--only-keep-debug', 'lines.so', 'lines.debug');
+    build('objcopy', '--strip-debug', '--add-gnu-debuglink=lines.debug', 'lines.so', 'bare.so');
+    const sarif = join(folder, 'lines.sarif');
+    for (const file of ['lines.o', 'lines.so', 'bare.so']) {
+      const { lines } = livegraft('--json', 'validate', '--sarif', sarif, join(folder, file));
+      for (const each of lines) jsonLineSchema.parse(each);
+      const [finding] = (lines[0]?.findings ?? []) as {
+        from: { file: string; line: number };
+        place: { line: number };
+      }[];
+      expect([file, finding?.from.file, finding?.from.line]).toEqual([file, source, line]);
+      expect(livegraft('validate', join(folder, file)).stdout).toContain(`${source}:${finding?.place.line}`);
+      const [result] = JSON.parse(readFileSync(sarif, 'utf8')).runs[0].results;
+      expect(result.relatedLocations[0].physicalLocation).toMatchObject({
+        artifactLocation: { uri: `file://${source}` },
+        region: { startLine: line },
+      });
+    }
+  });
+
   it('leaves out what is suppressed, and names a line that it can’t read', () => {
     const bad = assemble('cfa-mismatch.bad');
     const list = join(folder, 'list');

@@ -133,10 +133,12 @@ function showReport(report: FileReport, output: Output, withNotes: boolean): voi
     const where =
       f.place === undefined
         ? ''
-        : ` ${bold(describePlace(f.place))} (${f.place.section} ${hex(f.place.address)})`;
+        : ` ${bold(describePlace(f.place))} (${f.place.section} ${hex(f.place.address)})${inSource(f.place)}`;
     output.text(`${report.file}:${where} ${color(`${f.level} ${f.code}`)} ${f.message}`);
     if (f.from !== undefined)
-      output.text(dim(`    reached from ${describePlace(f.from)} (${hex(f.from.address)})`));
+      output.text(
+        dim(`    reached from ${describePlace(f.from)} (${hex(f.from.address)})${inSource(f.from)}`),
+      );
     if (f.claimed !== undefined) output.text(dim(`    claimed: ${f.claimed}`));
     if (f.derived !== undefined) output.text(dim(`    derived: ${f.derived}`));
     if (f.repeats > 0) output.text(dim(`    and ${f.repeats} more of it in this function`));
@@ -152,6 +154,10 @@ function showReport(report: FileReport, output: Output, withNotes: boolean): voi
   if (report.sources.length === 0) output.text(`${report.file}: has no unwind table that was asked for`);
 }
 
+function inSource({ line }: FindingPlace): string {
+  return line === undefined ? '' : ` at ${line.file}:${line.line}`;
+}
+
 function toJson(finding: Finding) {
   const { code, level, source, message, claimed, derived, remedy, repeats, place, from } = finding;
   const at = (where: FindingPlace | undefined) =>
@@ -162,6 +168,9 @@ function toJson(finding: Finding) {
           address: hex(where.address),
           function: where.function ?? null,
           functionOffset: where.functionOffset ?? null,
+          file: where.line?.file ?? null,
+          line: where.line?.line ?? null,
+          column: where.line?.column ?? null,
         };
   return {
     code,
