@@ -1,5 +1,5 @@
 import type { Instruction, InstructionFields } from './instruction.js';
-import type { InstructionSweeper } from './instruction-table.js';
+import type { InstructionSweeper, InstructionTable } from './instruction-table.js';
 
 /** Decodes instructions. Never throws on any bytes; reads nothing outside `[position, end)`. */
 export interface InstructionDecoder {
@@ -92,11 +92,35 @@ export interface StateTest {
 export interface CodeIdioms {
   /** Helpers that stand for a return or an indirect jump or call, as the kernel's retpolines do. */
   thunkKind(symbol: string): 'return' | 'indirect' | undefined;
+  /** The register that a helper for indirect jumps goes through, by the helper's name. */
+  thunkRegister(symbol: string): number | undefined;
   /** How a relocation type computes a field: `S + A`, or `S + A - P`; undefined for the others. */
   relocationKind(type: number): { readonly sizeBytes: 4 | 8; readonly isRelative: boolean } | undefined;
   /** The assembler's name of a DWARF register number. */
   registerName(register: number): string;
 }
+
+/** What an indirect jump's instructions say of the table that it reads its target from. */
+export interface TableJump {
+  /** Where the 32-bit field lies that holds the table's address, and what it says: an address, or a place in the code's own number line. */
+  readonly fieldAt: number;
+  readonly value: number;
+  readonly isPcRelative: boolean;
+  readonly entrySizeBytes: 4 | 8;
+  /** Entries count from the table's first byte. */
+  readonly isRelative: boolean;
+  /** How many entries can be reached, undefined where the code does not tell. */
+  readonly count: number | undefined;
+}
+
+/** Finds a {@link TableJump}: see `src/arch/x86-64/table-jump.ts`. Indexes are the instruction table's. */
+export type TableJumpFinder = (
+  bytes: Uint8Array,
+  table: InstructionTable,
+  jump: number,
+  previous: (i: number) => number,
+  register: number | undefined,
+) => TableJump | undefined;
 
 /** One instruction set. Nothing outside `src/arch/` knows which it has. */
 export interface Architecture {
@@ -106,6 +130,7 @@ export interface Architecture {
   readonly decoder: InstructionDecoder;
   readonly sweeper: InstructionSweeper;
   readonly redirector: Redirector;
+  readonly findTableJump: TableJumpFinder;
   readonly idioms: CodeIdioms;
   readonly pointerSizeBytes: 8;
   /** DWARF numbers of the stack pointer, frame pointer and return address. */

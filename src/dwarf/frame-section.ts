@@ -1,9 +1,5 @@
 import { ByteReader } from '../base/byte-reader.js';
-
-/** Pointer encodings of `.eh_frame` (LSB 5.0 core, "DWARF Exception Header Encoding"). */
-const DW_EH_PE_omit = 0xff;
-const DW_EH_PE_indirect = 0x80;
-const DW_EH_PE_aligned = 0x50;
+import { DW_EH_PE_omit, readEncodedPointer, readEncodedValue } from './eh-pointer.js';
 
 /** A common information entry. Offsets count from the start of the section. */
 export interface Cie {
@@ -71,6 +67,13 @@ export class FrameSection {
   /** The FDE whose entry starts at `offset`. */
   fdeAt(offset: number): Fde {
     return this.#parseFde(offset);
+  }
+
+  /** The address of an FDE's language-specific data, undefined for none. */
+  lsdaAddress(fde: Fde): number | undefined {
+    if (fde.lsdaAt === undefined) return undefined;
+    const address = this.#readPointer(this.#reader(fde.lsdaAt), fde.cie.lsdaEncoding);
+    return address === 0 ? undefined : address;
   }
 
   #reader(offset: number): ByteReader {
@@ -189,50 +192,7 @@ export class FrameSection {
 
   /** `readerStart` is the offset in the section of the reader's first byte. */
   #readPointer(reader: ByteReader, encoding: number, readerStart = 0): number {
-    if (encoding === DW_EH_PE_omit) return 0;
-    const at = this.#options.address + readerStart + reader.offset;
-    if (encoding === DW_EH_PE_aligned) {
-      reader.skip((8 - (at & 7)) & 7);
-      return reader.readAddress();
-    }
-    const value = readEncodedValue(reader, encoding & 0x0f);
-    // An indirect pointer is used for personalities alone, of which only the place matters.
-    if ((encoding & DW_EH_PE_indirect) !== 0 || value === 0) return value;
-    switch (encoding & 0x70) {
-      case 0x00:
-        return value;
-      case 0x10:
-        return at + value;
-      case 0x20:
-        return (this.#options.textBase ?? 0) + value;
-      case 0x30:
-        return (this.#options.dataBase ?? 0) + value;
-      default:
-        return reader.fail(`pointer encoding 0x${encoding.toString(16)}`);
-    }
-  }
-}
-
-function readEncodedValue(reader: ByteReader, format: number): number {
-  switch (format) {
-    case 0x00:
-    case 0x04:
-    case 0x0c:
-      return reader.readAddress();
-    case 0x01:
-      return reader.readUleb128();
-    case 0x02:
-      return reader.readU16();
-    case 0x03:
-      return reader.readU32();
-    case 0x09:
-      return reader.readSleb128();
-    case 0x0a:
-      return reader.readI16();
-    case 0x0b:
-      return reader.readI32();
-    default:
-      return reader.fail(`pointer format 0x${format.toString(16)}`);
+    return readEncodedPointer(reader, encoding, this.#options.address + readerStart, this.#options);
   }
 }
 

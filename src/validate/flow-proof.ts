@@ -12,8 +12,9 @@ import { addTo, UNKNOWN, type Value } from './values.js';
 export const Status = {
   /** No control flow that we know leads there. */
   unreached: 0,
+  /** Follows from the instructions, from the function's entry on. */
   proven: 1,
-  /** The claim was taken as given: nothing before it says anything. */
+  /** The claim was taken as given, since nothing before it says anything; or it follows from one that was. */
   assumed: 2,
   /** Control leads there, but its state is not known well enough to tell. */
   unknown: 3,
@@ -82,6 +83,7 @@ export function proveFlow(options: FlowProofOptions): FlowProofResult {
 const INNER_CALL_BYTES = 64;
 /** More than an instruction has. */
 const LONGEST_BYTES = 16;
+const LINKAGE_ALIGNMENT = 8;
 
 /** What a walk must look at, so that all other instructions cost it one read. */
 const Mark = {
@@ -91,6 +93,8 @@ const Mark = {
   edges: 2,
   /** Behind this instruction, control goes on elsewhere instead. */
   continuation: 4,
+  /** An exception out of this call is caught. */
+  landing: 8,
 } as const;
 
 class FlowProof {
@@ -108,6 +112,7 @@ class FlowProof {
   readonly #work: number[] = [];
   readonly #contradictions = new Map<number, Contradiction>();
   readonly #edges = new Map<number, number[]>();
+  readonly #possibleEdges = new Map<number, number[]>();
   /** By index of the instruction behind which it goes on elsewhere. */
   readonly #continuations = new Map<number, number>();
   /** By claim id and unit: the state at a call or indirect jump, for places in the same unit that only those lead to. */
@@ -138,6 +143,14 @@ class FlowProof {
     }
     for (const { from, to } of extraFlow.edges)
       this.#addEdge(program.index.find(from), program.index.find(to));
+    if (options.isIndependent !== true) {
+      for (const { from, to } of extraFlow.possibleEdges ?? [])
+        this.#addEdge(program.index.find(from), program.index.find(to), this.#possibleEdges);
+    }
+    for (const [call, pad] of extraFlow.landingPads?.byCall ?? []) {
+      this.#mark(call, Mark.landing);
+      this.#mark(pad, Mark.join);
+    }
     for (const position of extraFlow.resumed) {
       const i = program.index.find(position);
       if (i + 1 < table.count) this.#addEdge(i, i + 1);
@@ -177,12 +190,12 @@ class FlowProof {
     return -1;
   }
 
-  #addEdge(source: number, target: number): void {
+  #addEdge(source: number, target: number, edges = this.#edges): void {
     if (source < 0 || target < 0) return;
     this.#mark(target, Mark.join);
     this.#mark(source, Mark.edges);
-    const list = this.#edges.get(source);
-    if (list === undefined) this.#edges.set(source, [target]);
+    const list = edges.get(source);
+    if (list === undefined) edges.set(source, [target]);
     else list.push(target);
   }
 
@@ -198,6 +211,16 @@ class FlowProof {
       this.#arrive(first, -1);
       this.#drain();
     }
+    // What calls and jumps through a linkage table find there is a function's entry.
+    for (const position of program.linkageNames.keys()) {
+      const first = index.find(position);
+      if (first < 0 || this.#statuses[first] !== Status.unreached) continue;
+      // Padding before the first entry is named with it, as a branch-tracking instruction would be.
+      if (isInert(program.table, first) && position % LINKAGE_ALIGNMENT !== 0) continue;
+      this.#state.enterFunction();
+      this.#arrive(first, -1);
+      this.#drain();
+    }
     if (this.#options.isIndependent !== true) this.#startFromClaims();
     return {
       statuses: this.#statuses,
@@ -207,7 +230,7 @@ class FlowProof {
     };
   }
 
-  /** What no known control flow reaches: exception landing pads, jump tables, parts; each starts from its own claim. */
+  /** What no known control flow reaches: targets of jumps that could not be followed, parts; each starts from its own claim. */
   #startFromClaims(): void {
     const { count } = this.#program.table;
     for (let i = 0; i < count; i++) {
@@ -215,6 +238,7 @@ class FlowProof {
       const claim = this.#claimAt(i);
       if (claim === undefined || this.#isPadding(i)) continue;
       this.#assumeAtStart(claim, i);
+      this.#state.isAssumed = true;
       this.#mark(i, Mark.join);
       this.#arrive(i, -1);
       this.#statuses[i] = Status.assumed;
@@ -223,8 +247,8 @@ class FlowProof {
   }
 
   /**
-   * Landing pads and jump tables' targets are reached from calls and indirect jumps of the same unit: what those know of the
-   * frame holds there, if the claim agrees.
+   * Targets of indirect jumps are reached from one in the same unit: what that knows of the frame holds there, if the claim
+   * agrees.
    */
   #assumeAtStart(claim: Claim, i: number): void {
     if (claim.cfaRegister !== this.#options.architecture.stackPointer) {
@@ -313,6 +337,7 @@ class FlowProof {
     const claimIds = this.#claimIds;
     const statuses = this.#statuses;
     const { claims } = this.#claims;
+    const landings = this.#options.extraFlow.landingPads?.byCall;
     const isDwarf = this.#claims.source === 'dwarf';
     let previous = state.from;
     let isFirst = true;
@@ -340,7 +365,11 @@ class FlowProof {
         state.changed = 0;
       } else statuses[i] = statuses[i - 1] as number;
 
-      if ((mark & Mark.edges) !== 0) for (const other of this.#edges.get(i) ?? []) this.#arrive(other, i);
+      if ((mark & Mark.edges) !== 0) {
+        for (const other of this.#edges.get(i) ?? []) this.#arrive(other, i);
+        for (const other of this.#possibleEdges.get(i) ?? [])
+          if (this.#isAgreed(other)) this.#arrive(other, i);
+      }
       isFirst = false;
       const flow = flows[i] as number;
       if (((transferMask >> flow) & 1) !== 0) onTransfer?.(i, state);
@@ -359,6 +388,7 @@ class FlowProof {
         }
       } else {
         if (ops[i] !== OpCode.none || ((writes[i] as number) & state.known) !== 0) state.apply(table, i);
+        if ((mark & Mark.landing) !== 0) this.#land(i, landings?.get(i));
         switch (flow) {
           case FlowCode.next:
           case FlowCode.indirectCall:
@@ -389,6 +419,26 @@ class FlowProof {
     }
   }
 
+  /** An exception comes out of the call `i`, whose effects are in the state. */
+  #land(i: number, pad: number | undefined): void {
+    if (pad === undefined) return;
+    const argumentBytes = this.#options.extraFlow.landingPads?.argumentBytes.get(i) ?? 0;
+    if (argumentBytes === 0) {
+      this.#arrive(pad, i);
+      return;
+    }
+    const { stackPointer } = this.#options.architecture;
+    const before = this.#state.registers[stackPointer] as number;
+    this.#state.setRegister(stackPointer, addTo(before, argumentBytes));
+    this.#arrive(pad, i);
+    this.#state.setRegister(stackPointer, before);
+  }
+
+  #isAgreed(i: number): boolean {
+    const claim = this.#claimAt(i);
+    return claim !== undefined && checkClaim(claim, this.#state, this.#addressOf(i)) === Verdict.proven;
+  }
+
   /**
    * A call into the same function a few bytes on only pushes its own address: position-independent code, and what the
    * kernel does to branch predictors. What lies between is a trap for speculation.
@@ -403,7 +453,8 @@ class FlowProof {
   #keepDonor(i: number, claimId: number): void {
     const claim = this.#claims.claims[claimId];
     if (claim === undefined || claim.cfaRegister === this.#options.architecture.stackPointer) return;
-    if (this.#statuses[i] !== Status.proven || this.#state.isPartial) return;
+    if (this.#statuses[i] !== Status.proven && this.#statuses[i] !== Status.assumed) return;
+    if (this.#state.isPartial) return;
     const key = this.#donorKey(i);
     if (!this.#donors.has(key)) this.#donors.set(key, this.#pool.add(this.#state));
   }
@@ -431,7 +482,10 @@ class FlowProof {
     }
     const verdict = checkClaim(claim, this.#state, this.#addressOf(i));
     if (verdict === Verdict.proven) {
-      this.#statuses[i] = Status.proven;
+      // One way here that was taken on trust is enough; what was disproved or unknown by another stays so.
+      if (!this.#state.isAssumed) this.#statuses[i] = Status.proven;
+      else if (this.#statuses[i] === Status.unreached || this.#statuses[i] === Status.proven)
+        this.#statuses[i] = Status.assumed;
       return;
     }
     const isIndependent = this.#options.isIndependent === true;
@@ -449,6 +503,7 @@ class FlowProof {
       assumeClaim(claim, this.#state, i, this.#options.architecture.stackPointer);
       // What else the frame held is no longer known.
       this.#state.isPartial = true;
+      this.#state.isAssumed = true;
     }
   }
 

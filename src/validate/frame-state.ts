@@ -3,9 +3,10 @@ import { type InstructionTable, OpCode } from '../arch/instruction-table.js';
 import { addTo, baseOf, cfaValue, entryValue, offsetOf, placeValue, UNKNOWN, type Value } from './values.js';
 
 const REGISTERS = 16;
-/** Words of a saved state before its slots: registers, the count of slots, where it came from, whether it is partial. */
+/** Words of a saved state before its slots: registers, the count of slots, where it came from, flags. */
 const HEADER_WORDS = REGISTERS + 3;
-const [COUNT, FROM, PARTIAL] = [REGISTERS, REGISTERS + 1, REGISTERS + 2];
+const [COUNT, FROM, FLAGS] = [REGISTERS, REGISTERS + 1, REGISTERS + 2];
+const [IS_PARTIAL, IS_ASSUMED] = [1, 2];
 /** Bits of {@link FrameState.changed}. */
 export const CHANGED_SLOTS = 1 << REGISTERS;
 export const CHANGED_ALL = 2 * CHANGED_SLOTS - 1;
@@ -23,6 +24,8 @@ export class FrameState {
   slotCount = 0;
   /** Began from a claim that says less than a frame holds: what is unknown may yet be as claimed. */
   isPartial = false;
+  /** Began from a claim that was taken as given: what follows from it is no proof. */
+  isAssumed = false;
   /** Index of the instruction that control came from, -1 at an entry. */
   from = -1;
   /** What changed since the last check: a bit per register, {@link CHANGED_SLOTS}; all after a load. */
@@ -58,6 +61,7 @@ export class FrameState {
     this.slotCount = 0;
     this.known = 0;
     this.isPartial = false;
+    this.isAssumed = false;
     this.from = -1;
     this.changed = CHANGED_ALL;
   }
@@ -227,12 +231,16 @@ export class FrameState {
     if (to !== UNKNOWN) this.dropBelow(to, this.#redZoneBytes);
   }
 
+  get #flags(): number {
+    return (this.isPartial ? IS_PARTIAL : 0) | (this.isAssumed ? IS_ASSUMED : 0);
+  }
+
   /** Words of a saved state: registers, the count of slots, then pairs of address and value. */
   save(words: Int32Array, at: number): void {
     words.set(this.registers, at);
     words[at + COUNT] = this.slotCount;
     words[at + FROM] = this.from;
-    words[at + PARTIAL] = this.isPartial ? 1 : 0;
+    words[at + FLAGS] = this.#flags;
     let to = at + HEADER_WORDS;
     for (let i = 0; i < this.slotCount; i++) {
       words[to++] = this.slotAddresses[i] as number;
@@ -250,7 +258,9 @@ export class FrameState {
     this.known = known;
     this.slotCount = words[at + COUNT] as number;
     this.from = words[at + FROM] as number;
-    this.isPartial = words[at + PARTIAL] === 1;
+    const flags = words[at + FLAGS] as number;
+    this.isPartial = (flags & IS_PARTIAL) !== 0;
+    this.isAssumed = (flags & IS_ASSUMED) !== 0;
     let from = at + HEADER_WORDS;
     for (let i = 0; i < this.slotCount; i++) {
       this.slotAddresses[i] = words[from++] as number;
@@ -262,6 +272,7 @@ export class FrameState {
   /** Whether everything that the saved state knows holds here too. */
   covers(words: Int32Array, at: number): boolean {
     const { registers, slotAddresses, slotValues, slotCount } = this;
+    if (this.isAssumed && ((words[at + FLAGS] as number) & IS_ASSUMED) === 0) return false;
     for (let register = 0; register < REGISTERS; register++) {
       const saved = words[at + register] as number;
       if (saved !== UNKNOWN && saved !== registers[register]) return false;
@@ -287,8 +298,9 @@ export class FrameState {
   /** Reduces the saved state to what this one knows too. True when it knew more before. */
   meetInto(words: Int32Array, at: number): boolean {
     let isReduced = false;
-    if (this.isPartial && words[at + PARTIAL] !== 1) {
-      words[at + PARTIAL] = 1;
+    const flags = (words[at + FLAGS] as number) | this.#flags;
+    if (flags !== words[at + FLAGS]) {
+      words[at + FLAGS] = flags;
       isReduced = true;
     }
     for (let register = 0; register < REGISTERS; register++) {

@@ -1,6 +1,7 @@
 import { linkAddress } from '../base/brand.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
+import type { LandingPads } from './landing-pads.js';
 
 /** Control can go from one place to another although no instruction says so. */
 export interface ExtraFlow {
@@ -14,6 +15,9 @@ export interface ExtraFlow {
    * `WARN_ON()` does (`__bug_table`, include/linux/bug.h), and jump labels.
    */
   readonly resumed: readonly number[];
+  /** Edges that may be none: control goes there only if the claims on both sides agree. */
+  readonly possibleEdges?: readonly { readonly from: number; readonly to: number }[];
+  readonly landingPads?: LandingPads;
 }
 
 /** `sizeBytes` at `original` become the code at `replacement` at boot, so that the rows of the original speak of both. */

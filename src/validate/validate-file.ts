@@ -10,7 +10,9 @@ import { type ClaimSource, type Finding, isSuppressed, makeFinding, type Suppres
 import { type Contradiction, type FlowProofResult, proveFlow, Status } from './flow-proof.js';
 import { checkFramePointers } from './frame-pointer.js';
 import { readHints } from './hints.js';
+import { findJumpTables, type JumpTables } from './jump-tables.js';
 import { type ExtraFlow, readKernelFlow } from './kernel-sections.js';
+import { readLandingPads } from './landing-pads.js';
 import { findNoReturnTargets } from './no-return.js';
 import { Places } from './places.js';
 import { buildProgram, type CodeFunction, PART_NAME, type Program } from './program.js';
@@ -60,6 +62,8 @@ export interface ValidateResult {
   readonly suppressed: number;
   readonly textBytes: number;
   readonly instructions: number;
+  /** How many indirect jumps' tables were followed, and how many indirect jumps have none that was found. */
+  readonly jumpTables: Pick<JumpTables, 'followed' | 'notFollowed'>;
   readonly program: Program;
 }
 
@@ -95,7 +99,17 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   });
   const places = new Places(program, new SourceLines(elf, space, architecture, options.debugFile));
   const symbols = new Map(options.symbols?.map(({ name, address }) => [name, address]));
-  const extraFlow = readKernelFlow(elf, space, (name) => symbols.get(name));
+  const jumpTables = findJumpTables(elf, space, program, architecture);
+  const landingPads = readLandingPads(elf, space, program, architecture);
+  const kernelFlow = readKernelFlow(elf, space, (name) => symbols.get(name));
+  const extraFlow: ExtraFlow = {
+    ...kernelFlow,
+    edges: [...kernelFlow.edges, ...jumpTables.edges],
+    possibleEdges: jumpTables.possibleEdges,
+    landingPads,
+  };
+  for (const problem of landingPads.problems)
+    findings.push(makeFinding('malformed-table', problem, { source: 'dwarf' }));
   const { hints, exempt } = readHints(elf, space);
   const noReturn = findNoReturnTargets(program, extraFlow.resumed);
   const proven: ProvenSource[] = [];
@@ -189,6 +203,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
     suppressed: findings.length - kept.length,
     textBytes: space.regions.reduce((sum, region) => sum + region.end - region.start, 0),
     instructions: program.table.count,
+    jumpTables: { followed: jumpTables.followed, notFollowed: jumpTables.notFollowed },
     program,
   };
 }

@@ -21,6 +21,12 @@ export const codeIdioms: CodeIdioms = {
     return name.startsWith('__x86_indirect_') ? 'indirect' : undefined;
   },
 
+  thunkRegister(name) {
+    const register = /^__x86_indirect_(?:jump_)?thunk_(\w+)$/.exec(name)?.[1];
+    const number = register === undefined ? -1 : REGISTER_NAMES.indexOf(register);
+    return number < 0 || number > 15 ? undefined : number;
+  },
+
   relocationKind(type) {
     switch (type) {
       case R_X86_64_64:

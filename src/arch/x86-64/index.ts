@@ -4,6 +4,7 @@ import { decoder } from './decoder.js';
 import { redirector } from './redirector.js';
 import { CALLEE_SAVED, DW_RA, DW_RBP, DW_RSP } from './registers.js';
 import { sweeper } from './sweep.js';
+import { findTableJump } from './table-jump.js';
 
 export const x86_64: Architecture = {
   name: 'x86-64',
@@ -12,6 +13,7 @@ export const x86_64: Architecture = {
   decoder,
   sweeper,
   redirector,
+  findTableJump,
   idioms: codeIdioms,
   pointerSizeBytes: 8,
   stackPointer: DW_RSP,
