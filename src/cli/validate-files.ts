@@ -12,7 +12,7 @@ import { ProofStore } from '../targets/proof-store.js';
 import { type ClaimSource, type Finding, parseSuppressions } from '../validate/findings.js';
 import { encodeProof } from '../validate/proof.js';
 import type { Scratch } from '../validate/scratch.js';
-import { type StatusCounts, validateElf } from '../validate/validate-file.js';
+import { type StatusCounts, type ValidateResult, validateElf } from '../validate/validate-file.js';
 import { decompressors } from './decompressors.js';
 
 /** What every file of one run is validated with. Plain data: it goes to worker threads. */
@@ -25,12 +25,16 @@ export interface ValidateJob {
   readonly keepsProofs: boolean;
 }
 
+/** Whether the verdicts were kept for walks; not asked for, or impossible: nothing that runs leads to a file without build-id. */
+export type ProofOutcome = 'kept' | 'not-asked' | 'no-build-id' | 'no-table';
+
 /** What came of one file. Plain data. */
 export type FileReport =
   | {
       readonly kind: 'validated';
       readonly file: string;
       readonly buildId: string | undefined;
+      readonly proof: ProofOutcome;
       readonly sources: readonly { readonly source: ClaimSource; readonly counts: StatusCounts }[];
       readonly findings: readonly Finding[];
       readonly suppressed: number;
@@ -65,14 +69,12 @@ export function validateFile(file: string, job: ValidateJob, scratch: Scratch): 
       ...(kernelRelease !== undefined && { kernelRelease }),
       ...(kernel !== undefined && { symbols: kernel.symbols }),
     });
-    if (job.keepsProofs && result.buildId !== undefined) {
-      const proof = encodeProof(result, 'dwarf') ?? encodeProof(result, 'orc');
-      if (proof !== undefined) new ProofStore().keep(result.buildId, proof);
-    }
+    const proof = keepProof(result, job);
     return {
       kind: 'validated',
       file,
       buildId: result.buildId,
+      proof,
       sources: result.sources.map(({ source, counts }) => ({ source, counts })),
       findings: result.findings,
       suppressed: result.suppressed,
@@ -83,6 +85,16 @@ export function validateFile(file: string, job: ValidateJob, scratch: Scratch): 
     if (!(error instanceof LivegraftError)) throw error;
     return { kind: 'unreadable', file, code: error.code, message: error.message, remedy: error.remedy };
   }
+}
+
+/** Kernels are walked by ORC, processes by DWARF. */
+function keepProof(result: ValidateResult, job: ValidateJob): ProofOutcome {
+  if (!job.keepsProofs) return 'not-asked';
+  if (result.buildId === undefined) return 'no-build-id';
+  const proof = encodeProof(result, 'orc') ?? encodeProof(result, 'dwarf');
+  if (proof === undefined) return 'no-table';
+  new ProofStore().keep(result.buildId, proof);
+  return 'kept';
 }
 
 /** A linked kernel's release and function names, which its ORC table and its stripped code don't tell. */

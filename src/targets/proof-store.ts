@@ -1,4 +1,4 @@
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { LivegraftError, ParseError } from '../base/errors.js';
@@ -17,6 +17,11 @@ export class ProofStore {
 
   get folder(): string {
     return this.#folder;
+  }
+
+  /** Nothing was ever kept: what finding out build-ids costs can be saved. */
+  get isEmpty(): boolean {
+    return !existsSync(this.#folder);
   }
 
   /** Undefined when none is kept, or one that can't be used: a proof only ever adds to what is known. */

@@ -14,10 +14,15 @@ const VERDICTS: readonly RowVerdict[] = ['unknown', 'proven', 'disproved'];
 /** A damaged file must not ask for more. */
 const MAX_RANGES = 1 << 24;
 
+/** Where the code of section `i` of a relocatable object is imagined to lie in its proof. */
+const SECTION_SPAN = 2 ** 32;
+
 /**
- * The verdicts of one file, to be kept by its build-id. Format: magic, version (u32), CRC-32 of the rest (u32); then
- * build-id and source (NUL-terminated each), the number of ranges, and per range the distance from the end of the last
- * one, the length and the verdict (ULEB128 each; the first distance counts from the first address, 8 bytes).
+ * The verdicts of one file, to be kept by its build-id; undefined for a file without one, since nothing that runs could be
+ * traced back to it. Format: magic, version (u32), CRC-32 of the rest (u32); then build-id and source (NUL-terminated each), the
+ * number of sections and their names (NUL-terminated; none for a linked file), the number of ranges, and per range the distance
+ * from the end of the last one, the length and the verdict (ULEB128 each; the first distance counts from the first address, 8
+ * bytes). In a relocatable object, addresses count within a section, plus 2^32 for each section before it.
  */
 export function encodeProof(result: ValidateResult, source: 'dwarf' | 'orc'): Uint8Array | undefined {
   const proven = result.sources.find((s) => s.source === source);
@@ -33,16 +38,18 @@ export function encodeProof(result: ValidateResult, source: 'dwarf' | 'orc'): Ui
     while (position >= (space.regions[region]?.end ?? Number.POSITIVE_INFINITY)) region++;
     const home = space.regions[region];
     if (home === undefined) break;
-    const start = position - home.start + home.address;
+    const start = position - home.start + (space.isRelocatable ? region * SECTION_SPAN : home.address);
     const end = start + (table.lengths[i] as number);
     const last = ranges[ranges.length - 1];
     if (last !== undefined && last.end === start && last.verdict === verdict) last.end = end;
-    // Sections of relocatable objects overlap: their proofs are of no use at run time.
-    else if (last !== undefined && start < last.end) return undefined;
-    else ranges.push({ start, end, verdict });
+    else if (last === undefined || start >= last.end) ranges.push({ start, end, verdict });
   }
   const body = new ByteWriter(ranges.length * 4 + 64);
-  body.writeCString(result.buildId).writeCString(source).writeUleb128(ranges.length);
+  body.writeCString(result.buildId).writeCString(source);
+  const sections = space.isRelocatable ? space.regions : [];
+  body.writeUleb128(sections.length);
+  for (const { name } of sections) body.writeCString(name);
+  body.writeUleb128(ranges.length);
   let at = ranges[0]?.start ?? 0;
   body.writeU64(at);
   for (const { start, end, verdict } of ranges) {
@@ -66,18 +73,33 @@ function verdictOf(status: number): number {
   return status === Status.proven ? 1 : 0;
 }
 
-/** Kept verdicts, by link address. */
+/** Kept verdicts, by link address, or by section and offset. */
 export class Proof {
   readonly buildId: string;
+  readonly #sections: readonly string[];
   readonly #starts: Float64Array;
   readonly #ends: Float64Array;
   readonly #verdicts: Uint8Array;
 
-  constructor(buildId: string, starts: Float64Array, ends: Float64Array, verdicts: Uint8Array) {
+  constructor(
+    buildId: string,
+    sections: readonly string[],
+    starts: Float64Array,
+    ends: Float64Array,
+    verdicts: Uint8Array,
+  ) {
     this.buildId = buildId;
+    this.#sections = sections;
     this.#starts = starts;
     this.#ends = ends;
     this.#verdicts = verdicts;
+  }
+
+  /** Of a relocatable object: `offset` counts from the first byte of the section. Unknown where two have that name. */
+  verdictInSection(name: string, offset: number): RowVerdict {
+    const index = this.#sections.indexOf(name);
+    if (index < 0 || index !== this.#sections.lastIndexOf(name) || offset < 0) return 'unknown';
+    return this.verdictAt(index * SECTION_SPAN + offset);
   }
 
   verdictAt(address: number): RowVerdict {
@@ -102,6 +124,9 @@ export function parseProof(bytes: Uint8Array, source: string): Proof | undefined
   if (reader.readU32() !== crc32(bytes.subarray(16))) reader.fail('its checksum is wrong');
   const buildId = reader.readCString();
   reader.readCString();
+  const sectionCount = reader.readUleb128();
+  if (sectionCount > reader.remaining) reader.fail(`absurd count of sections ${sectionCount}`);
+  const sections = Array.from({ length: sectionCount }, () => reader.readCString());
   const count = reader.readUleb128();
   if (count > MAX_RANGES || count * 3 > reader.remaining) reader.fail(`absurd count of ranges ${count}`);
   const starts = new Float64Array(count);
@@ -115,5 +140,5 @@ export function parseProof(bytes: Uint8Array, source: string): Proof | undefined
     ends[i] = at;
     verdicts[i] = Math.min(reader.readUleb128(), 255);
   }
-  return new Proof(buildId, starts, ends, verdicts);
+  return new Proof(buildId, sections, starts, ends, verdicts);
 }

@@ -8,11 +8,19 @@ import { x86_64 } from '../../src/arch/x86-64/index.js';
 import { hex, linkAddress } from '../../src/base/brand.js';
 import { decompressors } from '../../src/cli/decompressors.js';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
+import { parseElf } from '../../src/elf/reader.js';
 import { extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../../src/kernel-image/kernel-image.js';
 import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
+import { KernelLayout } from '../../src/targets/kernel/kernel-layout.js';
+import { readKernelProofs } from '../../src/targets/kernel/kernel-proofs.js';
 import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import { soakKernel } from '../../src/targets/kernel/kernel-soak.js';
+import type { KernelWalk } from '../../src/targets/kernel/kernel-stacks.js';
+import { ProofStore } from '../../src/targets/proof-store.js';
+import { Status } from '../../src/validate/flow-proof.js';
+import { encodeProof } from '../../src/validate/proof.js';
+import { validateElf } from '../../src/validate/validate-file.js';
 import { bootGuest, type Guest } from '../support/guest.js';
 import { livegraft, pause } from '../support/live.js';
 
@@ -58,6 +66,47 @@ async function withSession<T>(use: (session: KernelSession) => Promise<T>): Prom
 function row(address: number, type: string, name: string): string {
   return `${hex(address).slice(2).padStart(16, '0')} ${type} ${name}`;
 }
+
+/** A proof that disproves the whole text of a file, for what a walk then says. */
+function disproveAll(path: string, bytes: Uint8Array): void {
+  const result = validateElf(parseElf(bytes, path), { architecture: x86_64, kernelRelease: image.release });
+  const sources = result.sources.map((each) => ({
+    ...each,
+    statuses: each.statuses.slice().fill(Status.disproved),
+  }));
+  const proof = encodeProof({ ...result, sources }, 'orc');
+  if (proof === undefined || result.buildId === undefined) throw new Error(`${path} has no proof`);
+  new ProofStore().keep(result.buildId, proof);
+}
+
+describe('a kept proof', () => {
+  it('of a module or the kernel is found by what runs, and a walk refuses what it disproves', async () => {
+    const before = process.env.XDG_CACHE_HOME;
+    process.env.XDG_CACHE_HOME = join(folder, 'cache');
+    try {
+      const module = join(guest.kernel.modules, `kernel/fs/${MODULE}/${MODULE}.ko`);
+      disproveAll(module, readFileSync(module));
+      await withSession(async ({ kernel, memory, modules }) => {
+        const layout = new KernelLayout(image.btf, image.source);
+        const isDisproved = await readKernelProofs(memory, kernel, layout, modules);
+        const symbols = modules.find((each) => each.name === MODULE)?.symbols;
+        const inModule = symbols?.findUnique('configfs_register_group')?.address as number;
+        expect([isDisproved(inModule), isDisproved(kernel.expect('schedule'))]).toEqual([true, false]);
+      });
+      disproveAll('vmlinux', vmlinux);
+      const walks = await withSession(async ({ tasks, stacks }) => {
+        const cpus = await tasks.cpus();
+        const found: KernelWalk[] = [];
+        for (const task of await tasks.tasks(cpus)) found.push(await stacks.walk(task, cpus));
+        return found;
+      });
+      expect(walks.some((walk) => !walk.reliable && walk.reason.code === 'row-disproved')).toBe(true);
+    } finally {
+      if (before === undefined) delete process.env.XDG_CACHE_HOME;
+      else process.env.XDG_CACHE_HOME = before;
+    }
+  });
+});
 
 describe('the image of a kernel', () => {
   it('has the symbols that the running kernel and its modules say they have', async () => {

@@ -121,6 +121,7 @@ function showReport(report: FileReport, output: Output, withNotes: boolean): voi
     event: 'validated',
     file: report.file,
     buildId: report.buildId ?? null,
+    proof: report.proof,
     sources: report.sources.map(({ source, counts }) => ({ source, ...counts })),
     textBytes: report.textBytes,
     instructions: report.instructions,
@@ -151,6 +152,8 @@ function showReport(report: FileReport, output: Output, withNotes: boolean): voi
         `${disproved} disproved, ${unclaimed} without a row`,
     );
   }
+  if (report.proof === 'no-build-id' && withNotes)
+    output.text(`${report.file}: no proof is kept of a file without build-id (link with --build-id)`);
   if (report.sources.length === 0) output.text(`${report.file}: has no unwind table that was asked for`);
 }
 

@@ -8,6 +8,8 @@ import type { KernelAddresses } from './running-kernel.js';
 /** A loaded module, as the kernel's memory describes it. */
 export interface KernelModule {
   readonly name: string;
+  /** Of its `struct module`. */
+  readonly structAddress: number;
   readonly text: { readonly address: number; readonly sizeBytes: number };
   readonly symbols: KernelSymbolTable;
   readonly orc: {
@@ -42,6 +44,7 @@ export async function readModules(
       memoryBase === undefined ? textSize : { ...textSize, offset: base.offset + textSize.offset };
     modules.push({
       name: await read.text(address, place.name),
+      structAddress: address,
       text: { address: await read.address(address, textAt), sizeBytes: await read.number(address, sizeAt) },
       symbols: await readSymbols(memory, read, await read.address(address, place.kallsyms), layout),
       orc: await readOrc(memory, read, address, layout),

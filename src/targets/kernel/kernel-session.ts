@@ -5,6 +5,7 @@ import type { GdbEndpoint } from './gdb-connection.js';
 import { GuestMemory } from './guest-memory.js';
 import { KernelLayout } from './kernel-layout.js';
 import { type KernelModule, readModules } from './kernel-modules.js';
+import { readKernelProofs } from './kernel-proofs.js';
 import type { RegisteredKernelPatch } from './kernel-registry.js';
 import { KernelStacks } from './kernel-stacks.js';
 import { TaskReader } from './kernel-tasks.js';
@@ -39,6 +40,7 @@ export class KernelSession {
     memory: GuestMemory,
     shared: SharedMemory | undefined,
     modules: readonly KernelModule[],
+    isDisproved: (address: number) => boolean,
   ) {
     this.#shared = shared;
     this.client = client;
@@ -46,7 +48,7 @@ export class KernelSession {
     this.memory = memory;
     this.modules = modules;
     this.tasks = new TaskReader(client, memory, kernel, layout);
-    this.stacks = new KernelStacks(options.arch, memory, kernel, layout, modules);
+    this.stacks = new KernelStacks(options.arch, memory, kernel, layout, modules, isDisproved);
   }
 
   /** Rejects with a LivegraftError, and the guest goes on, when it can't be reached or runs another kernel. */
@@ -61,7 +63,8 @@ export class KernelSession {
       shared = memoryFile === undefined ? undefined : await SharedMemory.open(memoryFile, client, kernel);
       const memory = new GuestMemory(shared ?? client, client);
       const modules = await readModules(memory, kernel, layout);
-      return new KernelSession(options, client, kernel, layout, memory, shared, modules);
+      const isDisproved = await readKernelProofs(memory, kernel, layout, modules);
+      return new KernelSession(options, client, kernel, layout, memory, shared, modules, isDisproved);
     } catch (error) {
       shared?.close();
       await client.detach();

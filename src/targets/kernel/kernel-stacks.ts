@@ -59,6 +59,7 @@ export class KernelStacks {
   readonly #modules: readonly KernelModule[];
   readonly #arch: Architecture;
   #map: ModuleMap;
+  readonly #isDisproved: (address: number) => boolean;
   #patchRanges: readonly KernelRange[] = [];
   readonly #inactive: {
     readonly sizeBytes: number;
@@ -76,7 +77,9 @@ export class KernelStacks {
     kernel: KernelAddresses,
     layout: KernelLayout,
     modules: readonly KernelModule[],
+    isDisproved: (address: number) => boolean,
   ) {
+    this.#isDisproved = isDisproved;
     this.#memory = memory;
     this.#read = new StructReader(memory);
     this.#kernel = kernel;
@@ -125,6 +128,7 @@ export class KernelStacks {
     const code = kernelCode(this.#memory, this.#kernel);
     return new ModuleMap({
       decoder: this.#arch.decoder,
+      isDisproved: this.#isDisproved,
       modules: [
         ...code,
         ...this.#modules.map((module) => moduleCode(this.#memory, this.#kernel, module)),
