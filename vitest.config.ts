@@ -7,7 +7,7 @@ export default defineConfig({
       {
         test: {
           name: 'unit',
-          include: ['src/**/*.test.ts', 'test/oracle/**/*.test.ts'],
+          include: ['src/**/*.test.ts', 'test/oracle/**/*.test.ts', 'fuzz/**/*.test.ts'],
           testTimeout: 60_000,
         },
       },

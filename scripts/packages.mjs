@@ -32,5 +32,6 @@ export const PACKAGES = {
   'bench:validate': [...ORACLES, { name: 'libelf1' }, { name: 'libssl3' }],
   'demo:kernel': [...COMPILER, ...GUEST],
   'bench:kernel': [...COMPILER, ...GUEST],
+  fuzz: [...COMPILER, ...ORACLES],
   'oracle:decoder': [{ name: 'libssl3' }],
 };

@@ -20,6 +20,7 @@ const TASKS = {
   'demo:kernel': ['--import', 'tsx', 'examples/kernel/demo.ts'],
   'bench:kernel': ['--import', 'tsx', 'bench/kernel.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
+  fuzz: ['--import', 'tsx', 'fuzz/run.ts'],
 };
 
 function say(text) {

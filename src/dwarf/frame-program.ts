@@ -67,7 +67,9 @@ class FrameMachine {
       const next = this.#step(reader);
       if (next === undefined || next === this.#location) continue;
       if (next < this.#location) reader.fail('the location moves backwards');
-      yield this.#row(Math.min(next, this.#fde.end));
+      const end = Math.min(next, this.#fde.end);
+      // An entry for no code has no row.
+      if (end > this.#location) yield this.#row(end);
       this.#location = next;
       if (next >= this.#fde.end) return;
     }

@@ -487,7 +487,6 @@ describe('damaged sections', () => {
   const libc = '/usr/lib/x86_64-linux-gnu/libc.so.6';
   const elf = parseElf(readFileSync(libc), libc);
   const frames = elf.findSection('.eh_frame') as ElfSection;
-  const header = elf.findSection('.eh_frame_hdr') as ElfSection;
 
   /** Reads all there is; every failure must be a ParseError. */
   function readAll(bytes: Uint8Array, kind: 'eh_frame' | 'debug_frame'): void {
@@ -505,23 +504,6 @@ describe('damaged sections', () => {
       expect(error).toBeInstanceOf(ParseError);
     }
   }
-
-  it('of real code: any bytes changed, cut anywhere', () => {
-    const original = frames.data.subarray(0, 4096);
-    fc.assert(
-      fc.property(
-        fc.array(fc.tuple(fc.nat(4095), fc.nat(255)), { minLength: 1, maxLength: 12 }),
-        fc.nat(4096),
-        fc.constantFrom('eh_frame' as const, 'debug_frame' as const),
-        (changes, length, kind) => {
-          const bytes = original.slice(0, length);
-          for (const [at, value] of changes) if (at < length) bytes[at] = value;
-          readAll(bytes, kind);
-        },
-      ),
-      { seed: 20, numRuns: 400 },
-    );
-  });
 
   it('of nothing but chance, with a CIE that is well-formed', () => {
     fc.assert(
@@ -581,25 +563,5 @@ describe('damaged sections', () => {
     });
     if (program.length === 0) bytes[bytes.indexOf(0x0c)] = 0x41;
     expect(() => parseRaw(bytes)).toThrow(pattern);
-  });
-
-  it('the header table', () => {
-    fc.assert(
-      fc.property(
-        fc.array(fc.tuple(fc.nat(63), fc.nat(255)), { maxLength: 8 }),
-        fc.nat(400),
-        (changes, length) => {
-          const bytes = header.data.slice(0, length);
-          for (const [at, value] of changes) if (at < length) bytes[at] = value;
-          try {
-            const table = parseFrameHeaderTable(bytes, header.address, 'damaged');
-            if (table !== undefined) expect(table.starts.length * 8).toBeLessThanOrEqual(length);
-          } catch (error) {
-            expect(error).toBeInstanceOf(ParseError);
-          }
-        },
-      ),
-      { seed: 22, numRuns: 2000 },
-    );
   });
 });

@@ -2,9 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import fc from 'fast-check';
 import { afterAll, describe, expect, it } from 'vitest';
-import { ParseError } from '../base/errors.js';
 import { parseElf } from '../elf/reader.js';
 import { type DebugSections, parseTypeLayouts } from './type-layouts.js';
 
@@ -91,26 +89,5 @@ describe('parseTypeLayouts', () => {
     );
     expect(layouts.get('struct n::top')).toBe('16{@0:base,i@8:in}');
     expect(layouts.get('struct n::top::in')).toBe('8{x@0:long int}');
-  });
-
-  it('answers damaged sections with a result or a ParseError', () => {
-    const sections = sectionsOf(compile(TYPES, '-c', '-g'));
-    fc.assert(
-      fc.property(
-        fc.constantFrom('info' as const, 'abbrev' as const),
-        fc.array(fc.tuple(fc.nat(600), fc.nat(255)), { minLength: 1, maxLength: 8 }),
-        fc.nat(2000),
-        (which, changes, length) => {
-          const bytes = sections[which].slice(0, Math.max(1, length));
-          for (const [at, value] of changes) if (at < bytes.length) bytes[at] = value;
-          try {
-            parseTypeLayouts({ ...sections, [which]: bytes });
-          } catch (error) {
-            expect(error).toBeInstanceOf(ParseError);
-          }
-        },
-      ),
-      { seed: 8, numRuns: 1500 },
-    );
   });
 });

@@ -1,4 +1,3 @@
-import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { ByteWriter } from '../base/byte-writer.js';
 import { ParseError } from '../base/errors.js';
@@ -139,27 +138,6 @@ describe('parseOrc', () => {
         .find(0)
         ?.registers.get(6)?.kind,
     ).toBe('expression');
-  });
-
-  it('throws nothing but ParseError on any bytes', () => {
-    const formats: OrcFormat[] = ['4.14', '4.18', '5.12', '6.3', '6.4'];
-    fc.assert(
-      fc.property(
-        fc.uint8Array({ maxLength: 120 }),
-        fc.uint8Array({ maxLength: 80 }),
-        fc.constantFrom(...formats),
-        (entries, ips, format) => {
-          try {
-            const orc = parseOrc({ entries, ips: { bytes: ips, address: -4096 }, format, source: 'x' });
-            for (let i = 0; i < orc.size; i++) orc.find(orc.addresses[i] as number);
-            orc.find(0);
-          } catch (error) {
-            expect(error).toBeInstanceOf(ParseError);
-          }
-        },
-      ),
-      { seed: 1, numRuns: 2000 },
-    );
   });
 });
 

@@ -1,0 +1,39 @@
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { describe, expect, it } from 'vitest';
+import { damage, randomOf } from './damage.js';
+import { TARGETS, tryBytes } from './targets.js';
+
+const FIXTURES = fileURLToPath(new URL('./fixtures', import.meta.url));
+
+describe.each(TARGETS.map((target) => [target.name, target] as const))('%s', (name, target) => {
+  it('reads its seeds', () => {
+    for (const seed of target.seeds()) expect(tryBytes(target, seed)).toBe('read');
+  });
+
+  it('reads or refuses what is damaged', () => {
+    const random = randomOf(1);
+    const seeds = target.seeds();
+    for (let i = 0; i < target.cases; i++) {
+      const bytes = damage(seeds[random(seeds.length)] as Uint8Array, random);
+      try {
+        tryBytes(target, bytes);
+      } catch (cause) {
+        const text = Buffer.from(bytes).toString('base64');
+        throw new Error(
+          `case ${i}: ${(cause as Error).message}; the bytes in base64: ${text.slice(0, 100_000)}`,
+          {
+            cause,
+          },
+        );
+      }
+    }
+  });
+
+  it('does no longer fail where it did', () => {
+    const fixtures = existsSync(FIXTURES) ? readdirSync(FIXTURES) : [];
+    for (const file of fixtures.filter((each) => each.startsWith(`${name}-`)))
+      tryBytes(target, new Uint8Array(readFileSync(join(FIXTURES, file))));
+  });
+});
