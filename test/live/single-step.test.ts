@@ -144,7 +144,10 @@ it.each([
       const fde = fdes.find((each) => each.start <= step.pc && step.pc < each.end);
       const row = fde && findFrameRow(fde, step.pc, program);
       if (step.isOurs && frame !== undefined && row !== undefined && proof?.verdictAt(step.pc) === 'proven') {
-        const context = { register: (n: number) => step.registers[n], read64: step.read64 };
+        const context = {
+          register: (n: number) => (n === x86_64.returnAddress ? step.pc : step.registers[n]),
+          read64: step.read64,
+        };
         const cfa =
           row.cfa.kind === 'register'
             ? (step.registers[row.cfa.register] as number) + row.cfa.offset

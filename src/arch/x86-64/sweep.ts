@@ -186,7 +186,8 @@ const WORTH_TRAINING_BYTES = 1 << 16;
 
 export const sweeper: InstructionSweeper = {
   sweep(bytes, start, end, into) {
-    if (!isTrained && (sweptBytes += end - start) > WORTH_TRAINING_BYTES) train();
+    sweptBytes += end - start;
+    if (!isTrained && sweptBytes > WORTH_TRAINING_BYTES) train();
     const limit = Math.min(end, bytes.length);
     let at = start;
     while (at < limit) {
