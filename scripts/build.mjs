@@ -1,5 +1,6 @@
 // Bundles the command line into dist/: one entry, with the commands as chunks that load when they are called.
-import { rmSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { existsSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
@@ -27,3 +28,9 @@ await build({
   legalComments: 'none',
   logLevel: 'warning',
 });
+// Declarations for those who call livegraft as a library; the compiler itself is there in development only.
+const compiler = join(root, 'node_modules/typescript7/bin/tsc');
+if (existsSync(compiler))
+  execFileSync(process.execPath, [compiler, '-p', join(root, 'tsconfig.types.json')], {
+    stdio: ['ignore', 2, 2],
+  });
