@@ -2,12 +2,14 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { inflateSync } from 'node:zlib';
 import { afterAll, describe, expect, it } from 'vitest';
 import { x86_64 } from '../src/arch/x86-64/index.js';
+import { ByteWriter } from '../src/base/byte-writer.js';
 import { ParseError } from '../src/base/errors.js';
-import { SHT_RELA, SHT_SYMTAB } from '../src/elf/constants.js';
+import { sectionDecompressors } from '../src/cli/decompressors.js';
+import { SHF_COMPRESSED, SHT_PROGBITS, SHT_RELA, SHT_SYMTAB } from '../src/elf/constants.js';
 import { parseElf } from '../src/elf/reader.js';
+import { writeRelocatable } from '../src/elf/writer.js';
 import { validateElf } from '../src/validate/validate-file.js';
 
 /** Each kind of bad input that a file can be made of on purpose. */
@@ -30,10 +32,8 @@ function build(name: string, ...flags: string[]): Uint8Array {
 }
 
 const object = build('a.o', '-c', '-g');
-const inflate = (packed: Uint8Array) => inflateSync(packed);
-
 function validate(bytes: Uint8Array) {
-  return validateElf(parseElf(bytes, 'bad', { inflate }), { architecture: x86_64 });
+  return validateElf(parseElf(bytes, 'bad', sectionDecompressors), { architecture: x86_64 });
 }
 
 /** A copy with the fields of its section headers changed. Offsets as in Elf64_Shdr: type 4, flags 8, address 16, offset 24, size 32, link 40, info 44. */
@@ -133,9 +133,9 @@ describe('a bad file is refused, or has findings', () => {
     expect(findings.map((finding) => finding.code)).toContain('orphan-entry');
   });
 
-  it('with compressed sections is read where they are zlib’s, and else refused by name', () => {
+  it('with compressed sections is read, or refused by name, and never grows beyond what it says', () => {
     const lines = (bytes: Uint8Array) =>
-      parseElf(bytes, 'packed', { inflate }).findSection('.debug_line')?.data;
+      parseElf(bytes, 'packed', sectionDecompressors).findSection('.debug_line')?.data;
     const plain = lines(object);
     const packed = build('packed.o', '-c', '-g', '-gz=zlib');
     expect(plain?.length).toBeGreaterThan(20);
@@ -144,13 +144,38 @@ describe('a bad file is refused, or has findings', () => {
     const section = elf.findSection('.debug_info');
     if (section === undefined) throw new Error('no .debug_info');
     const other = packed.slice();
-    new DataView(other.buffer).setUint32(section.offset, 2, true);
-    expect(() => parseElf(other, 'zstd', { inflate }).findSection('.debug_info')?.data).toThrow(
-      'compressed section of type 2',
-    );
+    new DataView(other.buffer).setUint32(section.offset, 7, true);
+    const sectionOf = (bytes: Uint8Array, options = sectionDecompressors) =>
+      parseElf(bytes, 'packed', options).findSection('.debug_info')?.data;
+    expect(() => sectionOf(other)).toThrow('compressed with an unknown method (7)');
+    expect(() => sectionOf(packed, {})).toThrow("compressed with zlib can't be read here");
+
+    const text = new TextEncoder().encode('a line of text '.repeat(100));
+    const zstd = spawnSync('zstd', ['-q', '-c'], { input: text }).stdout;
+    const withSize = (sizeBytes: number) => {
+      const chdr = new ByteWriter(64).writeU32(2).writeU32(0).writeU64(sizeBytes).writeU64(1).toBytes();
+      return writeRelocatable({
+        machine: 62,
+        sections: [
+          {
+            name: '.debug_info',
+            type: SHT_PROGBITS,
+            flags: SHF_COMPRESSED,
+            data: new Uint8Array([...chdr, ...zstd]),
+            alignment: 8,
+          },
+        ],
+        symbols: [],
+        relocations: [],
+      });
+    };
+    expect(Buffer.compare(sectionOf(withSize(text.length)) ?? new Uint8Array(), text)).toBe(0);
+    expect(() => sectionOf(withSize(text.length - 1))).toThrow(ParseError);
+    expect(() => sectionOf(withSize(text.length + 1))).toThrow(ParseError);
+    expect(() => sectionOf(withSize(text.length), {})).toThrow("compressed with zstd can't be read here");
     const bomb = packed.slice();
     new DataView(bomb.buffer).setBigUint64(section.offset + 8, 2n ** 40n, true);
-    expect(() => parseElf(bomb, 'bomb', { inflate }).findSection('.debug_info')?.data).toThrow(
+    expect(() => parseElf(bomb, 'bomb', sectionDecompressors).findSection('.debug_info')?.data).toThrow(
       'absurd uncompressed size',
     );
   });

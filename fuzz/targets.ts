@@ -3,14 +3,13 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'n
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { inflateSync } from 'node:zlib';
 import { InstructionTable } from '../src/arch/instruction-table.js';
 import { x86_64 } from '../src/arch/x86-64/index.js';
 import { isExactAddress } from '../src/base/brand.js';
 import { LivegraftError, ParseError } from '../src/base/errors.js';
 import { parseBtf } from '../src/btf/parse-btf.js';
 import { buildFromObjects, sha256 } from '../src/build/from-objects.js';
-import { decompressors } from '../src/cli/decompressors.js';
+import { decompressors, sectionDecompressors } from '../src/cli/decompressors.js';
 import { evaluateExpression } from '../src/dwarf/expression.js';
 import { frameRows } from '../src/dwarf/frame-program.js';
 import { FrameSection, parseFrameHeaderTable } from '../src/dwarf/frame-section.js';
@@ -75,7 +74,7 @@ function readBytes(path: string): Uint8Array {
 }
 
 function openElf(bytes: Uint8Array): ElfFile {
-  return parseElf(bytes, 'case', { inflate: (packed) => inflateSync(packed, { maxOutputLength: 2 ** 26 }) });
+  return parseElf(bytes, 'case', sectionDecompressors);
 }
 
 const C_SOURCE = (k: number) => `

@@ -16,7 +16,9 @@ const DEBUG_ROOT = '/usr/lib/debug';
 export function findDebugFile(elf: ElfFile, path: string, debugDirs: readonly string[]): ElfFile | undefined {
   const roots = [...debugDirs, DEBUG_ROOT];
   const parse = (bytes: Uint8Array, file: string) =>
-    parseElf(bytes, file, { inflate: (data) => inflateSync(data) });
+    parseElf(bytes, file, {
+      inflate: (bytes, sizeBytes) => inflateSync(bytes, { maxOutputLength: Math.max(1, sizeBytes) }),
+    });
   if (elf.buildId !== undefined) {
     const name = join('.build-id', elf.buildId.slice(0, 2), `${elf.buildId.slice(2)}.debug`);
     for (const file of roots.map((root) => join(root, name))) {

@@ -93,7 +93,9 @@ export function readElf(path: string): ElfFile {
     });
   }
   try {
-    return parseElf(bytes, path, { inflate: (data) => inflateSync(data) });
+    return parseElf(bytes, path, {
+      inflate: (bytes, sizeBytes) => inflateSync(bytes, { maxOutputLength: Math.max(1, sizeBytes) }),
+    });
   } catch (error) {
     if (!(error instanceof ParseError)) throw error;
     throw new LivegraftError('malformed-input', error.message, {

@@ -1,5 +1,4 @@
 import { readFileSync, statSync } from 'node:fs';
-import { inflateSync } from 'node:zlib';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { LivegraftError, ParseError } from '../base/errors.js';
 import { findDebugFile } from '../build/debug-files.js';
@@ -13,7 +12,7 @@ import { type ClaimSource, type Finding, parseSuppressions } from '../validate/f
 import { encodeProof } from '../validate/proof.js';
 import type { Scratch } from '../validate/scratch.js';
 import { type StatusCounts, type ValidateResult, validateElf } from '../validate/validate-file.js';
-import { decompressors } from './decompressors.js';
+import { decompressors, sectionDecompressors } from './decompressors.js';
 
 /** What every file of one run is validated with. Plain data: it goes to worker threads. */
 export interface ValidateJob {
@@ -56,7 +55,7 @@ const MAX_FILE_BYTES = 2 ** 31;
 export function validateFile(file: string, job: ValidateJob, scratch: Scratch): FileReport {
   try {
     const bytes = extractVmlinux(readInput(file), file, decompressors);
-    const elf = parseElf(bytes, file, { inflate: (packed) => inflateSync(packed) });
+    const elf = parseElf(bytes, file, sectionDecompressors);
     const kernel = readKernel(elf);
     const kernelRelease = job.kernelRelease ?? kernel?.release;
     const result = validateElf(elf, {

@@ -8,13 +8,25 @@ import { parseNotes } from './notes.js';
 import { parseRelocations } from './relocations.js';
 import { parseSymbols } from './symbols.js';
 
+type Decompress = (bytes: Uint8Array, sizeBytes: number) => Uint8Array;
+
 export interface ElfReaderOptions {
-  /** Decompresses zlib data; needed for `SHF_COMPRESSED` sections only. */
-  readonly inflate?: (bytes: Uint8Array) => Uint8Array;
+  /**
+   * Decompresses zlib data of a `SHF_COMPRESSED` section to at most `sizeBytes`, which the section's header promises; throws
+   * when it is more, or damaged. Without it, such sections are refused by name when their contents are asked for.
+   */
+  readonly inflate?: Decompress;
+  /** The same for zstd. */
+  readonly zstd?: Decompress;
   /** The bytes were read from memory (the vDSO): section headers may be missing, which then is no error. */
   readonly image?: boolean;
 }
 
+/** Names, and how many times its size data of a format can unpack to: RFC 1950 and 8878 (128 KiB from a block of 4 bytes). */
+const COMPRESSIONS: ReadonlyMap<number, { readonly name: string; readonly ratio: number }> = new Map([
+  [c.ELFCOMPRESS_ZLIB, { name: 'zlib', ratio: 1032 }],
+  [c.ELFCOMPRESS_ZSTD, { name: 'zstd', ratio: 32_768 }],
+]);
 const HEADER_BYTES = 64;
 const SECTION_HEADER_BYTES = 64;
 const PROGRAM_HEADER_BYTES = 56;
@@ -216,14 +228,18 @@ class ParsedElf implements ElfFile {
     reader.skip(4);
     const sizeBytes = reader.readSize();
     reader.skip(8);
-    const { inflate } = this.#options;
-    if (kind !== c.ELFCOMPRESS_ZLIB || inflate === undefined) {
-      return reader.fail(`compressed section of type ${kind} can't be read here`);
+    const { inflate, zstd } = this.#options;
+    const decompress = kind === c.ELFCOMPRESS_ZLIB ? inflate : kind === c.ELFCOMPRESS_ZSTD ? zstd : undefined;
+    const format = COMPRESSIONS.get(kind);
+    if (decompress === undefined || format === undefined) {
+      const name = format?.name ?? `an unknown method (${kind})`;
+      return reader.fail(`a section compressed with ${name} can't be read here`);
     }
-    if (sizeBytes > MAX_INFLATED_BYTES) reader.fail(`absurd uncompressed size ${sizeBytes}`);
+    if (sizeBytes > Math.min(MAX_INFLATED_BYTES, stored.length * format.ratio))
+      reader.fail(`absurd uncompressed size ${sizeBytes}`);
     let data: Uint8Array;
     try {
-      data = inflate(stored.subarray(reader.offset));
+      data = decompress(stored.subarray(reader.offset), sizeBytes);
     } catch {
       return reader.fail('compressed data is damaged');
     }

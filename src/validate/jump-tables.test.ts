@@ -2,6 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from 'vitest';
 import { FlowCode } from '../arch/instruction-table.js';
 import { x86_64 } from '../arch/x86-64/index.js';
@@ -12,6 +13,7 @@ import { validateElf } from './validate-file.js';
 
 /** Compilers' jump tables and landing pads: nothing behind them may be left on trust. */
 
+const CORPUS = fileURLToPath(new URL('../../test/corpus/validate', import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-tables-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -47,6 +49,11 @@ describe('jump tables', () => {
     ['a position-independent program', '-fPIE -pie', 2],
     ['a program at a fixed address', '-fno-pic -no-pie', 2],
     ['with branch tracking', '-c -fPIC -fcf-protection=full', 2],
+    [
+      'with retpolines',
+      '-c -fno-pic -mcmodel=kernel -mindirect-branch=thunk-extern -fcf-protection=none -fjump-tables',
+      2,
+    ],
     ['code without them', '-c -fPIC -fno-jump-tables', 0],
   ])('%s', (name, flags, tables) => {
     writeFileSync(join(folder, 'switch.c'), SWITCH);
@@ -113,10 +120,37 @@ describe('landing pads', () => {
     expect(lsda.callSites).toEqual(expected);
 
     run('g++', '-O2', '-shared', '-fPIC', '-o', 'catching.so', 'catching.cc');
-    for (const file of ['catching.o', 'catching.so']) {
+    run('g++', '-O2', '-c', '-ffunction-sections', '-o', 'sections.o', 'catching.cc');
+    for (const file of ['catching.o', 'catching.so', 'sections.o']) {
       const { counts, result } = validate(join(folder, file));
       expect([file, counts.assumed, counts.proven > 150]).toEqual([file, 0, true]);
       expect(result.findings.filter((f) => f.level !== 'note')).toEqual([]);
     }
+  });
+
+  it('have the stack pointer that a real unwinder gives them, arguments on the stack included', () => {
+    // The landing pad keeps how far its stack pointer lies above where it was behind the pushes.
+    writeFileSync(
+      join(folder, 'pad.s'),
+      readFileSync(join(CORPUS, 'landing-pad.good.s'), 'utf8')
+        .replace(/(\tpush %rax\n[\s\S]*?escape 0x2e, 16\n)/, '$1\tmov %rsp, %rbx\n')
+        .replace(
+          '.Lpad:\n\tjmp .Lout',
+          '.Lpad:\n\tmov %rsp, %rdx\n\tsub %rbx, %rdx\n\tmov %rdx, moved(%rip)\n\tmov %rax, %rdi\n\n.Lresume:\n\tcall _Unwind_Resume@PLT\n.Lresumed:',
+        )
+        // The personality ends a program that throws where no entry allows it.
+        .replace(/^\.Ltable_end:/m, '\t.uleb128 .Lresume - f, .Lresumed - .Lresume, 0, 0\n.Ltable_end:')
+        .replace('call g\n', 'call thrower@PLT\n')
+        .replace(/personality:\n\t.quad 0/, '.comm moved, 8\npersonality:\n\t.quad __gxx_personality_v0') +
+        '\t.section .note.GNU-stack, "", @progbits\n',
+    );
+    writeFileSync(
+      join(folder, 'thrower.cc'),
+      `#include <cstdio>
+      extern "C" { void f(); void g(); extern long moved; void thrower() { throw 7; } }
+      int main() { try { f(); } catch (int code) { std::printf("%d %ld", code, moved); } }`,
+    );
+    run('g++', '-O1', '-o', 'thrower', 'thrower.cc', 'pad.s');
+    expect(run('./thrower')).toBe('7 16');
   });
 });

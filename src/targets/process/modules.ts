@@ -32,7 +32,7 @@ export class LoadedModule {
 
   get elf(): ElfFile {
     this.#elf ??= parseElf(this.#load(), this.path, {
-      inflate: (bytes) => inflateSync(bytes),
+      inflate: (bytes, sizeBytes) => inflateSync(bytes, { maxOutputLength: Math.max(1, sizeBytes) }),
       image: this.name === '[vdso]',
     });
     return this.#elf;
