@@ -10,9 +10,12 @@ import { publish } from './support.js';
  * `npm run -s bench:validate -- --json`: how fast whole files are validated, beside objtool on the same files in the same run.
  * `warm` rows are one thread of a process that has done the set before; all others count from the start of the process.
  * objtool reads relocatable modules only, and needs copies without what it made itself.
+ * `SETS=vmlinux,node` measures these alone, `ROUNDS` says how often (3).
  */
 const ROUNDS = Number(process.env.ROUNDS ?? 3);
 const ALL = availableParallelism();
+/** Names of sets; all without it. */
+const WANTED = process.env.SETS?.split(',');
 
 interface Row {
   readonly set: string;
@@ -102,9 +105,10 @@ function measure(
   });
 }
 
+/** As a user starts it, so that "one thread" means it: its first line asks V8 for no threads of its own. */
 async function livegraftCold(files: readonly string[], threads: number) {
   const args = ['--json', 'validate', '--no-keep', '--threads', String(threads), ...files];
-  const { wallMs, rssMiB, out } = await measure(process.execPath, [join(ROOT, 'bin/livegraft.js'), ...args]);
+  const { wallMs, rssMiB, out } = await measure(join(ROOT, 'bin/livegraft.js'), args);
   const last = JSON.parse(out.trim().split('\n').pop() ?? '{}') as Size & {
     event: string;
     unreadable: number;
@@ -195,7 +199,7 @@ try {
     { set: 'node', files: [process.execPath], objtoolFiles: [], isWarm: false },
   ];
   for (const { set, files, objtoolFiles, isWarm } of sets) {
-    if (files.length === 0) continue;
+    if (files.length === 0 || (WANTED !== undefined && !WANTED.includes(set))) continue;
     for (const threads of ALL > 1 ? [1, ALL] : [1]) {
       const ours: Awaited<ReturnType<typeof livegraftCold>>[] = [];
       const theirs: Awaited<ReturnType<typeof objtoolOver>>[] = [];

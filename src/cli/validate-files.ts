@@ -1,4 +1,4 @@
-import { readFileSync, statSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { LivegraftError, ParseError } from '../base/errors.js';
 import { findDebugFile } from '../build/debug-files.js';
@@ -54,7 +54,7 @@ const MAX_FILE_BYTES = 2 ** 31;
 /** Validates one file. Whatever is wrong with the file is in the report; only our own bugs are thrown. */
 export function validateFile(file: string, job: ValidateJob, scratch: Scratch): FileReport {
   try {
-    const bytes = extractVmlinux(readInput(file), file, decompressors);
+    const bytes = extractVmlinux(readInput(file, scratch), file, decompressors);
     const elf = parseElf(bytes, file, sectionDecompressors);
     const kernel = readKernel(elf);
     const kernelRelease = job.kernelRelease ?? kernel?.release;
@@ -125,11 +125,27 @@ function findRelease(rodata: Uint8Array): string | undefined {
   return /^Linux version (\S+)/.exec(text)?.[1];
 }
 
-function readInput(file: string): Uint8Array {
+/** The bytes are valid until the next file is read: over a thousand modules, giving each its own would keep the collector busy. */
+function readInput(file: string, scratch: Scratch): Uint8Array {
   try {
-    const { size } = statSync(file);
-    if (size > MAX_FILE_BYTES) throw new Error(`${size} bytes are more than any program has`);
-    return readFileSync(file);
+    const descriptor = openSync(file, 'r');
+    try {
+      const stat = fstatSync(descriptor);
+      // What /proc holds says that it is empty.
+      if (!stat.isFile() || stat.size === 0) return readFileSync(descriptor);
+      const { size } = stat;
+      if (size > MAX_FILE_BYTES) throw new Error(`${size} bytes are more than any program has`);
+      const bytes = scratch.uint8('file', size);
+      let filled = 0;
+      while (filled < size) {
+        const read = readSync(descriptor, bytes, filled, size - filled, filled);
+        if (read === 0) break;
+        filled += read;
+      }
+      return bytes.subarray(0, filled);
+    } finally {
+      closeSync(descriptor);
+    }
   } catch (cause) {
     throw new LivegraftError('file-unreadable', `${file} can't be read: ${(cause as Error).message}`, {
       remedy: 'give an ELF file: an object, library, program, module or kernel',

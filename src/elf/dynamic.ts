@@ -48,11 +48,8 @@ export function readDynamicInfo(elf: ElfFile): DynamicInfo {
   return {
     symbols: parseSymbols(symbolTable, strings, elf.source, { versions }),
     relocations: [
-      ...parseRelocations(area(elf, entries.get(c.DT_RELA), entries.get(c.DT_RELASZ), 'DT_RELA'), elf.source),
-      ...parseRelocations(
-        area(elf, entries.get(c.DT_JMPREL), entries.get(c.DT_PLTRELSZ), 'DT_JMPREL'),
-        elf.source,
-      ),
+      ...parseRelocations(area(elf, entries.get(c.DT_RELA), entries.get(c.DT_RELASZ), 'DT_RELA')),
+      ...parseRelocations(area(elf, entries.get(c.DT_JMPREL), entries.get(c.DT_PLTRELSZ), 'DT_JMPREL')),
     ],
     needed: neededOffsets.map(text),
     soname: soname === undefined ? undefined : text(soname),

@@ -172,7 +172,7 @@ class ParsedElf implements ElfFile {
   relocations(section: ElfSection): readonly ElfRelocation[] {
     const known = this.#relocations.get(section);
     if (known !== undefined) return known;
-    const parsed = parseRelocations(section.data, this.source);
+    const parsed = parseRelocations(section.data);
     this.#relocations.set(section, parsed);
     return parsed;
   }

@@ -124,14 +124,22 @@ interface NameTable {
 /** num_syms, names and markers that agree with each other, before the token table. */
 function* findNameTables(bytes: Uint8Array, limit: number): Generator<NameTable> {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-  for (let countAt = 0; countAt + 8 < limit; countAt += 4) {
+  for (let countAt = findCount(view, 0, limit); countAt >= 0; countAt = findCount(view, countAt + 4, limit)) {
     const count = view.getUint32(countAt, true);
-    if (count < MIN_SYMBOLS || count > MAX_SYMBOLS || count > limit - countAt) continue;
     for (const start of alignments(countAt + 4)) {
       const markersEnd = checkNames(bytes, view, start, count, limit);
       if (markersEnd !== undefined) yield { count, countAt, start, markersEnd };
     }
   }
+}
+
+/** The first place from `from` on that can hold num_syms, -1 for none. Apart, since generators are compiled late. */
+function findCount(view: DataView, from: number, limit: number): number {
+  for (let at = from; at + 8 < limit; at += 4) {
+    const count = view.getUint32(at, true);
+    if (count >= MIN_SYMBOLS && count <= MAX_SYMBOLS && count <= limit - at) return at;
+  }
+  return -1;
 }
 
 /** Skips over all names; the markers behind them must say where each 256th began. Returns where they end. */

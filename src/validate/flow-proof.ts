@@ -80,6 +80,14 @@ export function proveFlow(options: FlowProofOptions): FlowProofResult {
   return new FlowProof(options).run();
 }
 
+/** A loop of its own, as are others here: compiled while it runs, it takes nothing along that has not run yet. */
+function markTargets(targetIndexes: Int32Array, count: number, marks: Uint8Array): void {
+  for (let i = 0; i < count; i++) {
+    const target = targetIndexes[i] as number;
+    if (target >= 0) marks[target] = Mark.join;
+  }
+}
+
 const INNER_CALL_BYTES = 64;
 /** More than an instruction has. */
 const LONGEST_BYTES = 16;
@@ -137,10 +145,7 @@ class FlowProof {
     this.#marks = scratch.uint8('marks', table.count);
     this.#state = new FrameState(options.architecture, options.redZoneBytes, claims.registerMask);
     const { targetIndexes } = program;
-    for (let i = 0; i < table.count; i++) {
-      const target = targetIndexes[i] as number;
-      if (target >= 0) this.#marks[target] = Mark.join;
-    }
+    markTargets(targetIndexes, table.count, this.#marks);
     for (const { from, to } of extraFlow.edges)
       this.#addEdge(program.index.find(from), program.index.find(to));
     if (options.isIndependent !== true) {

@@ -65,11 +65,7 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
   resolveTargets(elf, space, table, architecture);
   const index = new PositionIndex(table, space.bytes.length, scratch);
   const targetIndexes = scratch.int32('target indexes', table.count, -1);
-  const { targets } = table;
-  for (let i = 0; i < table.count; i++) {
-    const target = targets[i] as number;
-    if (target >= 0) targetIndexes[i] = index.find(target);
-  }
+  findTargets(table, index, targetIndexes);
   const isEntry = scratch.uint8('entries', table.count);
   for (const { start, isPart } of functions) {
     const first = isPart ? -1 : index.find(start);
@@ -94,6 +90,14 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
   };
   markThunks(program, architecture);
   return program;
+}
+
+function findTargets(table: InstructionTable, index: PositionIndex, result: Int32Array): void {
+  const { targets, count } = table;
+  for (let i = 0; i < count; i++) {
+    const target = targets[i] as number;
+    if (target >= 0) result[i] = index.find(target);
+  }
 }
 
 /** Whether the instruction before goes on to this position and does something: then this is no entry but a label. */
@@ -312,7 +316,7 @@ export function wordsOf(data: Uint8Array): Int32Array {
 /** Jumps to the kernel's return thunk are returns; jumps and calls to indirect thunks lead wherever a register says. */
 function markThunks(program: Program, architecture: Architecture): void {
   const { table, elf, space } = program;
-  const kinds = new Map<number, 'return' | 'indirect'>();
+  const kinds = new Map<number, ThunkKind>();
   for (const symbol of elf.symbols) {
     if (symbol.type !== STT_NOTYPE && symbol.type !== STT_FUNC) continue;
     if (symbol.binding === 0) continue;
@@ -324,6 +328,12 @@ function markThunks(program: Program, architecture: Architecture): void {
     if (kind !== undefined) kinds.set(start, kind);
   }
   if (kinds.size === 0) return;
+  replaceThunkFlows(table, kinds);
+}
+
+type ThunkKind = 'return' | 'indirect';
+
+function replaceThunkFlows(table: InstructionTable, kinds: ReadonlyMap<number, ThunkKind>): void {
   const areExternal = [...kinds.keys()].every((target) => target < 0);
   const { targets, flows } = table;
   for (let i = 0; i < table.count; i++) {

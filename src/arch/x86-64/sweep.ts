@@ -186,8 +186,10 @@ const WORTH_TRAINING_BYTES = 1 << 16;
 
 export const sweeper: InstructionSweeper = {
   sweep(bytes, start, end, into) {
-    sweptBytes += end - start;
-    if (!isTrained && sweptBytes > WORTH_TRAINING_BYTES) train();
+    if (!isTrained) {
+      sweptBytes += end - start;
+      if (sweptBytes > WORTH_TRAINING_BYTES) train();
+    }
     const limit = Math.min(end, bytes.length);
     let at = start;
     while (at < limit) {
