@@ -125,6 +125,8 @@ class FlowProof {
   readonly #continuations = new Map<number, number>();
   /** By claim id and unit: the state at a call or indirect jump, for places in the same unit that only those lead to. */
   readonly #donors = new Map<number, number>();
+  /** By index behind a call that never returns: the state there if it did. What nothing else leads to is dead, or goes on so. */
+  readonly #behindCalls = new Map<number, number>();
   #regionDelta = 0;
   #regionStart = 0;
   #regionEnd = 0;
@@ -242,6 +244,7 @@ class FlowProof {
       if (this.#statuses[i] !== Status.unreached) continue;
       const claim = this.#claimAt(i);
       if (claim === undefined || this.#isPadding(i)) continue;
+      if (this.#goOnBehindCall(i)) continue;
       this.#assumeAtStart(claim, i);
       this.#state.isAssumed = true;
       this.#mark(i, Mark.join);
@@ -249,6 +252,17 @@ class FlowProof {
       this.#statuses[i] = Status.assumed;
       this.#drain(true);
     }
+  }
+
+  #goOnBehindCall(i: number): boolean {
+    const kept = this.#behindCalls.get(i);
+    if (kept === undefined) return false;
+    this.#state.load(this.#pool.words, kept);
+    if (!this.#isAgreed(i)) return false;
+    this.#mark(i, Mark.join);
+    this.#arrive(i, this.#state.from);
+    this.#drain();
+    return true;
   }
 
   /**
@@ -407,7 +421,11 @@ class FlowProof {
             if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, i);
             return;
           case FlowCode.call:
-            if (noReturn.has(targets[i] as number)) return;
+            if (noReturn.has(targets[i] as number)) {
+              // Compilers that don't know write on behind it.
+              if (claimIds[i + 1] === claimId && snapshots[i + 1] === -1) this.#keepBehindCall(i + 1, i);
+              return;
+            }
             break;
           default:
             return;
@@ -462,6 +480,12 @@ class FlowProof {
     if (this.#state.isPartial) return;
     const key = this.#donorKey(i);
     if (!this.#donors.has(key)) this.#donors.set(key, this.#pool.add(this.#state));
+  }
+
+  #keepBehindCall(i: number, from: number): void {
+    if (this.#options.isIndependent === true || this.#state.isAssumed) return;
+    this.#state.from = from;
+    this.#behindCalls.set(i, this.#pool.add(this.#state));
   }
 
   #pushReturnAddress(): void {

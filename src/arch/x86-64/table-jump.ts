@@ -4,8 +4,9 @@ import { displacement, dwarfOf, immediate, isRegisterForm, regOperand, rmOperand
 import { DW_RAX, DW_RBP } from './registers.js';
 import { scan, scanInstruction } from './scanner.js';
 
-/** Bases are hoisted out of loops; behind this many instructions nothing is looked for. */
-const MAX_STEPS = 200;
+/** Bases are hoisted out of loops, indexes are not; farther back than this many instructions nothing is looked for. */
+const MAX_BASE_STEPS = 4000;
+const MAX_INDEX_STEPS = 50;
 
 interface Context {
   readonly bytes: Uint8Array;
@@ -94,7 +95,7 @@ function writesRegister(table: InstructionTable, i: number, register: number): b
 /** The nearest instruction before `i` that writes a register, -1 for none near enough. */
 function findWrite(context: Context, i: number, register: number): number {
   let at = i;
-  for (let steps = 0; steps < MAX_STEPS; steps++) {
+  for (let steps = 0; steps < MAX_BASE_STEPS; steps++) {
     at = context.previous(at);
     if (at < 0) return -1;
     if (writesRegister(context.table, at, register)) return at;
@@ -178,7 +179,7 @@ function countOf(context: Context, i: number, register: number): number | undefi
   let condition = -1;
   let wasTaken = false;
   let after = i;
-  for (let steps = 0; steps < MAX_STEPS / 4; steps++) {
+  for (let steps = 0; steps < MAX_INDEX_STEPS; steps++) {
     const at = previous(after);
     if (at < 0 || !scanAt(context, at)) return byWidth;
     const { opcode, map, rex } = scan;
