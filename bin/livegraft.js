@@ -1,12 +1,11 @@
-#!/usr/bin/env -S node --single-threaded
-// Without helper threads of V8: they would compete with the target for its processors, for milliseconds at a time.
-import { existsSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
+#!/usr/bin/env -S node --single-threaded --no-flush-bytecode
+// Without helper threads of V8: they would compete with the target for its processors, for milliseconds at a time. And
+// with all compiled code kept: what has not run for long is not to be compiled again while a thread is held.
+const { loadBundle } = require('./bundle.js');
 
-const bundle = new URL('../dist/main.js', import.meta.url);
-if (!existsSync(fileURLToPath(bundle))) {
+const bundle = loadBundle();
+if (bundle === undefined) {
   process.stderr.write('livegraft: not built yet\n  what to do: npm ci && npm run build\n');
   process.exit(1);
 }
-const { run } = await import(bundle.href);
-await run();
+bundle.run();

@@ -1,33 +1,39 @@
-// Bundles the command line into dist/: one entry, with the commands as chunks that load when they are called.
+// Bundles the command line and the library into dist/, and compiles the command line ahead of its first run.
 import { execFileSync } from 'node:child_process';
-import { existsSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 rmSync(join(root, 'dist'), { recursive: true, force: true });
-await build({
+
+const common = {
   absWorkingDir: root,
-  entryPoints: {
-    main: 'src/cli/main.ts',
-    index: 'src/index.ts',
-    'validate-worker': 'src/cli/validate-worker.ts',
-  },
   outdir: 'dist',
   bundle: true,
-  splitting: true,
-  format: 'esm',
   platform: 'node',
   target: 'node20',
   external: ['koffi', '@napi-rs/lzma'],
-  // commander is CommonJS and asks for node's own modules by require.
-  banner: {
-    js: "import { createRequire as livegraftRequire } from 'node:module'; const require = livegraftRequire(import.meta.url);",
-  },
   legalComments: 'none',
   logLevel: 'warning',
+};
+// CommonJS, since only a plain script can be kept with its compiled code.
+await build({
+  ...common,
+  entryPoints: { livegraft: 'src/cli/main.ts', 'validate-worker': 'src/cli/validate-worker.ts' },
+  format: 'cjs',
+  outExtension: { '.js': '.cjs' },
+  define: { 'import.meta.url': 'livegraftUrl' },
+  banner: { js: "const livegraftUrl = require('node:url').pathToFileURL(__filename).href;" },
 });
+await build({ ...common, entryPoints: { index: 'src/index.ts' }, format: 'esm' });
+
+// With the flags of its first line, without which Node.js would not take the code.
+const [shebang] = readFileSync(join(root, 'bin/livegraft.js'), 'utf8').split('\n', 1);
+const flags = shebang.split(' ').filter((word) => word.startsWith('--'));
+execFileSync(process.execPath, [...flags, join(root, 'scripts/compile-ahead.cjs')], { stdio: 'inherit' });
+
 // Declarations for those who call livegraft as a library; the compiler itself is there in development only.
 const compiler = join(root, 'node_modules/typescript7/bin/tsc');
 if (existsSync(compiler))

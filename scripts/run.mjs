@@ -87,7 +87,7 @@ function newest(folder) {
 }
 
 function buildIfStale() {
-  const bundle = join(root, 'dist', 'main.js');
+  const bundle = join(root, 'dist', 'livegraft.code');
   if (existsSync(bundle) && statSync(bundle).mtimeMs > newest(join(root, 'src'))) return;
   execFileSync(process.execPath, [join(root, 'scripts', 'build.mjs')], { stdio: ['ignore', 2, 2] });
 }

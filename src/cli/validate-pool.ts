@@ -24,7 +24,7 @@ export async function validateFiles(
     .map((file) => ({ file, sizeBytes: sizeOf(file) }))
     .sort((a, b) => b.sizeBytes - a.sizeBytes);
   const total = sized.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
-  const script = fileURLToPath(new URL('./validate-worker.js', import.meta.url));
+  const script = fileURLToPath(new URL('./validate-worker.cjs', import.meta.url));
   const count = Math.min(threads, files.length, Math.ceil(total / WORTH_A_THREAD_BYTES));
   // Where the sources run unbundled there is no script to start.
   if (count < 2 || !existsSync(script)) {

@@ -76,6 +76,10 @@ export interface Run {
 }
 
 const BIN = join(ROOT, 'bin', 'livegraft.js');
+/** Those that its first line gives to Node.js. */
+const FLAGS = (readFileSync(BIN, 'utf8').split('\n', 1)[0] ?? '')
+  .split(' ')
+  .filter((word) => word.startsWith('--'));
 
 export function livegraft(...args: readonly string[]): Run {
   const { status, stdout, stderr } = spawnSync(BIN, [...args], {
@@ -106,16 +110,20 @@ export function hurtLivegraft(
   const counted = join(CACHE, `steps-${process.pid}`);
   rmSync(counted, { force: true });
   const preload = join(ROOT, 'test/support/fault.mjs');
-  const { status, signal, stderr } = spawnSync(process.execPath, ['--import', preload, BIN, ...args], {
-    encoding: 'utf8',
-    timeout: 60_000,
-    env: {
-      ...process.env,
-      LIVEGRAFT_FAULT: fault?.kind,
-      LIVEGRAFT_FAULT_AT: String(fault?.step ?? 0),
-      LIVEGRAFT_FAULT_COUNT: counted,
+  const { status, signal, stderr } = spawnSync(
+    process.execPath,
+    [...FLAGS, '--import', preload, BIN, ...args],
+    {
+      encoding: 'utf8',
+      timeout: 60_000,
+      env: {
+        ...process.env,
+        LIVEGRAFT_FAULT: fault?.kind,
+        LIVEGRAFT_FAULT_AT: String(fault?.step ?? 0),
+        LIVEGRAFT_FAULT_COUNT: counted,
+      },
     },
-  });
+  );
   const steps = existsSync(counted) ? Number(readFileSync(counted, 'utf8')) : undefined;
   return { code: signal === 'SIGKILL' && steps === undefined ? 'killed' : (status ?? -1), steps, stderr };
 }

@@ -16,6 +16,7 @@ import { isRunning, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
 import type { MemoryRange, RegisteredPatch, RegisteredTransition } from './registry.js';
+import type { StackCopy } from './stack-inspector.js';
 import { STOP_TIMEOUT_MS, stopAll, writeWhileStopped } from './stopped-write.js';
 import type { TaskRecord } from './task-record.js';
 import { expectGsUnused } from './task-slots.js';
@@ -24,6 +25,8 @@ import { leaveTrampoline, rangesBelow } from './trampolines.js';
 
 /** System-call stops that a refused thread is watched for: a restarted call's entry and exit, and the next ones. */
 const WATCHED_STOPS = 6;
+/** Running threads whose stacks are rehearsed: there are few processors, and the code is warm after some. */
+const MOST_REHEARSED = 4;
 
 /** One patch's transition in one process and the children that it forks meanwhile. */
 export class ProcessTransition implements TransitionTarget {
@@ -62,10 +65,12 @@ export class ProcessTransition implements TransitionTarget {
     seizeAllThreads(this.#tracer, space.pid);
     this.#adoptThreads(space);
 
+    const running: StackCopy[] = [];
     this.#stopAndWrite(
       space,
       'choosing',
-      ({ tracee }) => {
+      ({ tracee }, ran) => {
+        if (ran && running.length < MOST_REHEARSED) running.push(space.inspector.copyStack(tracee));
         expectGsUnused(tracee, space.slots.area);
         // A transition that another run left half-done has given out states that count.
         const keeps = before !== undefined && space.slots.hasSlot(tracee);
@@ -74,6 +79,7 @@ export class ProcessTransition implements TransitionTarget {
       (record) => this.#tracer.resume(record.tracee),
     );
     space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
+    for (const copy of running) space.inspector.rehearse(copy);
   }
 
   /** Whether no entry has been changed by the install: then nothing chooses, and all can be undone. */
@@ -278,7 +284,7 @@ export class ProcessTransition implements TransitionTarget {
   #stopAndWrite(
     space: ProcessSpace,
     state: EntryState,
-    whenStopped: (record: TaskRecord) => void,
+    whenStopped: (record: TaskRecord, ran: boolean) => void,
     letGo: (record: TaskRecord) => void,
   ): void {
     const { functions } = this.#patchOf(space);

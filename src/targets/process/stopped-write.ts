@@ -25,8 +25,11 @@ export interface StoppedWrite {
   readonly plan: () => readonly EntryWrite[];
   /** Throws when the target has gone. */
   readonly expectAlive: () => void;
-  /** Called once for each stopped thread, before anything is written, its registers fetched; once an attempt. */
-  readonly whenStopped: (record: TaskRecord) => void;
+  /**
+   * Called once for each stopped thread, before anything is written, its registers fetched; once an attempt. `ran`: it
+   * was running, and is being held now.
+   */
+  readonly whenStopped: (record: TaskRecord, ran: boolean) => void;
   /** Called once for each stopped thread, after all is written: must resume or detach it. */
   readonly letGo: (record: TaskRecord) => void;
 }
@@ -82,9 +85,10 @@ function stopForWrite({ tracer, space, plan, whenStopped }: StoppedWrite): Round
     (record.runsNow() ? runners : sleepers).push(record);
   }
   const late: TaskRecord[] = [];
-  for (let i = 0; i < sleepers.length; i += BATCH) {
-    late.push(...stopAll(tracer, sleepers.slice(i, i + BATCH), whenStopped));
-  }
+  const stop = (records: readonly TaskRecord[], ran: boolean) => {
+    late.push(...stopAll(tracer, records, (record) => whenStopped(record, ran)));
+  };
+  for (let i = 0; i < sleepers.length; i += BATCH) stop(sleepers.slice(i, i + BATCH), false);
   const writes = plan();
   rehearseEntries(space.memory, writes);
   const isStopped = (record: TaskRecord) => record.tracee.state === 'stopped';
@@ -92,12 +96,12 @@ function stopForWrite({ tracer, space, plan, whenStopped }: StoppedWrite): Round
     isStopped(record) && isInsideWrites(writes, readRegister(record.tracee.registers, RIP));
   // What can be known of the sleeping ones is looked at before a running one is held.
   let mayWrite = late.length === 0 && !sleepers.some(isInside);
-  if (mayWrite) late.push(...stopAll(tracer, runners, whenStopped));
+  if (mayWrite) stop(runners, true);
   // Threads that were created meanwhile: their creators are stopped now, so this comes to an end.
   while (mayWrite && late.length === 0 && space.adopted !== adopted) {
     adopted = space.adopted;
     const fresh = [...space.tasks.values()].filter((record) => !known.has(record));
-    late.push(...stopAll(tracer, fresh, whenStopped));
+    stop(fresh, true);
     runners.push(...fresh);
     for (const record of fresh) known.add(record);
   }
