@@ -8,6 +8,7 @@ import {
   relocatedBytes,
   stableName,
 } from './object-model.js';
+import { parseAlternative, placeOf, type SpecialEntry } from './special-sections.js';
 
 /** What two compilations of one source file have in common, by the names of the patched one. */
 export interface Comparison {
@@ -182,7 +183,53 @@ class Comparer {
     const size = a.symbol.sizeBytes;
     if (size !== b.symbol.sizeBytes || a.section.type !== b.section.type) return false;
     if ((a.section.flags & COMPARED_FLAGS) !== (b.section.flags & COMPARED_FLAGS)) return false;
-    return this.#sameRange(a.section, a.symbol.value, b.section, b.symbol.value, size);
+    return (
+      this.#sameRange(a.section, a.symbol.value, b.section, b.symbol.value, size) &&
+      (a.kind !== 'function' || this.#sameSpecialEntries(a, b))
+    );
+  }
+
+  /** What a kernel's tables say of both functions. */
+  #sameSpecialEntries(a: Definition, b: Definition): boolean {
+    const inside = (model: ObjectModel, { section, symbol }: Definition) =>
+      model
+        .specialEntriesOf(section)
+        .filter((e) => e.position >= symbol.value && e.position < symbol.value + symbol.sizeBytes);
+    const [before, after] = [inside(this.#original, a), inside(this.#patched, b)];
+    if (before.length !== after.length) return false;
+    return before.every((left, index) => {
+      const right = after[index] as SpecialEntry;
+      if (left.kind !== right.kind || left.position - a.symbol.value !== right.position - b.symbol.value)
+        return false;
+      const own = [left, right].map(({ bytes, relocations, table }) => {
+        const copy = bytes.slice();
+        const start = bytes.byteOffset - table.data.byteOffset;
+        for (const r of relocations)
+          copy.fill(0, r.offset - start, r.offset - start + relocatedBytes(r.type));
+        return copy;
+      });
+      if (!sameBytes(own[0] as Uint8Array, own[1] as Uint8Array)) return false;
+      if (left.kind === 'alternative') return this.#sameReplacement(left, right);
+      return left.relocations.every((relocation, i) => {
+        const other = right.relocations[i] as ElfRelocation;
+        const [x, y] = [
+          this.#original.referenceOf(left.table, relocation),
+          this.#patched.referenceOf(right.table, other),
+        ];
+        return this.#sameReference(x, y);
+      });
+    });
+  }
+
+  #sameReplacement(left: SpecialEntry, right: SpecialEntry): boolean {
+    const x = placeOf(this.#original.elf, left.relocations[1] as ElfRelocation);
+    const y = placeOf(this.#patched.elf, right.relocations[1] as ElfRelocation);
+    const { replacementBytes } = parseAlternative(left);
+    return (
+      x !== undefined &&
+      y !== undefined &&
+      this.#sameRange(x.section, x.position, y.section, y.position, replacementBytes)
+    );
   }
 
   #sameRange(a: ElfSection, aStart: number, b: ElfSection, bStart: number, size: number): boolean {
@@ -227,6 +274,10 @@ class Comparer {
         a.section.data.subarray(a.position, a.position + width),
         b.section.data.subarray(b.position, b.position + width),
       );
+    } else if (a.section.name === '.altinstr_aux') {
+      // The slow path of a CPU test, up to that of the next one.
+      const [aSize, bSize] = [pieceSize(this.#original, a), pieceSize(this.#patched, b)];
+      same = aSize === bSize && this.#sameRange(a.section, a.position, b.section, b.position, aSize);
     } else if ((a.section.flags & c.SHF_EXECINSTR) !== 0) {
       same = stableName(a.section.name) === stableName(b.section.name) && a.position === b.position;
     } else {
@@ -238,6 +289,11 @@ class Comparer {
     this.#anonymous.set(key, same);
     return same;
   }
+}
+
+function pieceSize(model: ObjectModel, { section, position }: Reference & { kind: 'anonymous' }): number {
+  const next = model.anonymousPositions(section).find((other) => other > position);
+  return (next ?? section.sizeBytes) - position;
 }
 
 const COMPARED_FLAGS = c.SHF_WRITE | c.SHF_ALLOC | c.SHF_EXECINSTR | c.SHF_TLS;

@@ -40,7 +40,7 @@ export function buildFromObjects(
 export function buildFromPairs(
   pairs: readonly CompiledPair[],
   target: TargetModel,
-  options: BuildOptions,
+  options: Omit<BuildOptions, 'targetPath' | 'debugDirs'>,
 ): BuildResult {
   return makePatch(pairs, target, {
     name: options.name,
@@ -78,7 +78,7 @@ export function readTarget({ targetPath: path, debugDirs }: BuildOptions): Targe
     });
   }
   const symbolSource = elf.symbols.length > 0 ? elf : (findDebugFile(elf, path, debugDirs) ?? elf);
-  return new TargetModel(elf, symbolSource, elf.soname ?? basename(path));
+  return TargetModel.ofElf(elf, symbolSource, elf.soname ?? basename(path));
 }
 
 export function readElf(path: string): ElfFile {

@@ -12,6 +12,8 @@ import {
   type PatchManifest,
   type PatchSymbolAddress,
 } from '../patch/manifest.js';
+import { NOP5, UNPATCHABLE_SECTIONS } from './kernel-code.js';
+import { VMLINUX } from './kernel-target.js';
 
 export interface ReplacementOptions {
   readonly name: string;
@@ -20,7 +22,6 @@ export interface ReplacementOptions {
   readonly createdAt: string;
 }
 
-const VMLINUX = 'vmlinux';
 const KEPT = /^\.(?:text|rodata|data|bss)(?:$|\.)/;
 /** What the kernel would have to be told of, and why its absence is not safe. */
 const REFUSED: readonly (readonly [RegExp, string])[] = [
@@ -29,15 +30,8 @@ const REFUSED: readonly (readonly [RegExp, string])[] = [
   [/^__jump_table$/, 'jump labels (static keys)'],
   [/^__bug_table$/, 'BUG or WARN'],
   [/^__ex_table$/, 'instructions that may fault (user access)'],
-  [/^\.?__tracepoints/, 'tracepoints'],
-  [/^\.data\.\.percpu/, 'per-CPU variables of its own'],
-  [/^\.(?:init|exit)\b|^\.initcall/, 'init or exit code'],
-  [/^__ksymtab|^\.export_symbol/, 'exported symbols'],
-  [/^__param$/, 'module parameters'],
-  [/^\.(?:init_array|ctors)/, 'constructors'],
+  ...UNPATCHABLE_SECTIONS,
 ];
-/** `0f 1f 44 00 00` */
-const NOP5 = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 const PART = /\.(?:cold|part\.\d+|isra\.\d+|constprop\.\d+)(?:\.|$)/;
 
 /**

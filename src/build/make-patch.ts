@@ -1,5 +1,5 @@
 import type { InstructionDecoder } from '../arch/architecture.js';
-import { linkAddress } from '../base/brand.js';
+import { hex, linkAddress } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { PatchSection, PatchSymbol } from '../patch/content.js';
@@ -171,7 +171,7 @@ function describeFunction(
     const bytes = target.elf.bytesAt(linkAddress(symbol.address), symbol.sizeBytes) ?? new Uint8Array();
     return {
       name: symbol.name,
-      address: `0x${symbol.address.toString(16)}`,
+      address: hex(symbol.address),
       sizeBytes: symbol.sizeBytes,
       sha256: options.digest(bytes),
     };

@@ -3,6 +3,7 @@ import { LivegraftError, ParseError } from '../base/errors.js';
 import { parseTypeLayouts } from '../dwarf/type-layouts.js';
 import * as c from '../elf/constants.js';
 import type { ElfFile, ElfRelocation, ElfSection, ElfSymbol } from '../elf/elf-file.js';
+import { readSpecialEntries, type SpecialEntry } from './special-sections.js';
 
 /** A relocatable object seen as functions and data, each in a section of its own. */
 export class ObjectModel {
@@ -16,6 +17,7 @@ export class ObjectModel {
   readonly #decoder: InstructionDecoder;
   readonly #instructionEnds = new Map<number, Map<number, number>>();
   readonly #relocations = new Map<number, readonly ElfRelocation[]>();
+  #special: readonly SpecialEntry[] | undefined;
   #users: Map<Definition, Set<string>> | undefined;
   #typeLayouts: { readonly value: ReadonlyMap<string, string> | undefined } | undefined;
   #anonymous: Map<number, number[]> | undefined;
@@ -157,6 +159,30 @@ export class ObjectModel {
     if ((home.flags & c.SHF_STRINGS) !== 0)
       return { kind: 'string', bytes: stringAt(home, position), section: home, position };
     return { kind: 'anonymous', section: home, position };
+  }
+
+  /** What a kernel's tables say of the code in a section. */
+  specialEntriesOf(section: ElfSection): readonly SpecialEntry[] {
+    this.#special ??= readSpecialEntries(this.elf);
+    return this.#special.filter((entry) => entry.code.index === section.index);
+  }
+
+  /** The functions that lie in sections of one kind with this one, in the order in which they were compiled. */
+  functionsInOrder(definition: Definition): readonly Definition[] {
+    const base = ({ section, name }: Definition) =>
+      section.name.endsWith(`.${name}`) ? section.name.slice(0, -name.length) : `${section.name}.`;
+    return [...this.definitions.values()]
+      .filter((d) => d.kind === 'function' && d.symbol.sizeBytes > 0 && base(d) === base(definition))
+      .sort((a, b) => a.section.index - b.section.index || a.symbol.value - b.symbol.value);
+  }
+
+  /** The function or variable at a place of a section, and how far into it that is. */
+  definitionAt(
+    section: ElfSection,
+    position: number,
+  ): { readonly definition: Definition; readonly offset: number } | undefined {
+    const definition = this.#covering(section, position);
+    return definition && { definition, offset: position - definition.symbol.value };
   }
 
   #covering(section: ElfSection, position: number): Definition | undefined {

@@ -33,10 +33,12 @@ export function findCodeDifference(
   target: TargetModel,
   address: number,
   targetSizeBytes: number,
+  /** Is given where the target has what the code refers to. */
+  bound?: Map<Definition, number>,
 ): CodeDifference | undefined {
   const linked = target.elf.bytesAt(linkAddress(address), targetSizeBytes);
   if (linked === undefined) return { offset: 0, compiled: '', inTarget: '' };
-  return new CodeProof(decoder, object, definition, target, address, linked).run();
+  return new CodeProof(decoder, object, definition, target, address, linked, bound).run();
 }
 
 class CodeProof {
@@ -47,6 +49,7 @@ class CodeProof {
   readonly #address: number;
   readonly #linked: Uint8Array;
   readonly #start: number;
+  readonly #bound: Map<Definition, number> | undefined;
   readonly #compiled: Uint8Array;
   readonly #relocations: readonly ElfRelocation[];
   /** Offsets in the compiled function to offsets in the target's. */
@@ -65,8 +68,10 @@ class CodeProof {
     target: TargetModel,
     address: number,
     linked: Uint8Array,
+    bound: Map<Definition, number> | undefined,
   ) {
     this.#decoder = decoder;
+    this.#bound = bound;
     this.#object = object;
     this.#definition = definition;
     this.#target = target;
@@ -85,6 +90,8 @@ class CodeProof {
     let a = 0;
     let b = 0;
     while (a < this.#compiled.length || b < this.#linked.length) {
+      // A kernel's symbol reaches up to the next one, over fill and over weak functions that another one overrides.
+      if (a >= this.#compiled.length && this.#target.isKernel) break;
       const left = this.#decode(this.#compiled, a);
       const right = this.#decode(this.#linked, b);
       const leftNop = left !== undefined && isPadding(this.#compiled, a, left);
@@ -125,6 +132,13 @@ class CodeProof {
     if (relocation === undefined) {
       if (left.target !== undefined) {
         if (!sameJump(this.#compiled, a, left, this.#linked, b, right)) return undefined;
+        if (left.target < 0 || left.target >= this.#compiled.length) {
+          // Another function of one section: the assembler knew how far it is.
+          const other = this.#object.definitionAt(this.#definition.section, this.#start + left.target);
+          if (other === undefined || right.target === undefined) return undefined;
+          const reference = { kind: 'definition', ...other } as const;
+          return this.#means(reference, this.#address + right.target, true, a) ? both : undefined;
+        }
         this.#jumps.push({ from: a, to: left.target, linkedTo: right.target ?? -1 });
         return both;
       }
@@ -230,6 +244,7 @@ class CodeProof {
       case 'definition': {
         const at = address - reference.offset;
         const symbols = this.#target.symbolsAt(at);
+        this.#bound?.set(reference.definition, at);
         // A variable may have no symbol of its own name there only when the table was trimmed; a wrong name is a no.
         return (
           symbols.length === 0 ||

@@ -54,7 +54,7 @@ export function proveAll(
     });
     const find = finder(options.decoder, pair.original, target);
     const isPart = isPartOfTarget(pair.original, target);
-    if (isPart) refuseUnsafe(pair, comparison, options.acceptedTypes);
+    if (isPart) refuseUnsafe(pair, comparison, options.acceptedTypes, target.isKernel);
     const newGlobals = [...comparison.newFunctions, ...comparison.newData].filter(
       (d) => d.symbol.binding !== c.STB_LOCAL && needed.has(d.name),
     );
@@ -125,18 +125,29 @@ function namesNotInTarget(pairs: readonly CompiledPair[], target: TargetModel): 
 /** Finds what a definition of the original object is in the target; several of one name are told apart by their code. */
 function finder(decoder: InstructionDecoder, original: ObjectModel, target: TargetModel) {
   const known = new Map<Definition, TargetSymbol | undefined>();
-  return (definition: Definition): TargetSymbol | undefined => {
+  const inProgress = new Set<Definition>();
+  const find = (definition: Definition): TargetSymbol | undefined => {
     if (known.has(definition)) return known.get(definition);
     const isLocal = definition.symbol.binding === c.STB_LOCAL;
     const isFunction = definition.kind === 'function';
     let candidates = target.candidates(definition.name, isLocal, original.fileName, isFunction);
-    if (candidates.length > 1)
-      candidates = candidates.filter((s) => s.sizeBytes === definition.symbol.sizeBytes || isFunction);
+    // A kernel's symbols have no sizes of their own.
+    if (candidates.length > 1 && !isFunction)
+      candidates = target.isKernel
+        ? usedCandidates(decoder, original, definition, target, candidates, find)
+        : candidates.filter((s) => s.sizeBytes === definition.symbol.sizeBytes);
     if (candidates.length > 1 && isFunction) {
       candidates = candidates.filter(
         (s) =>
           findCodeDifference(decoder, original, definition, target, s.address, s.sizeBytes) === undefined,
       );
+    }
+    if (candidates.length > 1 && isFunction && target.isKernel) {
+      candidates = besideNeighbours(original, definition, target, candidates);
+      if (candidates.length > 1 && !inProgress.has(definition)) {
+        inProgress.add(definition);
+        candidates = usedCandidates(decoder, original, definition, target, candidates, find);
+      }
     }
     if (candidates.length > 1 && new Set(candidates.map((s) => s.address)).size > 1) {
       throw new LivegraftError(
@@ -151,6 +162,75 @@ function finder(decoder: InstructionDecoder, original: ObjectModel, target: Targ
     known.set(definition, candidates[0]);
     return candidates[0];
   };
+  return find;
+}
+
+/** Several of one name: the one that the target's code uses where the object's code uses this one. */
+function usedCandidates(
+  decoder: InstructionDecoder,
+  original: ObjectModel,
+  definition: Definition,
+  target: TargetModel,
+  candidates: readonly TargetSymbol[],
+  find: (definition: Definition) => TargetSymbol | undefined,
+): readonly TargetSymbol[] {
+  for (const name of original.usersOf(definition)) {
+    const user = original.definitions.get(name);
+    const found = user?.kind === 'function' ? quietly(() => find(user)) : undefined;
+    if (user === undefined || found === undefined) continue;
+    const bound = new Map<Definition, number>();
+    const { address, sizeBytes } = found;
+    if (findCodeDifference(decoder, original, user, target, address, sizeBytes, bound) !== undefined)
+      continue;
+    const at = bound.get(definition);
+    const used = candidates.filter((candidate) => candidate.address === at);
+    if (used.length > 0) return used;
+  }
+  return candidates;
+}
+
+/** Undefined also where it can't be told which of several it is. */
+function quietly(find: () => TargetSymbol | undefined): TargetSymbol | undefined {
+  try {
+    return find();
+  } catch (error) {
+    if (error instanceof LivegraftError && error.code === 'symbol-ambiguous') return undefined;
+    throw error;
+  }
+}
+
+/**
+ * Functions of one name and one code: the one that lies directly before or behind a function that it lies before or
+ * behind in the object, since the linker leaves the code of a file together, in its order.
+ */
+function besideNeighbours(
+  original: ObjectModel,
+  definition: Definition,
+  target: TargetModel,
+  candidates: readonly TargetSymbol[],
+): readonly TargetSymbol[] {
+  const order = original.functionsInOrder(definition);
+  const index = order.indexOf(definition);
+  const only = (neighbour: Definition): TargetSymbol | undefined => {
+    const isLocal = neighbour.symbol.binding === c.STB_LOCAL;
+    const all = target.candidates(neighbour.name, isLocal, original.fileName, true);
+    return all.length === 1 ? all[0] : undefined;
+  };
+  for (const step of [-1, 1]) {
+    let left: readonly TargetSymbol[] = candidates;
+    for (let i = index + step; i >= 0 && i < order.length && left.length > 0; i += step) {
+      const neighbour = order[i] as Definition;
+      const unique = only(neighbour);
+      const isBeside = (a: number) =>
+        unique === undefined
+          ? target.symbolBeside(a, step)?.name === neighbour.name
+          : target.symbolBeside(a, step)?.address === unique.address;
+      if (i === index + step) left = left.filter((candidate) => isBeside(candidate.address));
+      if (unique !== undefined) break;
+    }
+    if (left.length === 1) return left;
+  }
+  return candidates;
 }
 
 export type Find = ReturnType<typeof finder>;
@@ -171,7 +251,7 @@ function proveUnpatched(
   // The changed ones first: a difference there is what the reader must hear of.
   definitions.sort((a, b) => Number(isChanged.has(b)) - Number(isChanged.has(a)));
   for (const definition of definitions) {
-    const found = find(definition);
+    const found = isChanged.has(definition) ? find(definition) : quietly(() => find(definition));
     if (found === undefined) {
       if (!isChanged.has(definition)) continue;
       throw new LivegraftError(
@@ -196,6 +276,8 @@ function proveUnpatched(
       proven++;
       continue;
     }
+    // Another file's function of that name took its place.
+    if (definition.symbol.binding === c.STB_WEAK && !isChanged.has(definition)) continue;
     const { offset, compiled, inTarget } = difference;
     throw new LivegraftError(
       'target-differs',

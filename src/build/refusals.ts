@@ -4,11 +4,18 @@ import type { Comparison } from './compare.js';
 import type { CompiledPair } from './compiled-pair.js';
 import type { Definition, ObjectModel } from './object-model.js';
 
+/** Tables of a kernel whose entries go with the code that they are about (`kernel-code.ts`). */
+const KERNEL_TABLES = ['__bug_table', '__jump_table', '__ex_table', '__mcount_loc'];
+/** Static variables that a kernel's macros make: what they remember is how often something was said. */
+const FORGETFUL =
+  /^(?:__already_done|__warned|__print_once|__ret_once|__func__|_rs|__key|descriptor|_entry)\.\d+$/;
+
 /** Refuses, by name, changes that redirecting functions can't bring about in a running program. */
 export function refuseUnsafe(
   pair: CompiledPair,
   comparison: Comparison,
   acceptedTypes: readonly string[],
+  isKernel = false,
 ): void {
   const { original, patched } = pair;
   const file = original.fileName ?? original.source;
@@ -21,7 +28,7 @@ export function refuseUnsafe(
   refuse(
     'static-data-ambiguous',
     'which static variables of the original these are can not be told',
-    comparison.ambiguousData,
+    comparison.ambiguousData.filter((d) => !(isKernel && FORGETFUL.test(d.name))),
     'rename the new ones, so that each name is used by one function alone',
   );
   const originalOf = (d: Definition) => comparison.counterpart.get(d);
@@ -76,7 +83,7 @@ export function refuseUnsafe(
       },
     );
   }
-  const gathered = gatheredSections(original, patched);
+  const gathered = gatheredSections(original, patched, isKernel ? KERNEL_TABLES : []);
   if (gathered !== undefined) {
     throw new LivegraftError(
       'gathered-section-changed',
@@ -126,7 +133,11 @@ export function refuseUnsafe(
 }
 
 /** A section with the name of a C identifier is gathered by the linker; the first that differs in size. */
-function gatheredSections(original: ObjectModel, patched: ObjectModel): string | undefined {
+function gatheredSections(
+  original: ObjectModel,
+  patched: ObjectModel,
+  known: readonly string[],
+): string | undefined {
   const sizes = (model: ObjectModel) => {
     const bySection = new Map<string, number>();
     for (const { name, flags, sizeBytes } of model.elf.sections) {
@@ -138,7 +149,7 @@ function gatheredSections(original: ObjectModel, patched: ObjectModel): string |
   };
   const [before, after] = [sizes(original), sizes(patched)];
   return [...new Set([...before.keys(), ...after.keys()])].find(
-    (name) => before.get(name) !== after.get(name),
+    (name) => !known.includes(name) && before.get(name) !== after.get(name),
   );
 }
 

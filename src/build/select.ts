@@ -1,3 +1,4 @@
+import { hex } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { ElfRelocation, ElfSection } from '../elf/elf-file.js';
@@ -5,6 +6,7 @@ import type { PatchSection, PatchSectionKind, PatchSymbol } from '../patch/conte
 import { LINKABLE_RELOCATIONS } from '../patch/link.js';
 import type { PatchSymbolAddress } from '../patch/manifest.js';
 import type { Comparison } from './compare.js';
+import { expectKernelSection, type KernelCodeHost, rewriteKernelCode } from './kernel-code.js';
 import { type Definition, type ObjectModel, parentOfPart, type Reference } from './object-model.js';
 import type { TargetModel, TargetSymbol } from './target-model.js';
 
@@ -38,6 +40,9 @@ export function selectPatch(
   return selector.finish();
 }
 
+/** Behind every section index of an object. */
+const FIRST_ADDED = 2 ** 20;
+
 class Selector {
   readonly #patched: ObjectModel;
   readonly #comparison: Comparison;
@@ -51,6 +56,8 @@ class Selector {
   readonly #targetSymbols = new Map<string, PatchSymbolAddress>();
   readonly #newFunctions: string[] = [];
   readonly #newData: { name: string; sizeBytes: number }[] = [];
+  /** Sections that the object does not have, with relocations of the patch. */
+  readonly #added = new Map<ElfSection, readonly ElfRelocation[]>();
 
   constructor(
     patched: ObjectModel,
@@ -70,6 +77,7 @@ class Selector {
   include(section: ElfSection): number {
     const known = this.#included.get(section.index);
     if (known !== undefined) return known;
+    if (this.#target.isKernel) expectKernelSection(this.#patched, section);
     const index = this.#order.length;
     this.#order.push(section);
     this.#included.set(section.index, index);
@@ -99,18 +107,52 @@ class Selector {
 
   #convert(section: ElfSection): PatchSection {
     const kind = sectionKind(section);
-    const relocations = this.#patched
-      .relocationsOf(section)
-      .map((relocation) => this.#relocate(section, relocation));
+    const { data, relocations } = this.#contents(section, kind);
     return {
       name: this.#sectionName(section, kind),
       kind,
       alignment: Math.max(1, section.alignment),
-      data: kind === 'zero' ? new Uint8Array() : section.data,
+      data: kind === 'zero' ? new Uint8Array() : data,
       sizeBytes: section.sizeBytes,
       relocations,
     };
   }
+
+  #contents(section: ElfSection, kind: PatchSectionKind): Pick<PatchSection, 'data' | 'relocations'> {
+    const added = this.#added.get(section);
+    if (added !== undefined) return { data: section.data, relocations: added };
+    if (this.#target.isKernel && kind === 'text')
+      return rewriteKernelCode(section, this.#patched.specialEntriesOf(section), this.#kernelHost);
+    const relocations = this.#patched.relocationsOf(section).map((r) => this.#relocate(section, r));
+    return { data: section.data, relocations };
+  }
+
+  readonly #kernelHost: KernelCodeHost = {
+    relocate: (section, relocation) => this.#relocate(section, relocation),
+    local: (section) => this.#local(section),
+    external: (name) => {
+      const all = this.#target.symbolsNamed(name);
+      return all.length === 1 && all[0] !== undefined ? this.#external(all[0]) : undefined;
+    },
+    add: (name, flags, data, relocations) => {
+      const template = this.#patched.elf.sections[0] as ElfSection;
+      const number = this.#added.size;
+      const section: ElfSection = {
+        ...template,
+        index: FIRST_ADDED + number,
+        name: `${name}.${this.#prefix}${number}`,
+        type: c.SHT_PROGBITS,
+        flags,
+        sizeBytes: data.length,
+        alignment: 4,
+        data,
+      };
+      this.#added.set(section, relocations);
+      this.include(section);
+      return section;
+    },
+    model: () => this.#patched,
+  };
 
   /** Sections of several files may have one name; a patch file keeps them apart. */
   #sectionName(section: ElfSection, kind: PatchSectionKind): string {
@@ -222,7 +264,7 @@ class Selector {
       name,
       sympos,
       kind,
-      address: `0x${address.toString(16)}`,
+      address: hex(address),
     });
     return this.#intern(`external ${kind === 'func'} ${key}`, {
       kind: 'external',

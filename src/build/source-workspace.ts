@@ -17,6 +17,12 @@ interface ChangedFile {
   readonly existence: 'kept' | 'added' | 'removed';
 }
 
+/** How a workspace comes by its files: all of them, or links to those that the diff leaves alone. */
+export type CopyTree = (sourceDir: string, directory: string, changed: readonly string[]) => void;
+
+const copyWhole: CopyTree = (sourceDir, directory) =>
+  cpSync(sourceDir, directory, { recursive: true, preserveTimestamps: true, verbatimSymlinks: true });
+
 /** A private copy of a source tree, and the diff that is applied to it. */
 export class SourceWorkspace {
   readonly directory: string;
@@ -25,7 +31,7 @@ export class SourceWorkspace {
   readonly #strip: number;
   readonly #files: readonly ChangedFile[];
 
-  constructor(sourceDir: string, diffPath: string, directory: string) {
+  constructor(sourceDir: string, diffPath: string, directory: string, copyTree: CopyTree = copyWhole) {
     if (!existsSync(sourceDir) || !statSync(sourceDir).isDirectory()) {
       throw new LivegraftError('no-source', `${sourceDir} is no directory`, {
         remedy: 'give the source tree as --source',
@@ -75,7 +81,16 @@ export class SourceWorkspace {
         },
       );
     }
-    cpSync(sourceDir, directory, { recursive: true, preserveTimestamps: true, verbatimSymlinks: true });
+    copyTree(
+      sourceDir,
+      directory,
+      existing.map((f) => stripped(f.path, strip)),
+    );
+  }
+
+  /** Paths of the files that the diff changes, adds or removes, in the tree. */
+  get changedFiles(): readonly string[] {
+    return this.#files.map((file) => file.path);
   }
 
   /** Makes the build see the files as changed, so that what depends on them is compiled also without the diff. */

@@ -16,20 +16,51 @@ export interface TargetSymbol {
   readonly fileName: string | undefined;
 }
 
-/** The executable or library that is to be patched, by symbol. */
+export type TargetSymbolDraft = Omit<TargetSymbol, 'sympos'>;
+
+/** The executable, library or kernel that is to be patched, by symbol. */
 export class TargetModel {
   readonly elf: ElfFile;
-  /** Last component of its path, or its SONAME. */
+  /** Last component of its path, or its SONAME; `vmlinux` for a kernel. */
   readonly objectName: string;
+  /** A kernel: nothing but its own symbols can be referred to, and its boot code is gone. */
+  readonly isKernel: boolean;
   readonly #byName = new Map<string, TargetSymbol[]>();
   readonly #byStableName = new Map<string, TargetSymbol[]>();
   readonly #byAddress = new Map<number, TargetSymbol[]>();
-  readonly #files = new Set<string>();
+  #order: Float64Array | undefined;
+  readonly #files: ReadonlySet<string>;
 
-  /** `symbolSource` is the separate debug file of a stripped target, else the target itself. */
-  constructor(elf: ElfFile, symbolSource: ElfFile, objectName: string) {
+  /**
+   * `files` are the names of the source files as far as the linker recorded them. A kernel counts the symbols of one
+   * name whatever they are (`klp_find_object_symbol`), a program functions and data apart.
+   */
+  constructor(
+    elf: ElfFile,
+    objectName: string,
+    drafts: readonly TargetSymbolDraft[],
+    options: { readonly files?: ReadonlySet<string>; readonly isKernel?: boolean } = {},
+  ) {
     this.elf = elf;
     this.objectName = objectName;
+    this.isKernel = options.isKernel ?? false;
+    this.#files = options.files ?? new Set();
+    const groups = new Map<string, TargetSymbolDraft[]>();
+    for (const draft of drafts)
+      push(groups, this.isKernel ? draft.name : `${draft.kind === 'func'} ${draft.name}`, draft);
+    for (const group of groups.values()) {
+      group.sort((a, b) => a.address - b.address);
+      group.forEach((draft, i) => {
+        const symbol: TargetSymbol = { ...draft, sympos: group.length === 1 ? 0 : i + 1 };
+        push(this.#byName, symbol.name, symbol);
+        push(this.#byStableName, stableName(symbol.name), symbol);
+        push(this.#byAddress, symbol.address, symbol);
+      });
+    }
+  }
+
+  /** `symbolSource` is the separate debug file of a stripped target, else the target itself. */
+  static ofElf(elf: ElfFile, symbolSource: ElfFile, objectName: string): TargetModel {
     if (symbolSource.symbols.length === 0) {
       throw new LivegraftError(
         'target-stripped',
@@ -41,12 +72,13 @@ export class TargetModel {
         },
       );
     }
-    const drafts: Omit<TargetSymbol, 'sympos'>[] = [];
+    const drafts: TargetSymbolDraft[] = [];
+    const files = new Set<string>();
     let fileName: string | undefined;
     for (const symbol of symbolSource.symbols) {
       if (symbol.type === c.STT_FILE) {
         fileName = symbol.name === '' ? undefined : symbol.name;
-        if (fileName !== undefined) this.#files.add(baseNameOf(fileName));
+        if (fileName !== undefined) files.add(baseNameOf(fileName));
       }
       const kind = kindOf(symbol);
       if (kind === undefined || symbol.sectionIndex === c.SHN_UNDEF || symbol.name === '') continue;
@@ -61,17 +93,7 @@ export class TargetModel {
         fileName: isLocal ? fileName : undefined,
       });
     }
-    const groups = new Map<string, Omit<TargetSymbol, 'sympos'>[]>();
-    for (const draft of drafts) push(groups, `${draft.kind === 'func'} ${draft.name}`, draft);
-    for (const group of groups.values()) {
-      group.sort((a, b) => a.address - b.address);
-      group.forEach((draft, i) => {
-        const symbol: TargetSymbol = { ...draft, sympos: group.length === 1 ? 0 : i + 1 };
-        push(this.#byName, symbol.name, symbol);
-        push(this.#byStableName, stableName(symbol.name), symbol);
-        push(this.#byAddress, symbol.address, symbol);
-      });
-    }
+    return new TargetModel(elf, objectName, drafts, { files });
   }
 
   /** Whether a source file is among those that the target was linked from; true when the linker recorded none. */
@@ -81,6 +103,19 @@ export class TargetModel {
 
   symbolsAt(address: number): readonly TargetSymbol[] {
     return this.#byAddress.get(address) ?? [];
+  }
+
+  /** The symbol at the next address before (-1) or behind (1) one that has a symbol. */
+  symbolBeside(address: number, step: number): TargetSymbol | undefined {
+    this.#order ??= Float64Array.from(this.#byAddress.keys()).sort();
+    let [low, high] = [0, this.#order.length];
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((this.#order[middle] as number) < address) low = middle + 1;
+      else high = middle;
+    }
+    const beside = this.#order[low + step];
+    return beside === undefined ? undefined : this.symbolsAt(beside)[0];
   }
 
   symbolsNamed(name: string): readonly TargetSymbol[] {

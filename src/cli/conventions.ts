@@ -12,6 +12,9 @@ export interface BuildCommandOptions {
   readonly orig?: string;
   readonly patched?: string;
   readonly replacement?: string;
+  readonly kernel?: boolean;
+  readonly headers?: string;
+  readonly format: 'lgp' | 'klp';
   readonly target: string;
   readonly debugDir?: readonly string[];
   readonly acceptLayoutChange?: readonly string[];

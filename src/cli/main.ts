@@ -105,18 +105,29 @@ function addBuild(program: Command, output: () => Output): void {
       '--replacement <object>',
       "an object whose functions take the place of a kernel's of the same names",
     )
+    .option('--kernel', 'the source is that of the kernel that --target is')
+    .option('--headers <dir>', 'what modules of the kernel are built against (/lib/modules/RELEASE/build)')
+    .addOption(
+      new Option('--format <format>', 'klp: a module (.ko) that the kernel loads and applies by itself')
+        .choices(['lgp', 'klp'])
+        .default('lgp'),
+    )
     .requiredOption('--target <file>', 'the executable, library, or vmlinuz that runs')
     .option('--accept-layout-change <name...>', 'structures of which no object outlives a changed function')
     .option('--debug-dir <dir...>', 'where to look for the debug file of a stripped target')
     .requiredOption('-o, --output <file>', 'where to write the patch')
     .option('--name <name>', 'name of the patch (default: from the diff)')
-    .argument('[command...]', 'behind --: the command that builds the tree')
+    .argument(
+      '[command...]',
+      'behind --: the command that builds the tree; with --kernel, more objects to compile',
+    )
     .addHelpText(
       'after',
       `
 Examples:
   $ livegraft build --source . --diff fix.patch --target ./server -o fix.lgp -- make
   $ livegraft build --orig a.o --patched b.o --target ./server -o fix.lgp
+  $ livegraft build --kernel --source linux-6.1 --diff fix.patch --target /boot/vmlinuz -o fix.lgp
   $ livegraft build --replacement new.o --target /boot/vmlinuz -o fix.lgp`,
     )
     .action(async (command: string[], options: BuildCommandOptions) => {

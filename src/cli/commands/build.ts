@@ -3,9 +3,11 @@ import { basename, dirname } from 'node:path';
 import { CommanderError } from 'commander';
 import { LivegraftError } from '../../base/errors.js';
 import type { BuildEvent } from '../../build/events.js';
+import { buildFromKernelSource } from '../../build/from-kernel-source.js';
 import { buildFromObjects, readElf, sha256 } from '../../build/from-objects.js';
 import { buildFromSource } from '../../build/from-source.js';
 import { buildReplacement } from '../../build/kernel-replacement.js';
+import { parsePatch } from '../../patch/file.js';
 import type { PatchManifest } from '../../patch/manifest.js';
 import { type BuildCommandOptions, EXIT } from '../conventions.js';
 import type { Output } from '../output.js';
@@ -37,6 +39,8 @@ export async function build(
     onEvent,
   };
   const nameOf = (path: string) => options.name ?? basename(path).replace(/\.(patch|diff|o)$/, '');
+  if (options.format === 'klp' && options.kernel !== true && replacement === undefined)
+    usage('--format klp is for kernels: give --kernel or --replacement');
   expectWritable(options.output);
   let result: { readonly bytes: Uint8Array; readonly manifest: PatchManifest };
   const isPair = orig !== undefined && patched !== undefined;
@@ -49,6 +53,18 @@ export async function build(
       description: '',
       digest: sha256,
       createdAt: new Date().toISOString(),
+    });
+  } else if (options.kernel === true) {
+    if (source === undefined || diff === undefined || isPair) usage('--kernel needs --source and --diff');
+    const { readKernelImage } = await import('../kernel-operations.js');
+    result = buildFromKernelSource({
+      ...common,
+      image: readKernelImage(target),
+      sourceDir: source as string,
+      diffPath: diff as string,
+      buildDir: options.headers,
+      objects: command,
+      name: nameOf(diff as string),
     });
   } else if (source !== undefined && diff !== undefined && orig === undefined && patched === undefined) {
     if (command.length === 0) usage('give the build command behind --, for example: -- make');
@@ -64,7 +80,15 @@ export async function build(
   } else {
     return usage('give --source and --diff, --orig and --patched, or --replacement');
   }
-  writeWhole(options.output, result.bytes);
+  let { bytes } = result;
+  if (options.format === 'klp') {
+    const [{ readKernelImage }, { writeKlpModule }] = await Promise.all([
+      import('../kernel-operations.js'),
+      import('../../build/klp-module.js'),
+    ]);
+    bytes = writeKlpModule(parsePatch(bytes, options.output, sha256), readKernelImage(target));
+  }
+  writeWhole(options.output, bytes);
   const functions = result.manifest.objects.flatMap((object) => object.functions.map((fn) => fn.name));
   const { newFunctions, notes } = result.manifest;
   output.json({
@@ -72,7 +96,7 @@ export async function build(
     output: options.output,
     functions,
     newFunctions,
-    sizeBytes: result.bytes.length,
+    sizeBytes: bytes.length,
   });
   output.text(`${output.colors.green('built')} ${options.output}: replaces ${functions.join(', ')}`);
   if (newFunctions.length > 0) output.text(`  adds ${newFunctions.join(', ')}`);

@@ -4,9 +4,10 @@ import { LivegraftError } from '../../base/errors.js';
 import type { Patch } from '../../patch/content.js';
 import type { Digest } from '../../patch/file.js';
 import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
-import { type ExternalSymbol, type LinkedImage, linkPatch, type SymbolSource } from '../../patch/link.js';
+import type { ExternalSymbol, LinkedImage, SymbolSource } from '../../patch/link.js';
 import type { PatchFunction } from '../../patch/manifest.js';
 import { GuestCalls } from './guest-calls.js';
+import { linkForKernel } from './kernel-link.js';
 import {
   type KernelRange,
   type KernelRegistry,
@@ -118,7 +119,14 @@ export class KernelPatcher {
     const image = await this.#calls.borrow(timeoutMs, async (call) => {
       if (!this.#store.hasMemory) await this.#store.useMemory(await this.#allocate(call, REGISTRY_BYTES));
       const address = await this.#allocate(call, layout.sizeBytes);
-      const linked = linkPatch(patch, layout, address, this.#symbols(), this.#arch.redirector);
+      const linked = await linkForKernel(
+        this.#session,
+        patch,
+        layout,
+        address,
+        this.#symbols(),
+        this.#arch.redirector,
+      );
       await client.writeMemory(address, linked.bytes);
       const textPages = Math.ceil(layout.text.sizeBytes / PAGE_BYTES);
       for (const name of ['set_memory_ro', 'set_memory_x'])
@@ -135,7 +143,14 @@ export class KernelPatcher {
   async loadAgain(patch: Patch, registered: RegisteredKernelPatch): Promise<RegisteredKernelPatch> {
     const layout = layoutPatch(patch, registered.functions.length * TRAMPOLINE_BYTES);
     const { address } = registered.memory;
-    const linked = linkPatch(patch, layout, address, this.#symbols(), this.#arch.redirector);
+    const linked = await linkForKernel(
+      this.#session,
+      patch,
+      layout,
+      address,
+      this.#symbols(),
+      this.#arch.redirector,
+    );
     await this.#session.memory.writeCode(address, linked.bytes);
     return registered;
   }
