@@ -18,6 +18,12 @@ const ORACLES = [
 /** A guest: its kernel is fetched by the tests themselves. */
 const GUEST = [{ name: 'qemu-system-x86', command: 'qemu-system-x86_64' }, { name: 'busybox-static' }];
 
+/** What compiles one of its files: the compiler that made it. Source and headers are fetched by who needs them. */
+const KERNEL_BUILD = [
+  { name: 'gcc-12', command: 'gcc-12' },
+  { name: 'xz-utils', command: 'xz' },
+];
+
 export const PACKAGES = {
   test: [...COMPILER, { name: 'g++', command: 'g++' }, ...ORACLES, ...GUEST],
   demo: COMPILER,
@@ -30,7 +36,8 @@ export const PACKAGES = {
   'bench:stack': [...COMPILER, { name: 'elfutils', command: 'eu-stack' }, { name: 'libunwind-dev' }],
   // libelf1 is what objtool is linked with; libssl3 is one of the files.
   'bench:validate': [...ORACLES, { name: 'libelf1' }, { name: 'libssl3' }],
-  'demo:kernel': [...COMPILER, ...GUEST],
+  'test:kernel': [...COMPILER, ...GUEST, ...KERNEL_BUILD],
+  'demo:kernel': [...COMPILER, ...GUEST, ...KERNEL_BUILD],
   'bench:kernel': [...COMPILER, ...GUEST],
   fuzz: [...COMPILER, ...ORACLES],
   'oracle:decoder': [{ name: 'libssl3' }],

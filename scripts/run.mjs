@@ -11,6 +11,7 @@ import { PACKAGES } from './packages.mjs';
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const TASKS = {
   check: ['scripts/check.mjs'],
+  'test:kernel': ['node_modules/vitest/vitest.mjs', 'run', '--config', 'vitest.long.config.ts'],
   test: ['node_modules/vitest/vitest.mjs', 'run'],
   demo: ['--import', 'tsx', 'examples/kvserver/demo.ts'],
   'demo:redis': ['--import', 'tsx', 'examples/redis/demo.ts'],

@@ -6,10 +6,11 @@ import { extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { bootGuest, type Guest } from '../../test/support/guest.js';
 import { compileKernelObject } from '../../test/support/kernel-objects.js';
 import { expect, heading, livegraft, makeWorkFolder, pause, ROOT, removeFolder, say } from '../support.js';
+import { fetchKernelSource } from './source.js';
 
 /**
- * `npm run demo:kernel`: Debian's unmodified cloud kernel boots in an emulator, is patched while it forks and reads files,
- * with a function that a kernel thread sleeps in, and with two that must change together; then all is taken back.
+ * `npm run demo:kernel`: Debian's unmodified cloud kernel boots in an emulator, is patched while it forks and reads files, from
+ * a diff against its source, with a function that a kernel thread sleeps in, and with two that must change together; then all is taken back.
  */
 
 async function show(guest: Guest, command: string): Promise<string> {
@@ -39,9 +40,17 @@ async function demo(): Promise<void> {
     writeFileSync(vmlinux, extractVmlinux(readFileSync(booted.kernel.vmlinuz), 'vmlinuz', decompressors));
     const kernel = ['--gdb', booted.gdb, '--vmlinux', vmlinux, '--guest-memory', booted.memoryFile as string];
 
-    heading('Make three patches, each from one C file and the vmlinuz');
+    heading("Make a patch from a diff against the kernel's source (fetched once: 140 MB, half a minute)");
+    const { source, headers } = fetchKernelSource(booted.kernel.release);
+    const diff = join(ROOT, 'examples/kernel/cmdline.diff');
+    say(readFileSync(diff, 'utf8').trimEnd().replace(/^/gm, '   '));
+    const cmdline = join(folder, 'cmdline.lgp');
+    const fromDiff = ['build', '--kernel', '--source', source, '--headers', headers, '--diff', diff];
+    expect(livegraft(...fromDiff, '--target', vmlinux, '-o', cmdline) === 0, 'the diff was not built');
+
+    heading('Make two patches, each from one C file and the vmlinuz');
     const patches: Record<string, string> = {};
-    for (const source of ['cmdline.c', 'schedule-timeout.c', 'loadavg.c']) {
+    for (const source of ['schedule-timeout.c', 'loadavg.c']) {
       const object = compileKernelObject(folder, source);
       const patch = object.replace(/\.o$/, '.lgp');
       const code = livegraft('build', '--replacement', object, '--target', vmlinux, '-o', patch);
@@ -51,7 +60,7 @@ async function demo(): Promise<void> {
 
     heading('A function behind a file in /proc');
     const before = await show(booted, 'cat /proc/cmdline');
-    expect((await run('apply', patches['cmdline.c'] as string, ...kernel)) === 0, 'apply failed');
+    expect((await run('apply', cmdline, ...kernel)) === 0, 'apply failed');
     const after = await show(booted, 'cat /proc/cmdline');
     expect(after === `patched: ${before}`, 'the new function does not run');
 

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { compilerOfBanner } from './kernel-compiler.js';
+import type { KernelImage } from '../kernel-image/kernel-image.js';
+import { compilerOfBanner, expectCompiler } from './kernel-compiler.js';
 
 describe('compilerOfBanner', () => {
   it.each([
@@ -15,5 +16,20 @@ describe('compilerOfBanner', () => {
     ['Linux version 6.8', undefined],
   ])('%s', (banner, compiler) => {
     expect(compilerOfBanner(banner)).toBe(compiler);
+  });
+});
+
+describe('expectCompiler', () => {
+  const image = (compiler: string) =>
+    ({ source: 'vmlinuz', banner: `Linux version 6.1 (a@b) (${compiler}, GNU ld 2.40) #1` }) as KernelImage;
+
+  it('refuses another version, or none, by name', () => {
+    expect(() => expectCompiler(image('gcc-99 (Debian 99.1.0-1) 99.1.0'))).toThrow(
+      'gcc-99 (Debian 99.1.0-1) 99.1.0, but there is no gcc-99',
+    );
+    expect(() => expectCompiler(image('gcc (Nobody 1.0) 1.0.0'))).toThrow(
+      /gcc \(Nobody 1\.0\) 1\.0\.0, but here is gcc/,
+    );
+    expect(() => expectCompiler(image('clang version 17.0.6'))).toThrow('was not made by a gcc');
   });
 });

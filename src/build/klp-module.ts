@@ -28,7 +28,7 @@ export function writeKlpModule(patch: Patch, image: KernelImage): Uint8Array {
 }
 
 /** The module's name: letters, digits and underscores, as file and as /sys/kernel/livepatch/NAME. */
-export function klpModuleName(patchName: string): string {
+function klpModuleName(patchName: string): string {
   return `livegraft_${patchName.replace(/[^A-Za-z0-9]/g, '_')}`.slice(0, 50);
 }
 

@@ -167,6 +167,26 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
   }),
   z.strictObject({
     ...common,
+    event: z.literal('livepatchStatus'),
+    patches: z.array(
+      z.strictObject({
+        name: z.string(),
+        enabled: z.boolean(),
+        transition: direction.nullable(),
+        functions: z.array(z.strictObject({ object: z.string(), name: z.string(), sympos: z.int() })),
+        stragglers: z.array(
+          z.strictObject({
+            tid: z.int(),
+            name: z.string(),
+            stack: z.array(z.string()),
+            function: z.string().nullable(),
+          }),
+        ),
+      }),
+    ),
+  }),
+  z.strictObject({
+    ...common,
     event: z.literal('kernelStack'),
     release: z.string(),
     offset: address,

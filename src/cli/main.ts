@@ -247,8 +247,17 @@ function transitionOptions({ model, timeout, allowSuspendedContexts }: Transitio
 function addStatus(program: Command, output: () => Output): void {
   addSubjectOptions(program.command('status'))
     .description('show the patches of a process, of a kernel, or of all processes')
+    .option(
+      '--klp-state <file>',
+      "what the kernel's own livepatch does, from a snapshot of its files (docs/kernel.md); - for standard input",
+    )
     .addHelpText('after', '\nExamples:\n  $ livegraft status\n  $ livegraft status --pid 1234 --json')
-    .action(async (options: SubjectOptions) => {
+    .action(async (options: SubjectOptions & { readonly klpState?: string }) => {
+      if (options.klpState !== undefined) {
+        const { showLivepatchStatus } = await import('./commands/status.js');
+        await showLivepatchStatus(options.klpState, output());
+        return;
+      }
       const isGiven = options.gdb !== undefined || options.vmlinux !== undefined;
       const subject = isGiven ? subjectOf(options, program) : undefined;
       const { showKernelStatus, showStatus } = await import('./commands/status.js');

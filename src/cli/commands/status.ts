@@ -1,5 +1,8 @@
+import { readFileSync } from 'node:fs';
 import { hex } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
 import type { KernelReference } from '../kernel-operations.js';
+import { LIVEPATCH_SNAPSHOT_COMMAND, parseLivepatchState } from '../klp-state.js';
 import type { ProcessStatus } from '../operations.js';
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';
@@ -63,6 +66,46 @@ export async function showKernelStatus(reference: KernelReference, output: Outpu
   const { direction, patchId } = registry.transition;
   output.text(`  ${yellow('transition not complete')}: ${direction}, patch ${patchId}`);
   output.text('  what to do: apply the patch again to complete it, or livegraft revert --gdb …');
+}
+
+/** What the kernel's own livepatch does in a machine, from a snapshot that was taken there (`-`: from standard input). */
+export async function showLivepatchStatus(path: string, output: Output): Promise<void> {
+  let text: string;
+  try {
+    text = readFileSync(path === '-' ? 0 : path, 'utf8');
+  } catch (cause) {
+    throw new LivegraftError('file-unreadable', `${path} can't be read: ${(cause as Error).message}`, {
+      remedy: `take a snapshot in the machine: ${LIVEPATCH_SNAPSHOT_COMMAND}`,
+      cause,
+    });
+  }
+  const patches = parseLivepatchState(text);
+  output.json({
+    event: 'livepatchStatus',
+    patches: patches.map((patch) => ({
+      ...patch,
+      functions: [...patch.functions],
+      stragglers: patch.stragglers.map((task) => ({ ...task, stack: [...task.stack] })),
+    })),
+  });
+  const { bold, green, yellow } = output.colors;
+  if (patches.length === 0) output.text('no livepatch is loaded there');
+  for (const { name, enabled, transition, functions, stragglers } of patches) {
+    const state =
+      transition === null
+        ? enabled
+          ? green('enabled')
+          : 'disabled'
+        : yellow(`in transition: ${transition}`);
+    output.text(`${bold(name)} ${state}`);
+    for (const fn of functions) output.text(`  ${fn.object}: ${fn.name}`);
+    for (const task of stragglers) {
+      const why =
+        task.function === null ? 'its stack shows no patched function' : `it is in ${task.function}`;
+      output.text(`  ${task.tid} ${task.name}: ${why}`);
+      for (const frame of task.stack) output.text(`      ${frame}`);
+    }
+  }
 }
 
 function showProcess(status: ProcessStatus, output: Output): void {

@@ -1,0 +1,108 @@
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { fetchKernelSource, type KernelSource } from '../../examples/kernel/source.js';
+import { linkTree } from '../../src/build/kernel-tree.js';
+import { decompressors } from '../../src/cli/decompressors.js';
+import { extractVmlinux } from '../../src/kernel-image/decompress.js';
+import { bootGuest, fetchKernel, type Guest } from '../support/guest.js';
+import { livegraft, ROOT } from '../support/live.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'livegraft-kernel-build-'));
+const vmlinux = join(folder, 'vmlinux');
+const DIFFS = join(ROOT, 'test/targets/kernel');
+let kernel: KernelSource;
+let guest: Guest;
+
+const build = (diff: string, output: string, ...more: string[]) =>
+  livegraft(
+    ...['build', '--kernel', '--source', kernel.source, '--headers', kernel.headers, '--diff', diff],
+    ...['--target', vmlinux, '-o', join(folder, output), '--json', ...more],
+  );
+const applied = (command: string, patch: string) =>
+  livegraft(
+    ...[command, patch, '--timeout', '30', '--gdb', guest.gdb, '--vmlinux', vmlinux],
+    ...['--guest-memory', guest.memoryFile as string, '--json'],
+  ).lines.at(-1);
+
+beforeAll(async () => {
+  const { release, vmlinuz } = fetchKernel();
+  kernel = fetchKernelSource(release);
+  writeFileSync(vmlinux, extractVmlinux(readFileSync(vmlinuz), 'vmlinuz', decompressors));
+  for (const [format, name] of [
+    ['lgp', 'special.lgp'],
+    ['klp', 'special.ko'],
+  ] as const) {
+    const run = build(join(DIFFS, 'special.diff'), name, '--format', format);
+    expect(run.lines.at(-1)).toMatchObject({ event: 'built', functions: ['cmdline_proc_show'] });
+  }
+  const module = readFileSync(join(folder, 'special.ko'));
+  guest = await bootGuest({
+    vcpus: 2,
+    sharedMemory: true,
+    files: () => [{ path: 'lib/special.ko', data: module }],
+  });
+  await guest.run('(while :; do cat /proc/version; ls /; done >/dev/null) & sleep 0');
+});
+afterAll(() => {
+  guest?.stop();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+/** What the new code says, before and after the key is switched on, and how often it has warned. */
+async function behaviour() {
+  await guest.run('dmesg -c > /dev/null');
+  const off = await guest.run('cat /proc/cmdline');
+  await guest.run('echo 1 > /proc/sys/kernel/sched_schedstats');
+  const on = await guest.run('cat /proc/cmdline');
+  await guest.run('echo 0 > /proc/sys/kernel/sched_schedstats');
+  const warnings = await guest.run('dmesg | grep -c "WARNING: .* at fs/proc/cmdline.c"');
+  const harm = await guest.run('dmesg | grep -cE "BUG:|Oops|general protection|never said"');
+  const short = (text: string) => text.replace(/: .*/s, '');
+  return { off: short(off), on: short(on), warnings: warnings.trim(), harm: harm.trim() };
+}
+
+describe('a patch from a diff against the source', () => {
+  it('has warnings, jump labels and alternatives that work, from outside and as a module', async () => {
+    const before = await guest.run('cat /proc/cmdline');
+    expect(applied('apply', join(folder, 'special.lgp'))).toMatchObject({ result: { kind: 'complete' } });
+    const expected = {
+      off: 'fpu 1, xenpv 0, statistics 0',
+      on: 'fpu 1, xenpv 0, statistics 1',
+      warnings: '1',
+      harm: '0',
+    };
+    expect(await behaviour()).toEqual(expected);
+    expect(applied('revert', 'special')).toMatchObject({ result: { kind: 'complete' } });
+    expect(await guest.run('cat /proc/cmdline')).toBe(before);
+
+    await guest.run('insmod /lib/special.ko; sleep 3');
+    expect(await behaviour()).toEqual(expected);
+  });
+
+  it('is refused when new code may fault, when a header changes, and when the source is another one', () => {
+    expect(build(join(DIFFS, 'fault.diff'), 'x').lines.at(-1)).toMatchObject({
+      code: 'special-section',
+      details: { function: 'cmdline_proc_show' },
+    });
+    expect(build(join(DIFFS, 'header.diff'), 'x').lines.at(-1)).toMatchObject({ code: 'header-changed' });
+    const other = join(folder, 'other');
+    linkTree(kernel.source, other, ['fs/proc/cmdline.c']);
+    const path = join(other, 'fs/proc/cmdline.c');
+    writeFileSync(path, readFileSync(path, 'utf8').replace("seq_putc(m, '\\n');", "seq_putc(m, '!');"));
+    const run = build(join(DIFFS, 'special.diff'), 'x', '--source', other);
+    expect(run.lines.at(-1)).toMatchObject({
+      code: 'target-differs',
+      details: { function: 'cmdline_proc_show' },
+    });
+  });
+
+  it('is refused without the headers', () => {
+    const diff = join(DIFFS, 'special.diff');
+    expect(build(diff, 'x', '--headers', join(folder, 'none')).lines.at(-1)).toMatchObject({
+      code: 'no-headers',
+    });
+    expect(build(diff, 'x', '--headers', folder).lines.at(-1)).toMatchObject({ code: 'headers-incomplete' });
+  });
+});
