@@ -140,8 +140,19 @@ describe('code of a kernel in a patch', () => {
     ]);
   });
 
-  it('is refused where it may fault, and where only boot could set it up', () => {
-    expect(() => link('int f(void) { FAULT; return 7; }')).toThrow('f has an instruction that may fault');
+  it('keeps what may fault, with where it goes on', () => {
+    const { patch, layout, entry, view } = link('int f(void) { FAULT; return 7; }');
+    const index = patch.sections.findIndex((section) => section.name.startsWith('.livegraft.exceptions.'));
+    const at = layout.sectionOffsets[index] as number;
+    expect(at + view.getInt32(at, true)).toBe(entry);
+    expect(at + 4 + view.getInt32(at + 4, true)).toBe(entry + 2);
+    expect(view.getInt32(at + 8, true)).toBe(3);
+  });
+
+  it('is refused where only boot could set it up, and where it refers to what no kernel has', () => {
+    expect(() => link('int nowhere(void); int f(void) { return nowhere() + 1; }')).toThrow(
+      'refers to nowhere',
+    );
     const percpu =
       'static int mine __attribute__((section(".data..percpu"))) = 1; int f(void) { return mine++; }';
     expect(() => link(percpu)).toThrow('the new code needs mine in .data..percpu: per-CPU variables');

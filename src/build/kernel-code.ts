@@ -20,6 +20,8 @@ export interface KernelCodeHost {
 
 /** `0f 1f 44 00 00` */
 export const NOP5 = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+/** Instructions that may fault, one section each, for {@link addExceptionSearch} of `kernel-exceptions.ts`. */
+export const EXCEPTIONS = '.livegraft.exceptions';
 /** The section that is applied when the patch is loaded (`src/targets/kernel/alternatives.ts`). */
 export const ALTERNATIVES = '.livegraft.alternatives';
 const JUMP_BYTES = 5;
@@ -57,15 +59,8 @@ export function rewriteKernelCode(
   for (const entry of entries) {
     switch (entry.kind) {
       case 'exception':
-        throw new LivegraftError(
-          'special-section',
-          `${nameAt(host, section, entry.position)} has an instruction that may fault (__ex_table): the kernel looks for where to go on in its own table and those of its modules, and would not find it`,
-          {
-            remedy:
-              'access user memory by copy_from_user, copy_to_user, get_user or put_user, whose code is in the kernel',
-            details: { function: nameAt(host, section, entry.position), sections: entry.table.name },
-          },
-        );
+        addException(section, entry, host);
+        break;
       case 'alternative':
         alternatives.push(entry);
         break;
@@ -245,6 +240,32 @@ function report(section: ElfSection, entry: SpecialEntry, host: KernelCodeHost):
   const code = writer.toBytes().slice();
   if (skip !== undefined) new DataView(code.buffer, code.byteOffset).setInt32(skip, out - skip - 4, true);
   return host.add('.text.report', CODE, code, relocations);
+}
+
+/** The instruction, where to go on, and how: as in the kernel's own table. */
+function addException(section: ElfSection, entry: SpecialEntry, host: KernelCodeHost): void {
+  const [, fixup, handler] = entry.relocations as [ElfRelocation, ElfRelocation, ElfRelocation | undefined];
+  const place = placeOf(host.model().elf, fixup);
+  if (
+    entry.bytes.length !== 12 ||
+    handler !== undefined ||
+    place === undefined ||
+    !/^\.text\b/.test(place.section.name)
+  ) {
+    throw new LivegraftError(
+      'special-section',
+      `${nameAt(host, section, entry.position)} has an instruction that may fault (__ex_table), in a form of the table that is not known`,
+      {
+        remedy:
+          'access user memory by copy_from_user, copy_to_user, get_user or put_user, whose code is in the kernel',
+        details: { function: nameAt(host, section, entry.position), sections: entry.table.name },
+      },
+    );
+  }
+  host.add(EXCEPTIONS, CONSTANT, entry.bytes.slice(), [
+    { offset: 0, type: c.R_X86_64_PC32, symbolIndex: host.local(section), addend: entry.position },
+    { offset: 4, type: c.R_X86_64_PC32, symbolIndex: host.local(place.section), addend: place.position },
+  ]);
 }
 
 /**

@@ -11,7 +11,8 @@ import {
 } from '../elf/writer.js';
 import type { KernelImage } from '../kernel-image/kernel-image.js';
 import type { Patch, PatchSection } from '../patch/content.js';
-import { ALTERNATIVES } from './kernel-code.js';
+import { ALTERNATIVES, EXCEPTIONS } from './kernel-code.js';
+import { NEW_SEARCH } from './kernel-exceptions.js';
 import { VMLINUX } from './kernel-target.js';
 
 const RETURN_THUNK = '__x86_return_thunk';
@@ -81,7 +82,10 @@ class KlpModule {
 
   /** Sections and symbols as they are in the patch; indexes stay the same, so that relocations do, too. */
   #takePatch(): void {
-    for (const section of this.#patch.sections) this.#sections.push(asSection(section));
+    for (const section of this.#patch.sections) {
+      const taken = asSection(section);
+      this.#sections.push(section.name === EXCEPTIONS ? { ...taken, name: '__ex_table' } : taken);
+    }
     for (const symbol of this.#patch.symbols) {
       if (symbol.kind === 'defined') {
         const type = symbol.isFunction ? c.STT_FUNC : c.STT_OBJECT;
@@ -140,7 +144,8 @@ class KlpModule {
   /** `struct klp_patch`, its object and functions, each list with an empty one behind it. Returns the patch's symbol. */
   #addStructures(): number {
     const [object] = this.#patch.manifest.objects;
-    const functions = object?.functions ?? [];
+    // A module has an exception table of its own.
+    const functions = (object?.functions ?? []).filter((fn) => fn.newSymbol !== NEW_SEARCH);
     const [patchBytes, objectBytes, functionBytes] = ['klp_patch', 'klp_object', 'klp_func'].map((name) =>
       this.#sizeOf(name),
     ) as [number, number, number];

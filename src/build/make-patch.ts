@@ -13,6 +13,7 @@ import {
 import type { Comparison, Pair } from './compare.js';
 import type { CompiledPair } from './compiled-pair.js';
 import type { BuildEvent } from './events.js';
+import { addExceptionSearch } from './kernel-exceptions.js';
 import { type Definition, type ObjectModel, parentOfPart } from './object-model.js';
 import { type Find, nameOfFile, proveAll } from './prove-pairs.js';
 import { selectPatch } from './select.js';
@@ -93,6 +94,8 @@ export function makePatch(
     for (const name of ownNames) takenNames.add(name);
     notes.push(...notesOn(file, pair, comparison, target));
   }
+  const search = target.isKernel ? addExceptionSearch(sections, symbols, target, options.digest) : undefined;
+  if (search !== undefined) functions.push(search);
   if (functions.length === 0) {
     throw new LivegraftError(
       'nothing-changed',

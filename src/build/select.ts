@@ -281,6 +281,17 @@ class Selector {
     // A definition in another file of the same program, or a library's variable that was copied into it.
     const own = this.#target.symbolsNamed(name).find((s) => !s.isLocal);
     if (own !== undefined) return this.#external(own);
+    if (this.#target.isKernel && !isWeak) {
+      throw new LivegraftError(
+        'symbol-unresolved',
+        `the new code refers to ${name}, which the kernel does not have`,
+        {
+          remedy:
+            'use what is in /proc/kallsyms of the running kernel; what is in modules can not be referred to',
+          details: { symbols: name },
+        },
+      );
+    }
     const isThreadLocal = reference.symbol.type === c.STT_TLS;
     return this.#intern(`external * ${name}`, {
       kind: 'external',

@@ -42,7 +42,9 @@ export function readSpecialEntries(elf: ElfFile): readonly SpecialEntry[] {
 
 function readTable(elf: ElfFile, table: ElfSection, kind: SpecialKind): SpecialEntry[] {
   const relocations = [...elf.relocationsFor(table)].sort((a, b) => a.offset - b.offset);
-  const each = RELOCATIONS[kind];
+  // Up to 5.15 a handler is the third word of an entry of the exception table.
+  const isOld = kind === 'exception' && relocations.length * 4 === table.sizeBytes;
+  const each = isOld ? 3 : RELOCATIONS[kind];
   const count = relocations.length / each;
   const sizeBytes = table.sizeBytes / count;
   const entries: SpecialEntry[] = [];
