@@ -61,7 +61,7 @@ async function measure({ tasks, sharedMemory }: (typeof SCENARIOS)[number], fold
     return {
       ...{ tasks: seen, sharedMemory, transitions: outcomes.length },
       transitionMs: median(outcomes.map((outcome) => outcome.result.durationMs)),
-      slices: median(outcomes.map((outcome) => outcome.statistics.slices)),
+      slices: median(outcomes.map((outcome) => outcome.statistics.stops)),
       longestSliceMs: { median: median(longest), max: Math.round(Math.max(...longest) * 100) / 100 },
       stoppedMs: median(outcomes.map((outcome) => outcome.statistics.totalMs)),
     };

@@ -7,12 +7,12 @@ import { runTransition, TransitionControl } from '../engine/transition.js';
 import { extractVmlinux } from '../kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../kernel-image/kernel-image.js';
 import { parsePatch } from '../patch/file.js';
+import type { StopStatistics } from '../targets/kernel/gdb-client.js';
 import { parseGdbEndpoint } from '../targets/kernel/gdb-connection.js';
 import { KernelPatcher } from '../targets/kernel/kernel-patcher.js';
 import type { KernelRegistry, RegisteredKernelPatch } from '../targets/kernel/kernel-registry.js';
 import { KernelSession } from '../targets/kernel/kernel-session.js';
 import { type SoakOptions, type SoakReport, soakKernel } from '../targets/kernel/kernel-soak.js';
-import type { SliceStatistics } from '../targets/kernel/kernel-transition.js';
 import { sha256 } from '../targets/process/patch-loader.js';
 import { decompressors } from './decompressors.js';
 import type { ApplyOptions, ApplyOutcome, RevertOptions } from './operations.js';
@@ -60,8 +60,10 @@ const ANSWER_TIMEOUT_MS = 10_000;
 /** Every task's stack, in one stop of the guest. */
 export async function kernelStacks(reference: KernelReference): Promise<KernelStacksReport> {
   const image = readKernelImage(reference.vmlinux);
-  return withSession(reference, image, LEAVING_SIGNALS, async (session, startedAt) => {
+  return withSession(reference, image, LEAVING_SIGNALS, async (session) => {
     await KernelPatcher.open(session, x86_64);
+    await session.stop();
+    const startedAt = performance.now();
     const cpus = await session.tasks.cpus();
     const tasks: KernelTaskStack[] = [];
     for (const task of await session.tasks.tasks(cpus)) {
@@ -100,7 +102,7 @@ export type KernelRevertOptions = KernelReference &
   Pick<RevertOptions, 'patch' | 'model' | 'timeoutMs' | 'signal' | 'onEvent'>;
 
 /** What the guest felt of it, besides. */
-export type KernelOutcome = ApplyOutcome & { readonly statistics: SliceStatistics };
+export type KernelOutcome = ApplyOutcome & { readonly statistics: StopStatistics };
 
 /** Applies a patch to a running kernel, or continues a half-done apply of the same patch. */
 export async function applyToKernel(options: KernelApplyOptions): Promise<KernelOutcome> {
@@ -159,7 +161,7 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
       return {
         patch: { id: patch.id, name: patch.name },
         result: { kind: 'complete', direction: 'unpatch', tasks: 0, durationMs: 0, forced: false },
-        statistics: { slices: 0, longestMs: 0, totalMs: 0 },
+        statistics: session.client.statistics,
       };
     }
     return await transit(session, patcher, patch, 'unpatch', options);
@@ -182,6 +184,7 @@ export async function soak(reference: KernelReference, options: SoakOptions): Pr
   const image = readKernelImage(reference.vmlinux);
   return withSession(reference, image, ['SIGHUP'], async (session) => {
     await KernelPatcher.open(session, x86_64);
+    await session.stop();
     return soakKernel(session, options);
   });
 }
@@ -209,10 +212,11 @@ async function transit(
       onEvent: options.onEvent,
     });
     if (result.kind === 'complete') await patcher.complete(patch, result.direction, result.forced);
-    const { statistics } = transition;
-    const { slices, longestMs, totalMs } = statistics;
+    session.resume();
+    const { statistics } = session.client;
+    const { stops, longestMs, totalMs } = statistics;
     notice(
-      `the guest stood still ${slices} times, ${longestMs.toFixed(1)} ms at the longest, ${totalMs.toFixed(0)} ms together`,
+      `the guest stood still ${stops} times, ${longestMs.toFixed(1)} ms at the longest, ${totalMs.toFixed(0)} ms together`,
     );
     return { patch: { id: patch.id, name: patch.name }, result, statistics };
   } catch (error) {
@@ -266,7 +270,7 @@ async function withSession<T>(
   reference: KernelReference,
   image: KernelImage,
   signals: readonly NodeJS.Signals[],
-  use: (session: KernelSession, startedAt: number) => Promise<T>,
+  use: (session: KernelSession) => Promise<T>,
 ): Promise<T> {
   const endpoint = parseGdbEndpoint(reference.gdb);
   if (endpoint === undefined) {
@@ -274,7 +278,6 @@ async function withSession<T>(
       remedy: 'write unix:PATH or HOST:PORT',
     });
   }
-  const startedAt = performance.now();
   let session: KernelSession | undefined;
   let pending: NodeJS.Signals | undefined;
   const leave = (signal: NodeJS.Signals) => {
@@ -297,7 +300,7 @@ async function withSession<T>(
       leave(pending);
       throw new LivegraftError('interrupted', `interrupted by ${pending}`);
     }
-    return await use(session, startedAt);
+    return await use(session);
   } finally {
     for (const signal of signals) process.off(signal, leave);
     await session?.close();

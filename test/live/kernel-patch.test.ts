@@ -69,6 +69,7 @@ async function entryOf(name: string): Promise<string> {
   if (endpoint === undefined) throw new Error('endpoint');
   const session = await KernelSession.open({ endpoint, image, arch: x86_64, timeoutMs: 10_000 });
   try {
+    await session.stop();
     return Buffer.from(await session.client.readMemory(session.kernel.expect(name), 16)).toString('hex');
   } finally {
     await session.close();
@@ -202,6 +203,7 @@ describe('guest memory that QEMU shares', () => {
     if (endpoint === undefined) throw new Error('endpoint');
     const options = { endpoint, image, arch: x86_64, timeoutMs: 10_000 };
     const session = await KernelSession.open({ ...options, memoryFile: guest.memoryFile });
+    await session.stop();
     const cpus = await session.tasks.cpus();
     for (const task of await session.tasks.tasks(cpus)) {
       // A vmalloc stack, a structure in the direct map, and the end of the kernel's data.

@@ -12,6 +12,7 @@ import { parseElf } from '../../src/elf/reader.js';
 import { extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../../src/kernel-image/kernel-image.js';
 import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
+import { GuestSlices } from '../../src/targets/kernel/guest-slices.js';
 import { KernelLayout } from '../../src/targets/kernel/kernel-layout.js';
 import { readKernelProofs } from '../../src/targets/kernel/kernel-proofs.js';
 import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
@@ -56,6 +57,7 @@ async function withSession<T>(use: (session: KernelSession) => Promise<T>): Prom
   if (endpoint === undefined) throw new Error('no endpoint');
   const session = await KernelSession.open({ endpoint, image, arch: x86_64, timeoutMs: 10_000 });
   try {
+    await session.stop();
     return await use(session);
   } finally {
     await session.close();
@@ -86,9 +88,9 @@ describe('a kept proof', () => {
     try {
       const module = join(guest.kernel.modules, `kernel/fs/${MODULE}/${MODULE}.ko`);
       disproveAll(module, readFileSync(module));
-      await withSession(async ({ kernel, memory, modules }) => {
+      await withSession(async ({ client, kernel, memory, modules }) => {
         const layout = new KernelLayout(image.btf, image.source);
-        const isDisproved = await readKernelProofs(memory, kernel, layout, modules);
+        const isDisproved = await readKernelProofs(memory, new GuestSlices(client), kernel, layout, modules);
         const symbols = modules.find((each) => each.name === MODULE)?.symbols;
         const inModule = symbols?.findUnique('configfs_register_group')?.address as number;
         expect([isDisproved(inModule), isDisproved(kernel.expect('schedule'))]).toEqual([true, false]);
@@ -229,7 +231,7 @@ describe('livegraft stack --gdb', () => {
     );
     let tasks = 0;
     const refused: string[] = [];
-    await withSession(async ({ client, tasks: reader, stacks, memory }) => {
+    await withSession(async ({ client, tasks: reader, stacks }) => {
       for (let round = 0; round < 25; round++) {
         const cpus = await reader.cpus();
         for (const task of await reader.tasks(cpus)) {
@@ -240,7 +242,6 @@ describe('livegraft stack --gdb', () => {
         client.resume();
         await client.waitForStop(10 + round);
         await client.interrupt();
-        memory.forget();
       }
     });
     expect(tasks).toBeGreaterThan(1000);

@@ -18,6 +18,17 @@ export interface GdbClientOptions {
   readonly timeoutMs: number;
 }
 
+/** While a connection is made the guest goes on after so long, for so long. */
+const BREATHE_AFTER_MS = 1;
+const BREATHE_MS = 1;
+
+/** How long the guest stood still, stop by stop: from the stub's word that it has stopped until it may go on. */
+export interface StopStatistics {
+  readonly stops: number;
+  readonly longestMs: number;
+  readonly totalMs: number;
+}
+
 /**
  * A guest behind a GDB stub whose threads are its vCPUs. Connecting stops it. Methods that look or change need it
  * stopped; all of it stops and runs together. Every failure is a LivegraftError: `gdb-…`, `guest-memory`.
@@ -32,6 +43,12 @@ export class GdbClient {
   #selected: string | undefined;
   #vcpus: readonly string[] | undefined;
   #physicalMode: boolean | undefined;
+  #stoppedAt = performance.now();
+  #stops = 0;
+  #longestMs = 0;
+  #totalMs = 0;
+  /** Called when the guest has been let go and when it has stopped: what was read of it before is old. */
+  onRun: () => void = () => {};
 
   private constructor(connection: GdbConnection, timeoutMs: number) {
     this.#connection = connection;
@@ -39,8 +56,10 @@ export class GdbClient {
   }
 
   static async connect(endpoint: GdbEndpoint, options: GdbClientOptions): Promise<GdbClient> {
+    const startedAt = performance.now();
     const connection = await GdbConnection.open(endpoint, options.timeoutMs);
     const client = new GdbClient(connection, options.timeoutMs);
+    client.#stoppedAt = startedAt;
     try {
       await client.#negotiate();
     } catch (error) {
@@ -52,6 +71,16 @@ export class GdbClient {
 
   get isRunning(): boolean {
     return this.#running;
+  }
+
+  /** Of all stops that have ended. */
+  get statistics(): StopStatistics {
+    return { stops: this.#stops, longestMs: this.#longestMs, totalMs: this.#totalMs };
+  }
+
+  /** Since when the guest stands still; 0 while it runs. */
+  get stoppedForMs(): number {
+    return this.#running ? 0 : performance.now() - this.#stoppedAt;
   }
 
   /** Ids of the vCPUs, in the stub's spelling. */
@@ -70,7 +99,20 @@ export class GdbClient {
 
   async readRegisters(vcpu: string): Promise<GuestRegisters> {
     await this.#select(vcpu);
-    const answer = await this.#request('g');
+    return this.#parseRegisters(await this.#request('g'));
+  }
+
+  /** Of several vCPUs, with one wait for all answers. */
+  async readAllRegisters(vcpus: readonly string[]): Promise<readonly GuestRegisters[]> {
+    const answers = await this.#requestAll(vcpus.flatMap((vcpu) => [`Hg${vcpu}`, 'g']));
+    this.#selected = vcpus.at(-1);
+    return vcpus.map((vcpu, i) => {
+      this.#expectOk(`vCPU ${vcpu}`, answers[2 * i] as string);
+      return this.#parseRegisters(answers[2 * i + 1] as string);
+    });
+  }
+
+  #parseRegisters(answer: string): GuestRegisters {
     // `x` stands for a register that the stub can't read.
     if (!/^[0-9a-fx]{272,}$/i.test(answer)) throw this.#protocolError(`registers: ${answer.slice(0, 40)}`);
     return new GuestRegisters(fromHex(answer.replaceAll('x', '0')), this.#layout);
@@ -117,14 +159,27 @@ export class GdbClient {
     if (this.#running) return;
     this.#connection.send(this.#features.has('vCont') ? 'vCont;c' : 'c');
     this.#running = true;
+    this.#countStop();
+    this.onRun();
+  }
+
+  #countStop(): void {
+    const ms = performance.now() - this.#stoppedAt;
+    this.#stops++;
+    this.#longestMs = Math.max(this.#longestMs, ms);
+    this.#totalMs += ms;
   }
 
   /** One instruction of one vCPU; the others stand still. */
   async step(vcpu: string): Promise<GuestStop> {
+    const since = this.#stoppedAt;
     this.#connection.send(`vCont;s:${vcpu}`);
     this.#running = true;
+    this.onRun();
     const stop = await this.waitForStop(this.#timeoutMs);
     if (stop === undefined) throw this.#protocolError('a single step does not end');
+    // To the rest of the guest it is one stop.
+    this.#stoppedAt = since;
     return stop;
   }
 
@@ -137,6 +192,8 @@ export class GdbClient {
       const stop = this.#parseStop(packet);
       if (stop !== undefined) {
         this.#running = false;
+        this.#stoppedAt = performance.now();
+        this.onRun();
         return stop;
       }
     }
@@ -155,9 +212,11 @@ export class GdbClient {
 
   /** Lets the guest go for good and closes the connection. Never throws: what can't be told to the stub is lost anyway. */
   async detach(): Promise<void> {
+    if (!this.#running) this.#countStop();
     await this.#connection.finish(this.#running, this.#timeoutMs);
   }
 
+  /** Connecting has stopped the guest: it goes on in between. */
   async #negotiate(): Promise<void> {
     let supported = await this.#request('qSupported:xmlRegisters=i386;vContSupported+');
     // QEMU tells first that connecting has stopped the guest, unless it stood still before.
@@ -172,9 +231,12 @@ export class GdbClient {
       throw this.#protocolError(`packets of ${this.#packetBytes} bytes are too small`);
     if (this.#features.has('QStartNoAckMode') && (await this.#request('QStartNoAckMode')) === 'OK')
       this.#connection.stopAcknowledging();
+    await this.#breathe();
     if ((await this.#request('vCont?')).startsWith('vCont;')) this.#features.add('vCont');
     if (this.#features.has('qXfer:features:read')) {
-      const layout = parseRegisterLayout(await this.#readDescription('target.xml', 0));
+      const description = await this.#readDescription('target.xml', 0);
+      await this.#breathe();
+      const layout = parseRegisterLayout(description);
       if (layout === undefined) throw this.#protocolError('its registers are not those of x86-64');
       this.#layout = layout;
     }
@@ -184,10 +246,18 @@ export class GdbClient {
     if (stop === undefined || stop.kind === 'exited') throw this.#protocolError('the guest has ended');
   }
 
+  async #breathe(): Promise<void> {
+    if (this.stoppedForMs < BREATHE_AFTER_MS) return;
+    this.resume();
+    await this.waitForStop(BREATHE_MS);
+    if (this.#running) await this.interrupt();
+  }
+
   /** A target description with what it includes put in place. */
   async #readDescription(name: string, depth: number): Promise<string> {
     let text = '';
     for (;;) {
+      await this.#breathe();
       const part = await this.#request(
         `qXfer:features:read:${name}:${text.length.toString(16)},${(this.#packetBytes - 8).toString(16)}`,
       );
@@ -254,6 +324,19 @@ export class GdbClient {
     return this.#connection.request(payload, this.#timeoutMs);
   }
 
+  /** Without acknowledgements a stub takes requests one behind the other, and answers in order. */
+  async #requestAll(payloads: readonly string[]): Promise<string[]> {
+    if (this.#running) throw new Error(`the guest runs; ${payloads[0]?.slice(0, 20)} needs it stopped`);
+    const answers: string[] = [];
+    if (this.#connection.acknowledges) {
+      for (const payload of payloads) answers.push(await this.#request(payload));
+      return answers;
+    }
+    for (const payload of payloads) this.#connection.send(payload);
+    for (const _ of payloads) answers.push(await this.#connection.receive(this.#timeoutMs));
+    return answers;
+  }
+
   /** Undefined for packets that report no stop (console output). */
   #parseStop(packet: string): GuestStop | undefined {
     const kind = packet[0];
@@ -288,11 +371,9 @@ function unsigned(address: number): bigint {
 }
 
 function fromHex(text: string): Uint8Array {
-  const bytes = new Uint8Array(Math.floor(text.length / 2));
-  for (let i = 0; i < bytes.length; i++) bytes[i] = Number.parseInt(text.slice(2 * i, 2 * i + 2), 16);
-  return bytes;
+  return new Uint8Array(Buffer.from(text, 'hex'));
 }
 
 function toHex(bytes: Uint8Array): string {
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('hex');
 }

@@ -83,6 +83,10 @@ export class GdbConnection {
     });
   }
 
+  get acknowledges(): boolean {
+    return this.#acknowledges;
+  }
+
   /** After this neither side acknowledges packets (`QStartNoAckMode` was answered with OK). */
   stopAcknowledging(): void {
     this.#acknowledges = false;
@@ -120,9 +124,7 @@ export class GdbConnection {
   /** The next packet, or undefined when none came in time, which harms nothing. */
   poll(timeoutMs: number): Promise<string | undefined> {
     if (this.#waiter !== undefined) throw new Error('a request is already waiting');
-    const ready = this.#packets.shift();
-    if (ready !== undefined) return Promise.resolve(ready);
-    if (this.#failure !== undefined) return Promise.reject(this.#failure);
+    if (this.#packets.length === 0 && this.#failure !== undefined) return Promise.reject(this.#failure);
     return this.#next(timeoutMs);
   }
 
@@ -131,6 +133,8 @@ export class GdbConnection {
   }
 
   #next(timeoutMs: number): Promise<string | undefined> {
+    const ready = this.#packets.shift();
+    if (ready !== undefined) return Promise.resolve(ready);
     if (this.#socket.destroyed) return Promise.resolve(undefined);
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
@@ -267,11 +271,7 @@ function decodeBody(body: string): string {
 
 /** Bytes as they travel in a binary packet (`X`). */
 export function escapeBinary(bytes: Uint8Array): string {
-  let text = '';
-  for (const byte of bytes) {
-    if (byte === 0x23 || byte === 0x24 || byte === 0x2a || byte === 0x7d)
-      text += `}${String.fromCharCode(byte ^ 0x20)}`;
-    else text += String.fromCharCode(byte);
-  }
-  return text;
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length)
+    .toString('latin1')
+    .replace(/[#$*}]/g, (char) => `}${String.fromCharCode(char.charCodeAt(0) ^ 0x20)}`);
 }

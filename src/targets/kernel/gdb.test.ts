@@ -80,6 +80,7 @@ class Stub {
 
   #answer(packet: string): string | undefined {
     if (packet.startsWith('qSupported')) return 'PacketSize=400;qXfer:features:read+;vContSupported+';
+    if (packet === 'break') return 'T02thread:01;';
     if (packet === 'vCont?') return 'vCont;c;C;s;S';
     if (packet === '?') return 'T05thread:01;';
     const feature = /^qXfer:features:read:(\S+):([0-9a-f]+),([0-9a-f]+)$/.exec(packet);

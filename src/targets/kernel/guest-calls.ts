@@ -23,6 +23,12 @@ export interface BorrowRecord {
   noteBorrowed(frame: number): Promise<void>;
 }
 
+/** A vCPU that has a borrowed task, and the registers that it has now. */
+interface Borrowed {
+  readonly vcpu: string;
+  readonly registers: GuestRegisters;
+}
+
 /** Calls functions of a kernel in a task that is borrowed where a kernel module would be allowed to call them. */
 export class GuestCalls {
   readonly #client: GdbClient;
@@ -47,14 +53,13 @@ export class GuestCalls {
     timeoutMs: number,
     use: (call: (address: number, ...args: readonly number[]) => Promise<bigint>) => Promise<T>,
   ): Promise<T> {
-    const vcpu = await this.#waitForSystemCall(timeoutMs);
-    const saved = await this.#client.readRegisters(vcpu);
+    let at = await this.#waitForSystemCall(timeoutMs);
+    const saved = at.registers;
     const frame = await this.#save(saved);
-    let at = vcpu;
     try {
       return await use(async (address, ...args) => {
         at = await this.#call(at, frame, address, args);
-        return (await this.#client.readRegisters(at)).get('rax');
+        return at.registers.get('rax');
       });
     } finally {
       await this.#giveBack(at, saved);
@@ -85,7 +90,7 @@ export class GuestCalls {
     return false;
   }
 
-  async #waitForSystemCall(timeoutMs: number): Promise<string> {
+  async #waitForSystemCall(timeoutMs: number): Promise<Borrowed> {
     await this.#client.insertBreakpoint(this.#safePoint, 'software');
     try {
       const deadline = performance.now() + timeoutMs;
@@ -105,7 +110,8 @@ export class GuestCalls {
         if (stop.kind === 'exited') throw guestEnded(stop.detail);
         const registers = await this.#client.readRegisters(stop.vcpu);
         const isThere = registers.address('rip') === this.#safePoint;
-        if (isThere && (registers.get('eflags') & INTERRUPTS_ON) !== 0n) return stop.vcpu;
+        if (isThere && (registers.get('eflags') & INTERRUPTS_ON) !== 0n)
+          return { vcpu: stop.vcpu, registers };
       }
     } finally {
       await this.#client.removeBreakpoint(this.#safePoint, 'software');
@@ -126,8 +132,12 @@ export class GuestCalls {
     return frame;
   }
 
-  async #call(vcpu: string, frame: number, address: number, args: readonly number[]): Promise<string> {
-    const registers = await this.#client.readRegisters(vcpu);
+  async #call(
+    { vcpu, registers }: Borrowed,
+    frame: number,
+    address: number,
+    args: readonly number[],
+  ): Promise<Borrowed> {
     const returnTo = new Uint8Array(8);
     new DataView(returnTo.buffer).setBigInt64(0, BigInt(this.#parking), true);
     await this.#client.writeMemory(frame - 8, returnTo);
@@ -140,21 +150,21 @@ export class GuestCalls {
     return this.#waitForReturn(frame);
   }
 
-  async #waitForReturn(frame: number): Promise<string> {
+  async #waitForReturn(frame: number): Promise<Borrowed> {
     await this.#client.insertBreakpoint(this.#parking, 'software');
     try {
       const deadline = performance.now() + CALL_TIMEOUT_MS;
       for (;;) {
         // A task that was left alone may wait there already.
-        for (const vcpu of await this.#client.vcpus()) {
-          const registers = await this.#client.readRegisters(vcpu);
+        const vcpus = await this.#client.vcpus();
+        for (const [index, registers] of (await this.#client.readAllRegisters(vcpus)).entries()) {
           const rip = registers.address('rip');
           if (
             rip >= this.#parking &&
             rip <= this.#parking + PARKING_LOOP.length &&
             registers.address('rsp') === frame
           )
-            return vcpu;
+            return { vcpu: vcpus[index] as string, registers };
         }
         this.#client.resume();
         const stop = await this.#client.waitForStop(Math.max(1, deadline - performance.now()));
@@ -174,11 +184,10 @@ export class GuestCalls {
     }
   }
 
-  async #giveBack(vcpu: string, saved: GuestRegisters): Promise<void> {
-    const now = await this.#client.readRegisters(vcpu);
+  async #giveBack({ vcpu, registers }: Borrowed, saved: GuestRegisters): Promise<void> {
     await this.#client.writeRegisters(
       vcpu,
-      now.with(Object.fromEntries(GENERAL.map((name) => [name, saved.get(name)]))),
+      registers.with(Object.fromEntries(GENERAL.map((name) => [name, saved.get(name)]))),
     );
     await this.#record.noteBorrowed(0);
   }

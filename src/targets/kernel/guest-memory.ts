@@ -69,6 +69,12 @@ export class GuestMemory {
     return into.length;
   }
 
+  /** For use inside of {@link settle}; undefined when not all of it is known. */
+  readNow(address: number, sizeBytes: number): Uint8Array | undefined {
+    const bytes = new Uint8Array(sizeBytes);
+    return this.readInto(address, bytes) === sizeBytes ? bytes : undefined;
+  }
+
   #blockAt(start: number): Uint8Array | undefined {
     const known = this.#blocks.get(start);
     if (known !== undefined || this.#blocks.has(start)) return known;

@@ -49,11 +49,13 @@ export class KernelPatcher {
 
   /** Reads the registry in the guest; gives back a task that a killed livegraft had borrowed. */
   static async open(session: KernelSession, arch: Architecture): Promise<KernelPatcher> {
-    const store = new KernelRegistryStore(session.client, session.kernel.expect('_etext'));
+    const store = new KernelRegistryStore(session.sliced, session.client, session.kernel.expect('_etext'));
     const registry = await store.read();
     const calls = new GuestCalls(session.client, session.kernel, arch, store);
-    if (store.borrowed !== 0) await calls.recover(store.borrowed);
-    session.memory.forget();
+    if (store.borrowed !== 0) {
+      await session.stop();
+      await calls.recover(store.borrowed);
+    }
     await session.usePatches(registry.patches);
     return new KernelPatcher(session, arch, store, calls, registry);
   }
@@ -115,25 +117,26 @@ export class KernelPatcher {
   async load(patch: Patch, appliedAt: string, timeoutMs: number): Promise<RegisteredKernelPatch> {
     const object = expectVmlinux(patch);
     const layout = layoutPatch(patch, object.functions.length * TRAMPOLINE_BYTES);
-    const { client, kernel } = this.#session;
-    const image = await this.#calls.borrow(timeoutMs, async (call) => {
+    const session = this.#session;
+    await session.stop();
+    const address = await this.#calls.borrow(timeoutMs, async (call) => {
       if (!this.#store.hasMemory) await this.#store.useMemory(await this.#allocate(call, REGISTRY_BYTES));
-      const address = await this.#allocate(call, layout.sizeBytes);
-      const linked = await linkForKernel(
-        this.#session,
-        patch,
-        layout,
-        address,
-        this.#symbols(),
-        this.#arch.redirector,
-      );
-      await client.writeMemory(address, linked.bytes);
+      const allocated = await this.#allocate(call, layout.sizeBytes);
       const textPages = Math.ceil(layout.text.sizeBytes / PAGE_BYTES);
       for (const name of ['set_memory_ro', 'set_memory_x'])
-        await call(kernel.expect(name), address, textPages);
-      return linked;
+        await call(session.kernel.expect(name), allocated, textPages);
+      return allocated;
     });
-    this.#session.memory.forget();
+    session.resume();
+    const image = await linkForKernel(
+      session,
+      patch,
+      layout,
+      address,
+      this.#symbols(),
+      this.#arch.redirector,
+    );
+    await session.sliced.writeMemory(address, image.bytes);
     const registered = await this.#describe(patch, layout, image, appliedAt);
     await this.save({ ...this.#registry, patches: [...this.#registry.patches, registered] });
     return registered;
@@ -151,7 +154,7 @@ export class KernelPatcher {
       this.#symbols(),
       this.#arch.redirector,
     );
-    await this.#session.memory.writeCode(address, linked.bytes);
+    await this.#session.sliced.writeMemory(address, linked.bytes);
     return registered;
   }
 
@@ -235,9 +238,9 @@ export class KernelPatcher {
 
   /** The fentry nop of a function in the running kernel. */
   async #site(fn: PatchFunction): Promise<{ address: number; bytes: number[] }> {
-    const { kernel, client } = this.#session;
+    const { kernel, sliced } = this.#session;
     const entry = kernel.relocate(addressOf(fn.old.address));
-    const code = await client.readMemory(entry, 16);
+    const code = await sliced.readMemory(entry, 16);
     const offset = findFentryNop(code);
     if (offset === undefined || offset + JUMP_BYTES > fn.old.sizeBytes) {
       throw new LivegraftError(

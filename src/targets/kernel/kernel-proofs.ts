@@ -2,6 +2,7 @@ import { parseNotes } from '../../elf/notes.js';
 import type { Proof } from '../../validate/proof.js';
 import { ProofStore } from '../proof-store.js';
 import type { GuestMemory } from './guest-memory.js';
+import type { GuestSlices } from './guest-slices.js';
 import { type KernelLayout, StructReader } from './kernel-layout.js';
 import type { KernelModule } from './kernel-modules.js';
 import type { KernelAddresses } from './running-kernel.js';
@@ -21,6 +22,7 @@ const NT_GNU_BUILD_ID = 3;
  */
 export async function readKernelProofs(
   memory: GuestMemory,
+  slices: GuestSlices,
   kernel: KernelAddresses,
   layout: KernelLayout,
   modules: readonly KernelModule[],
@@ -31,8 +33,10 @@ export async function readKernelProofs(
   const ofKernel = buildId === undefined ? undefined : store.find(buildId);
   const ofModules: { module: KernelModule; proof: Proof; sections: readonly Section[] }[] = [];
   for (const module of modules) {
+    await slices.stop();
     const sections = await readSections(memory, layout, module.structAddress);
     const id = await readBuildId(memory, sections);
+    slices.breathe();
     const proof = id === undefined ? undefined : store.find(id);
     if (proof !== undefined) ofModules.push({ module, proof, sections });
   }

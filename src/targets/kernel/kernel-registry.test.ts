@@ -33,18 +33,18 @@ function registryOf(serial: number): KernelRegistry {
 
 describe('KernelRegistryStore', () => {
   it('finds nothing in a kernel that was never patched', async () => {
-    const store = new KernelRegistryStore(new FakeMemory(), ETEXT);
+    const store = new KernelRegistryStore(new FakeMemory(), new FakeMemory(), ETEXT);
     expect(await store.read()).toMatchObject({ patches: [], transition: undefined });
     expect(store.hasMemory).toBe(false);
   });
 
   it('finds what another run wrote, and which task it borrowed', async () => {
     const memory = new FakeMemory();
-    const store = new KernelRegistryStore(memory, ETEXT);
+    const store = new KernelRegistryStore(memory, memory, ETEXT);
     await store.useMemory(MEMORY);
     for (let serial = 1; serial <= 3; serial++) await store.write(registryOf(serial));
     await store.noteBorrowed(-0x1234_0000_0000);
-    const other = new KernelRegistryStore(memory, ETEXT);
+    const other = new KernelRegistryStore(memory, memory, ETEXT);
     expect(await other.read()).toEqual(registryOf(3));
     expect(other.hasMemory).toBe(true);
     expect(other.borrowed).toBe(-0x1234_0000_0000);
@@ -53,31 +53,33 @@ describe('KernelRegistryStore', () => {
   it('keeps a whole registry when it is killed at any write', async () => {
     for (let writes = 0; writes < 4; writes++) {
       const memory = new FakeMemory();
-      const store = new KernelRegistryStore(memory, ETEXT);
+      const store = new KernelRegistryStore(memory, memory, ETEXT);
       await store.useMemory(MEMORY);
       await store.write(registryOf(1));
       memory.writesLeft = writes;
       for (const serial of [2, 3]) await store.write(registryOf(serial)).catch(() => {});
-      const found = await new KernelRegistryStore(memory, ETEXT).read();
+      const found = await new KernelRegistryStore(memory, memory, ETEXT).read();
       expect(found).toEqual(registryOf(1 + Math.floor(writes / 2)));
     }
   });
 
   it('says that it is damaged, instead of believing it', async () => {
     const memory = new FakeMemory();
-    const store = new KernelRegistryStore(memory, ETEXT);
+    const store = new KernelRegistryStore(memory, memory, ETEXT);
     await store.useMemory(MEMORY);
     await store.write(registryOf(1));
     const at = [...memory.bytes.keys()].find(
       (address) => memory.bytes.get(address) === '"'.charCodeAt(0),
     ) as number;
     memory.bytes.set(at, 0);
-    await expect(new KernelRegistryStore(memory, ETEXT).read()).rejects.toMatchObject({
+    await expect(new KernelRegistryStore(memory, memory, ETEXT).read()).rejects.toMatchObject({
       code: 'registry-damaged',
     });
   });
 
   it('refuses a kernel whose text ends with its page', () => {
-    expect(() => new KernelRegistryStore(new FakeMemory(), -0x7e1f_e010)).toThrow('no room is left');
+    expect(() => new KernelRegistryStore(new FakeMemory(), new FakeMemory(), -0x7e1f_e010)).toThrow(
+      'no room is left',
+    );
   });
 });

@@ -69,16 +69,21 @@ interface Anchor {
 /**
  * What livegraft has done to a kernel, kept in that kernel. An anchor lies behind the end of its text, in the rest of the
  * last page, which nothing uses; it names the memory that holds the registry, as text, in two copies. A new text is
- * written to the copy that is not in use, then the anchor, in one packet while the guest stands still.
+ * written to the copy that is not in use, then the anchor, in one packet.
  */
 export class KernelRegistryStore implements BorrowRecord {
   readonly #memory: MemorySource;
+  readonly #stopped: MemorySource;
   readonly #place: number;
   #anchor: Anchor = { address: 0, copy: 0, sizeBytes: 0, crc: 0, borrowed: 0 };
 
-  /** `end` is `_etext`, where it is in the running kernel. `memory` must write at once: it is asked to change code pages. */
-  constructor(memory: MemorySource, end: number) {
+  /**
+   * `end` is `_etext`, where it is in the running kernel. Both sources must be able to change code pages. `memory` may let the
+   * guest run before and behind; `stopped` is for what happens to a guest that stands still.
+   */
+  constructor(memory: MemorySource, stopped: MemorySource, end: number) {
     this.#memory = memory;
+    this.#stopped = stopped;
     this.#place = Math.ceil(end / 64) * 64;
     if (Math.ceil(end / 4096) * 4096 - this.#place < ANCHOR_BYTES) {
       throw new LivegraftError('kernel-unsupported', 'no room is left behind the text of this kernel', {
@@ -119,9 +124,9 @@ export class KernelRegistryStore implements BorrowRecord {
     return JSON.parse(decodeText(text)) as KernelRegistry;
   }
 
-  /** Takes `REGISTRY_BYTES` of the guest's memory for good. */
+  /** In a stopped guest: takes `REGISTRY_BYTES` of the guest's memory for good. */
   async useMemory(address: number): Promise<void> {
-    await this.#writeAnchor({ ...this.#anchor, address, sizeBytes: 0 });
+    await this.#writeAnchor({ ...this.#anchor, address, sizeBytes: 0 }, this.#stopped);
   }
 
   async write(registry: KernelRegistry): Promise<void> {
@@ -137,14 +142,18 @@ export class KernelRegistryStore implements BorrowRecord {
     }
     const copy = this.#anchor.copy === 0 ? 1 : 0;
     await this.#memory.writeMemory(this.#anchor.address + copy * COPY_BYTES, text);
-    await this.#writeAnchor({ ...this.#anchor, copy, sizeBytes: text.length, crc: crc32(text) });
+    await this.#writeAnchor(
+      { ...this.#anchor, copy, sizeBytes: text.length, crc: crc32(text) },
+      this.#memory,
+    );
   }
 
+  /** In a stopped guest. */
   async noteBorrowed(frame: number): Promise<void> {
-    await this.#writeAnchor({ ...this.#anchor, borrowed: frame });
+    await this.#writeAnchor({ ...this.#anchor, borrowed: frame }, this.#stopped);
   }
 
-  async #writeAnchor(anchor: Anchor): Promise<void> {
+  async #writeAnchor(anchor: Anchor, memory: MemorySource): Promise<void> {
     const bytes = new Uint8Array(ANCHOR_BYTES);
     const view = new DataView(bytes.buffer);
     view.setBigUint64(0, MAGIC, true);
@@ -153,7 +162,7 @@ export class KernelRegistryStore implements BorrowRecord {
     view.setUint32(20, anchor.sizeBytes, true);
     view.setUint32(24, anchor.crc, true);
     view.setBigInt64(32, BigInt(anchor.borrowed), true);
-    await this.#memory.writeMemory(this.#place, bytes);
+    await memory.writeMemory(this.#place, bytes);
     this.#anchor = anchor;
   }
 }

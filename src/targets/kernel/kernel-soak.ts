@@ -32,7 +32,7 @@ export interface SoakOptions {
  * that CONFIG_DEBUG_VALIDATE_STACK was proposed for, from outside. The guest is stopped before and after.
  */
 export async function soakKernel(session: KernelSession, options: SoakOptions): Promise<SoakReport> {
-  const { client, memory } = session;
+  const { client } = session;
   const address = session.kernel.expect('__switch_to_asm');
   const startMs = performance.now();
   const findings = new Map<string, { cause: string; place: string; count: number; detail: string }>();
@@ -52,7 +52,6 @@ export async function soakKernel(session: KernelSession, options: SoakOptions): 
         await client.interrupt();
         break;
       }
-      memory.forget();
       const cpus = await session.tasks.cpus();
       for (const cpu of cpus) {
         if (cpu.registers.address('rip') !== address) continue;

@@ -57,6 +57,8 @@ export class KernelStacks {
   readonly #read: StructReader;
   readonly #kernel: KernelAddresses;
   readonly #modules: readonly KernelModule[];
+  /** Of the kernel, then of its modules. Their tables are parsed once. */
+  readonly #code: readonly CodeModule[];
   readonly #arch: Architecture;
   #map: ModuleMap;
   readonly #isDisproved: (address: number) => boolean;
@@ -85,6 +87,12 @@ export class KernelStacks {
     this.#kernel = kernel;
     this.#modules = modules;
     this.#arch = arch;
+    this.#code = [
+      ...kernelCode(memory, kernel),
+      ...modules.map((module) => moduleCode(memory, kernel, module)),
+    ];
+    // A large table is parsed when it is first asked for: now, while the guest runs, and not in a stop.
+    for (const { start, findRow } of this.#code) findRow(start);
     this.#map = this.#buildMap([]);
     this.#inactive = {
       sizeBytes: layout.sizeOf('inactive_task_frame') ?? 56,
@@ -125,16 +133,11 @@ export class KernelStacks {
   }
 
   #buildMap(patches: readonly CodeModule[]): ModuleMap {
-    const code = kernelCode(this.#memory, this.#kernel);
     return new ModuleMap({
       decoder: this.#arch.decoder,
       isDisproved: this.#isDisproved,
-      modules: [
-        ...code,
-        ...this.#modules.map((module) => moduleCode(this.#memory, this.#kernel, module)),
-        ...patches,
-      ],
-      isStackBottom: (address) => isBehindStartupReturn(this.#kernel, code[0], address),
+      modules: [...this.#code, ...patches],
+      isStackBottom: (address) => isBehindStartupReturn(this.#kernel, this.#code[0], address),
     });
   }
 

@@ -2,7 +2,14 @@ import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient } from './gdb-client.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { GuestRegisters } from './guest-registers.js';
-import { addressOf, type KernelLayout, numberOf, StructReader, textOf } from './kernel-layout.js';
+import {
+  addressOf,
+  type FieldPlace,
+  type KernelLayout,
+  numberOf,
+  StructReader,
+  textOf,
+} from './kernel-layout.js';
 import type { KernelAddresses } from './running-kernel.js';
 
 /** One vCPU of a stopped guest. */
@@ -80,8 +87,10 @@ export class TaskReader {
   async cpus(): Promise<readonly Cpu[]> {
     const offsets = await this.#perCpuOffsets();
     const cpus: Cpu[] = [];
-    for (const vcpu of await this.#client.vcpus()) {
-      const registers = await this.#client.readRegisters(vcpu);
+    const vcpus = await this.#client.vcpus();
+    const all = await this.#client.readAllRegisters(vcpus);
+    for (const [index, vcpu] of vcpus.entries()) {
+      const registers = all[index] as GuestRegisters;
       // The kernel's GS base is in force in the kernel, and put away in user mode (swapgs).
       const bases = [registers.address('gs_base'), registers.address('k_gs_base')];
       const number = offsets.findIndex((offset) => bases.includes(offset));
@@ -104,7 +113,17 @@ export class TaskReader {
     return cpus;
   }
 
-  /** Every task: processes with their threads, kernel threads, the idle task of each CPU. */
+  /** Addresses of the CPUs' idle tasks. */
+  async idleTasks(cpus: readonly Cpu[]): Promise<ReadonlySet<number>> {
+    const idle = new Set<number>();
+    for (const cpu of cpus) {
+      const runQueue = this.perCpu(this.#kernel.expect('runqueues'), cpu.perCpuOffset);
+      idle.add(await this.#read.address(runQueue, this.#place.idle));
+    }
+    return idle;
+  }
+
+  /** Every task, in one stop: processes with their threads, kernel threads, the idle task of each CPU. */
   async tasks(cpus: readonly Cpu[]): Promise<readonly KernelTask[]> {
     const place = this.#place;
     const initTask = this.#kernel.expect('init_task');
@@ -115,11 +134,7 @@ export class TaskReader {
       const threads = await this.#read.list(signal + place.threadHead.offset, place.threadNode, MAX_TASKS);
       addresses.push(...threads);
     }
-    const idle = new Set<number>();
-    for (const cpu of cpus) {
-      const runQueue = this.perCpu(this.#kernel.expect('runqueues'), cpu.perCpuOffset);
-      idle.add(await this.#read.address(runQueue, place.idle));
-    }
+    const idle = await this.idleTasks(cpus);
     const tasks: KernelTask[] = [];
     for (const address of [...idle, ...addresses]) {
       const task = await this.task(address, idle.has(address));
@@ -156,7 +171,7 @@ export class TaskReader {
    * The same task as it is now; undefined when it has ended. Its memory may be another task's by then: it is the same
    * when it has the pid and is on the list of threads, whose link is poisoned when a task leaves it.
    */
-  async findAgain(known: KernelTask): Promise<KernelTask | undefined> {
+  async findAgain(known: Pick<KernelTask, 'address' | 'pid' | 'isIdle'>): Promise<KernelTask | undefined> {
     const { threadNode, pid } = this.#place;
     if (known.isIdle) return this.task(known.address, true);
     const node = known.address + threadNode.offset;
@@ -173,23 +188,20 @@ export class TaskReader {
   }
 
   /** Where livegraft keeps what a task has switched to: a field of the kernel's own livepatching. */
-  get patchStateOffset(): number {
+  get stateField(): FieldPlace {
     const { patchState } = this.#place;
-    if (patchState !== undefined) return patchState.offset;
+    if (patchState !== undefined) return patchState;
     throw new LivegraftError('kernel-unsupported', 'tasks of this kernel have no patch_state', {
       remedy: 'it was built without CONFIG_LIVEPATCH: livegraft can show its stacks, but not patch it yet',
     });
   }
 
-  async patchState(task: KernelTask): Promise<number> {
-    return this.#read.int(task.address, { offset: this.patchStateOffset, sizeBytes: 4 });
-  }
-
   async setPatchState(task: KernelTask, value: number): Promise<void> {
     // The word before goes with it: a sum that is no multiple of 8 might not be exact.
-    const offset = Math.floor(this.patchStateOffset / 8) * 8;
+    const place = this.stateField.offset;
+    const offset = Math.floor(place / 8) * 8;
     const bytes = (await this.#memory.read(task.address + offset, 8)).slice();
-    new DataView(bytes.buffer).setInt32(this.patchStateOffset - offset, value, true);
+    new DataView(bytes.buffer).setInt32(place - offset, value, true);
     await this.#memory.write(task.address + offset, bytes);
   }
 

@@ -11,32 +11,24 @@ import {
 } from '../../engine/target.js';
 import { findFrameIn } from '../../unwind/walk-reliable.js';
 import { guestEnded } from './guest-calls.js';
-import type { KernelRegistry, RegisteredKernelPatch } from './kernel-registry.js';
+import type { KernelRange, KernelRegistry, RegisteredKernelPatch } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
 import type { Cpu, KernelTask } from './kernel-tasks.js';
 import { encodeJump, encodeTaskTest } from './kernel-trampoline.js';
+import type { ScannedTask } from './task-scan.js';
 
 type State = 'unpatched' | 'patched';
 
-/** A stop of the guest is kept for the next request as long as it has lasted no longer than this. */
-const SLICE_MS = 2;
-/** How long to let the guest run when it was stopped where its CPUs can't be told apart. */
-const SETTLE_MS = 1;
+/** How often to let the guest run when it was stopped where its CPUs can't be told apart. */
 const MAX_SETTLES = 200;
 /** `KLP_UNDEFINED`: what `patch_state` is when no transition runs. */
 const NOT_SWITCHED = -1;
-
-/** How long the guest stood still, stop by stop. */
-export interface SliceStatistics {
-  readonly slices: number;
-  readonly longestMs: number;
-  readonly totalMs: number;
-}
 
 /**
  * A transition in a running kernel. A task has switched when its `patch_state` is the value of this transition; the field
  * is copied to new tasks with the rest of the task_struct, which is rule 2. Every value is used once, so that what an
  * earlier transition left means "not switched". The guest runs in between; a task is checked and switched in one stop.
+ * A task that is creating another one must not switch: its child has a copy of its state already, and is in no list yet.
  */
 export class KernelTransition implements TransitionTarget {
   readonly name: string;
@@ -44,16 +36,15 @@ export class KernelTransition implements TransitionTarget {
   readonly #patch: RegisteredKernelPatch;
   readonly #transition: NonNullable<KernelRegistry['transition']>;
   readonly #saveDirection: (direction: Direction) => Promise<void>;
-  readonly #known = new Map<TaskId, KernelTask>();
+  #known: ReadonlyMap<TaskId, ScannedTask> = new Map();
+  readonly #forking: readonly KernelRange[];
   /** Of tasks that were found busy: where the outermost function that leaves returns to. */
   readonly #returnsTo = new Map<TaskId, number>();
   readonly #watched = new Map<TaskId, number>();
   #direction: Direction;
   #cpus: readonly Cpu[] | undefined;
-  #sliceStart: number;
-  #slices = 0;
-  #longestMs = 0;
-  #totalMs = 0;
+  /** The stop in which the CPUs were looked at. */
+  #cpusAt = -1;
 
   /**
    * `saveDirection` records a reversal in the guest. The transition is in the registry already: what a killed livegraft
@@ -71,21 +62,16 @@ export class KernelTransition implements TransitionTarget {
     this.#transition = transition;
     this.#saveDirection = saveDirection;
     this.#direction = transition.direction;
-    this.#sliceStart = performance.now();
-  }
-
-  get statistics(): SliceStatistics {
-    return { slices: this.#slices, longestMs: this.#longestMs, totalMs: this.#totalMs };
+    this.#forking = findForking(session);
   }
 
   /**
-   * Trampolines first, then the entries, one packet each. Killed in between, some entries choose and others lead where
-   * they led: the same place, since no task has switched.
+   * Trampolines first, then the entries, one packet each; the guest may run in between. Some entries choose then, and others
+   * lead where they led: the same place, since no task has switched.
    */
   async install(): Promise<void> {
-    const { memory } = this.#session;
     const { begunAs, switchedValue } = this.#transition;
-    await this.#enter();
+    await this.#session.rehearse();
     for (const fn of this.#patch.functions) {
       const behindEntry = fn.site + fn.original.length;
       const newEntry = entryOf(fn.new);
@@ -97,30 +83,36 @@ export class KernelTransition implements TransitionTarget {
         switched,
         other,
       });
-      await memory.writeCode(fn.trampoline, code);
+      await this.#writeCode(fn.trampoline, code);
     }
     for (const fn of this.#patch.functions)
-      await memory.writeCode(fn.site, encodeJump(fn.site, fn.trampoline));
-    this.#leave();
+      await this.#writeCode(fn.site, encodeJump(fn.site, fn.trampoline));
+    this.#session.resume();
+  }
+
+  async #writeCode(address: number, code: Uint8Array): Promise<void> {
+    await this.#session.stop();
+    await this.#session.memory.writeCode(address, code);
+    this.#session.breathe();
   }
 
   async tasks(): Promise<readonly TaskInfo[]> {
+    const { tasks, scan } = this.#session;
     for (let attempt = 0; ; attempt++) {
       try {
-        const cpus = await this.#enter();
-        const tasks = await this.#session.tasks.tasks(cpus);
-        this.#known.clear();
-        const infos: TaskInfo[] = [];
-        for (const task of tasks) {
-          const id = idOf(task);
-          this.#known.set(id, task);
-          infos.push({ id, name: task.name, state: await this.#stateOf(task) });
-        }
-        this.#leave();
-        return infos;
+        const idle = await tasks.idleTasks(await this.#enter());
+        this.#session.breathe();
+        const known = new Map<TaskId, ScannedTask>();
+        for await (const task of scan.tasks(idle)) known.set(idOf(task), task);
+        this.#known = known;
+        return Array.from(known, ([id, { name, stateWord }]) => ({
+          id,
+          name,
+          state: this.#stateOf(stateWord),
+        }));
       } catch (error) {
         if (!isInconsistent(error) || attempt >= MAX_SETTLES) throw error;
-        await this.#run(SETTLE_MS);
+        this.#session.resume();
       }
     }
   }
@@ -129,10 +121,11 @@ export class KernelTransition implements TransitionTarget {
     const known = this.#known.get(id);
     if (known === undefined) return { kind: 'gone' };
     try {
-      const cpus = await this.#enter();
+      await this.#session.stop();
       const task = await this.#session.tasks.findAgain(known);
       if (task === undefined) return { kind: 'gone' };
-      const reason = check === 'checked' ? await this.#refusal(task, cpus) : undefined;
+      const reason =
+        check === 'checked' ? await this.#refusal(task, task.isOnCpu ? await this.#enter() : []) : undefined;
       if (reason !== undefined) return { kind: 'refused', reason };
       await this.#setState(task, to);
       this.#watched.delete(id);
@@ -141,7 +134,7 @@ export class KernelTransition implements TransitionTarget {
       if (!isInconsistent(error)) throw error;
       return { kind: 'refused', reason: { kind: 'unstoppable', detail: (error as LivegraftError).message } };
     } finally {
-      if (performance.now() - this.#sliceStart > SLICE_MS) this.#leave();
+      this.#session.breathe();
     }
   }
 
@@ -164,7 +157,7 @@ export class KernelTransition implements TransitionTarget {
       if (!isInconsistent(error)) throw error;
       return { switched: false, refusals };
     } finally {
-      this.#leave();
+      this.#session.resume();
     }
   }
 
@@ -181,8 +174,7 @@ export class KernelTransition implements TransitionTarget {
 
   async waitForEvents(timeoutMs: number): Promise<readonly TargetEvent[]> {
     if (timeoutMs <= 0) return [];
-    const stoppedAt = await this.#run(timeoutMs, new Set(this.#watched.values()));
-    if (stoppedAt === undefined) return [];
+    if (!(await this.#run(timeoutMs, new Set(this.#watched.values())))) return [];
     const cpus = await this.#enter();
     const events: TargetEvent[] = [];
     for (const cpu of cpus) {
@@ -195,31 +187,31 @@ export class KernelTransition implements TransitionTarget {
   }
 
   async reverse(direction: Direction): Promise<void> {
-    await this.#enter();
     await this.#saveDirection(direction);
     this.#direction = direction;
     this.#watched.clear();
   }
 
-  /** Killed in between, some entries choose, and all tasks choose alike. */
+  /** The guest may run in between: some entries choose then, and all tasks choose alike. */
   async finish(direction: Direction): Promise<void> {
-    const { memory } = this.#session;
-    await this.#enter();
     for (const fn of this.#patch.functions) {
       const bytes =
         direction === 'patch' ? encodeJump(fn.site, entryOf(fn.new)) : Uint8Array.from(fn.original);
-      await memory.writeCode(fn.site, bytes);
+      await this.#writeCode(fn.site, bytes);
     }
-    this.#countSlice();
   }
 
   async #refusal(task: KernelTask, cpus: readonly Cpu[]): Promise<StragglerReason | undefined> {
     const { stacks } = this.#session;
     const walk = await stacks.walk(task, cpus);
-    const frames = stacks.reportFrames(walk.frames);
-    if (!walk.reliable)
-      return { kind: 'unreliable', cause: walk.reason.code, detail: walk.reason.detail, frames };
+    const report = () => stacks.reportFrames(walk.frames);
+    if (!walk.reliable) {
+      const { code, detail } = walk.reason;
+      return { kind: 'unreliable', cause: code, detail, frames: report() };
+    }
     const leaving = this.#patch.functions.flatMap((fn) => (this.#direction === 'patch' ? fn.old : fn.new));
+    const forks = findFrameIn(walk.frames, this.#forking);
+    if (forks >= 0) return { kind: 'busy', function: 'copy_process', frame: forks, frames: report() };
     const index = findFrameIn(walk.frames, leaving);
     const frame = walk.frames[index];
     this.#returnsTo.delete(idOf(task));
@@ -228,12 +220,11 @@ export class KernelTransition implements TransitionTarget {
     const caller = walk.frames[outermost + 1];
     if (caller?.by === 'call') this.#returnsTo.set(idOf(task), caller.pc);
     const range = leaving.find((r) => frame.lookup >= r.address && frame.lookup < r.address + r.sizeBytes);
-    return { kind: 'busy', function: range?.name ?? frame.module.name, frame: index, frames };
+    return { kind: 'busy', function: range?.name ?? frame.module.name, frame: index, frames: report() };
   }
 
-  async #stateOf(task: KernelTask): Promise<State> {
-    const value = await this.#session.tasks.patchState(task);
-    const hasSwitched = value === this.#transition.switchedValue;
+  #stateOf(word: number): State {
+    const hasSwitched = word === this.#transition.switchedValue;
     return hasSwitched === (this.#transition.begunAs === 'patch') ? 'patched' : 'unpatched';
   }
 
@@ -246,68 +237,45 @@ export class KernelTransition implements TransitionTarget {
   /** Stops the guest, if it runs, and says what its CPUs do. */
   async #enter(): Promise<readonly Cpu[]> {
     const { client, tasks } = this.#session;
-    if (client.isRunning) {
-      const stop = await client.interrupt();
-      if (stop.kind === 'exited') throw guestEnded(stop.detail);
-      this.#noteStopped();
+    await this.#session.stop();
+    const { stops } = client.statistics;
+    if (this.#cpus === undefined || this.#cpusAt !== stops) {
+      this.#cpus = undefined;
+      this.#cpus = await tasks.cpus();
+      this.#cpusAt = stops;
     }
-    this.#cpus ??= await tasks.cpus();
     return this.#cpus;
-  }
-
-  #leave(): void {
-    if (this.#session.client.isRunning) return;
-    this.#countSlice();
-    this.#session.client.resume();
-  }
-
-  #countSlice(): void {
-    const ms = performance.now() - this.#sliceStart;
-    this.#slices++;
-    this.#longestMs = Math.max(this.#longestMs, ms);
-    this.#totalMs += ms;
-    this.#cpus = undefined;
-    this.#session.memory.forget();
   }
 
   /**
    * Lets the guest run, with breakpoints that are there only meanwhile, and that the stub keeps out of the guest's memory.
-   * Returns where it stopped at one.
+   * Says whether it stopped at one.
    */
-  async #run(ms: number, breakpoints: ReadonlySet<number> = new Set()): Promise<number | undefined> {
+  async #run(ms: number, breakpoints: ReadonlySet<number>): Promise<boolean> {
     const { client } = this.#session;
-    if (client.isRunning && breakpoints.size > 0) await this.#enter();
-    await this.#stepOver(breakpoints);
-    for (const address of breakpoints) await client.insertBreakpoint(address, 'software');
-    this.#leave();
+    if (breakpoints.size > 0) {
+      await this.#stepOver(breakpoints);
+      for (const address of breakpoints) await client.insertBreakpoint(address, 'software');
+    }
+    this.#session.resume();
     const stop = await client.waitForStop(ms);
     if (stop?.kind === 'exited') throw guestEnded(stop.detail);
-    if (stop !== undefined) this.#noteStopped();
     if (breakpoints.size > 0) {
-      if (client.isRunning) await this.#enter();
+      await this.#session.stop();
       for (const address of breakpoints) await client.removeBreakpoint(address, 'software');
     }
-    if (stop === undefined) return undefined;
-    return (await client.readRegisters(stop.vcpu)).address('rip');
+    return stop !== undefined;
   }
 
   /** A CPU that stands at a breakpoint would stop there again at once. */
   async #stepOver(breakpoints: ReadonlySet<number>): Promise<void> {
-    if (breakpoints.size === 0) return;
     const { client } = this.#session;
     for (const { vcpu, registers } of await this.#enter()) {
       if (!breakpoints.has(registers.address('rip'))) continue;
       const stop = await client.step(vcpu);
       if (stop.kind === 'exited') throw guestEnded(stop.detail);
       this.#cpus = undefined;
-      this.#session.memory.forget();
     }
-  }
-
-  #noteStopped(): void {
-    this.#sliceStart = performance.now();
-    this.#cpus = undefined;
-    this.#session.memory.forget();
   }
 }
 
@@ -317,8 +285,21 @@ function entryOf(ranges: RegisteredKernelPatch['functions'][number]['new']): num
   return first.address;
 }
 
+/** Where a task is created, with the parts that the compiler split off. */
+function findForking({ kernel }: KernelSession): readonly KernelRange[] {
+  const { symbols } = kernel.image;
+  const names = ['', '.cold', '.part.0', '.isra.0', '.constprop.0', '.constprop.0.cold', '.isra.0.cold'];
+  const found = names.flatMap((suffix) => symbols.findAll(`copy_process${suffix}`));
+  if (found.length === 0) throw new LivegraftError('kernel-unsupported', 'the kernel has no copy_process');
+  return found.map(({ name, address, sizeBytes }) => ({
+    name,
+    address: kernel.relocate(address),
+    sizeBytes,
+  }));
+}
+
 /** Idle tasks all have pid 0. */
-function idOf(task: KernelTask): TaskId {
+function idOf(task: Pick<KernelTask, 'isIdle' | 'name' | 'pid'>): TaskId {
   return taskId(task.isIdle ? task.name : `${task.pid}`);
 }
 

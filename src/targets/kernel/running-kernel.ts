@@ -4,6 +4,7 @@ import { NT_GNU_BUILD_ID } from '../../elf/constants.js';
 import { parseNotes } from '../../elf/notes.js';
 import type { KernelImage } from '../../kernel-image/kernel-image.js';
 import type { GdbClient } from './gdb-client.js';
+import type { GuestSlices } from './guest-slices.js';
 
 /** Kernels are placed at multiples of CONFIG_PHYSICAL_ALIGN in this range (arch/x86/include/asm/page_64_types.h). */
 const KASLR_STEP = 0x20_0000;
@@ -11,13 +12,16 @@ const KERNEL_IMAGE_BYTES = 0x4000_0000;
 const START_KERNEL_MAP = -0x8000_0000;
 /** How often to let a guest run on that was in user mode, where page-table isolation hides the kernel. */
 const MAX_TRIES = 50;
-const TRY_MS = 5;
 
 /**
  * Finds where the running kernel lies and holds it against the image: its banner, and its build-id where it has one.
  * Returns what KASLR added to the link addresses. Rejects with `kernel-mismatch` when it is another kernel.
  */
-export async function locateKernel(client: GdbClient, image: KernelImage): Promise<number> {
+export async function locateKernel(
+  client: GdbClient,
+  slices: GuestSlices,
+  image: KernelImage,
+): Promise<number> {
   const banner = image.symbols.findUnique('linux_banner');
   const text = image.symbols.findUnique('_text');
   if (banner === undefined || text === undefined)
@@ -26,6 +30,8 @@ export async function locateKernel(client: GdbClient, image: KernelImage): Promi
   for (let attempt = 0; attempt < MAX_TRIES; attempt++) {
     let isMapped = false;
     for (const offset of candidates(text.address)) {
+      slices.breathe();
+      await slices.stop();
       const bytes = await tryRead(client, banner.address + offset, expected.length);
       if (bytes === undefined) continue;
       isMapped = true;
@@ -34,9 +40,7 @@ export async function locateKernel(client: GdbClient, image: KernelImage): Promi
       return offset;
     }
     if (isMapped) break;
-    client.resume();
-    await client.waitForStop(TRY_MS);
-    if (client.isRunning) await client.interrupt();
+    slices.resume();
   }
   throw new LivegraftError(
     'kernel-mismatch',

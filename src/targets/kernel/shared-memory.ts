@@ -3,6 +3,7 @@ import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient } from './gdb-client.js';
 import type { MemorySource } from './guest-memory.js';
+import type { GuestSlices } from './guest-slices.js';
 import type { KernelAddresses } from './running-kernel.js';
 
 const PAGE_BYTES = 4096;
@@ -35,7 +36,12 @@ export class SharedMemory implements MemorySource {
   }
 
   /** Rejects with `guest-memory-file` when the file can't be used or is not the memory of this guest. */
-  static async open(path: string, client: GdbClient, kernel: KernelAddresses): Promise<SharedMemory> {
+  static async open(
+    path: string,
+    client: GdbClient,
+    slices: GuestSlices,
+    kernel: KernelAddresses,
+  ): Promise<SharedMemory> {
     const fail = (problem: string, cause?: unknown): never => {
       throw new LivegraftError('guest-memory-file', `${path}: ${problem}`, {
         remedy:
@@ -52,14 +58,16 @@ export class SharedMemory implements MemorySource {
     try {
       if (fstatSync(file).size > MAX_FILE_BYTES)
         fail('more than 2.75 GiB: how the machine lays that out is not known');
-      const base = await client.readMemory(kernel.expect('phys_base'), 8);
+      const base = await slices.readMemory(kernel.expect('phys_base'), 8);
       const physBase = Number(new DataView(base.buffer, base.byteOffset, 8).getBigInt64(0, true));
+      await slices.stop();
       const [vcpu] = await client.vcpus();
       const registers = await client.readRegisters(vcpu as string);
+      slices.breathe();
       const root = kernel.expect('init_top_pgt') - START_KERNEL_MAP + physBase;
       const memory = new SharedMemory(file, root, (registers.get('cr4') & CR4_LA57) === 0n ? 4 : 5);
       const banner = kernel.expect('linux_banner');
-      const [shared, real] = [await memory.readMemory(banner, 64), await client.readMemory(banner, 64)];
+      const [shared, real] = [await memory.readMemory(banner, 64), await slices.readMemory(banner, 64)];
       if (!shared.every((byte, i) => byte === real[i])) fail('it is not the memory of this guest');
       return memory;
     } catch (error) {

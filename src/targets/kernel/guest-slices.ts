@@ -1,0 +1,70 @@
+import type { GdbClient } from './gdb-client.js';
+import { guestEnded } from './guest-calls.js';
+import type { MemorySource } from './guest-memory.js';
+
+/** Behind this a stop of the guest ends, wherever it can. */
+const SLICE_MS = 1;
+/** How long the guest runs at least between two stops. */
+const RUN_MS = 1;
+/** Bytes that are moved in one go. */
+const PIECE_BYTES = 1024;
+
+/**
+ * Stops a guest for a short time, many times. As a source of memory it is for what nobody else touches: two pieces may be
+ * moved in two stops.
+ */
+export class GuestSlices implements MemorySource {
+  readonly #client: GdbClient;
+  #resumedAt = 0;
+
+  constructor(client: GdbClient) {
+    this.#client = client;
+  }
+
+  /** Stops the guest, if it runs. It is given time to run before. Rejects with `target-gone`. */
+  async stop(): Promise<void> {
+    if (!this.#client.isRunning) return;
+    await this.run();
+    if (!this.#client.isRunning) return;
+    const stop = await this.#client.interrupt();
+    if (stop.kind === 'exited') throw guestEnded(stop.detail);
+  }
+
+  /** Lets the guest go on if it has stood still for a slice. */
+  breathe(): void {
+    if (this.#client.stoppedForMs >= SLICE_MS) this.resume();
+  }
+
+  resume(): void {
+    if (this.#client.isRunning) return;
+    this.#client.resume();
+    this.#resumedAt = performance.now();
+  }
+
+  /** Waits until the guest has run for a while. */
+  async run(): Promise<void> {
+    const leftMs = this.#resumedAt + RUN_MS - performance.now();
+    if (leftMs <= 0 || !this.#client.isRunning) return;
+    const stop = await this.#client.waitForStop(Math.ceil(leftMs));
+    if (stop?.kind === 'exited') throw guestEnded(stop.detail);
+  }
+
+  async readMemory(address: number, sizeBytes: number): Promise<Uint8Array> {
+    const bytes = new Uint8Array(sizeBytes);
+    for (let at = 0; at < sizeBytes; at += PIECE_BYTES) {
+      await this.stop();
+      const count = Math.min(PIECE_BYTES, sizeBytes - at);
+      bytes.set(await this.#client.readMemory(address + at, count), at);
+      this.breathe();
+    }
+    return bytes;
+  }
+
+  async writeMemory(address: number, bytes: Uint8Array): Promise<void> {
+    for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
+      await this.stop();
+      await this.#client.writeMemory(address + at, bytes.subarray(at, at + PIECE_BYTES));
+      this.breathe();
+    }
+  }
+}
