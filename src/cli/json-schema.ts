@@ -226,6 +226,14 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
     event: z.literal('inspected'),
     id: z.string(),
     manifest: z.record(z.string(), z.unknown()),
+    /** What a running kernel would make of it, with --gdb. */
+    kernel: z
+      .strictObject({
+        release: z.string(),
+        functions: z.array(z.strictObject({ name: z.string(), address: z.string() })),
+        refusal: z.strictObject({ code: z.string(), message: z.string() }).nullable(),
+      })
+      .optional(),
   }),
   z.strictObject({
     ...common,

@@ -6,6 +6,7 @@ import type { Direction } from '../engine/target.js';
 import { runTransition, TransitionControl } from '../engine/transition.js';
 import { extractVmlinux } from '../kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../kernel-image/kernel-image.js';
+import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
 import type { StopStatistics } from '../targets/kernel/gdb-client.js';
 import { parseGdbEndpoint } from '../targets/kernel/gdb-connection.js';
@@ -178,6 +179,38 @@ export async function kernelStatus(
     return { release: image.release, registry };
   });
 }
+
+/** What a patch would do to a running kernel. */
+export interface KernelPreview {
+  readonly release: string;
+  readonly functions: readonly { readonly name: string; readonly address: string }[];
+  /** Why it would be refused. */
+  readonly refusal: { readonly code: string; readonly message: string } | undefined;
+}
+
+/** Holds a patch against a running kernel as `apply` does before it changes anything. */
+export async function previewInKernel(reference: KernelReference, patch: Patch): Promise<KernelPreview> {
+  const image = readKernelImage(reference.vmlinux);
+  return withSession(reference, image, LEAVING_SIGNALS, async (session) => {
+    const patcher = await KernelPatcher.open(session, x86_64);
+    const { release } = image;
+    try {
+      await patcher.check(patch, sha256);
+      const functions = patcher
+        .entriesOf(patch)
+        .map(({ name, address }) => ({ name, address: hex(address) }));
+      return { release, functions, refusal: undefined };
+    } catch (error) {
+      if (!(error instanceof LivegraftError) || !REFUSALS.has(error.code)) throw error;
+      return { release, functions: [], refusal: { code: error.code, message: error.message } };
+    }
+  });
+}
+
+/** What {@link KernelPatcher.check} refuses by. */
+const REFUSALS: ReadonlySet<string> = new Set([
+  ...['wrong-target', 'old-code-differs', 'no-fentry', 'already-patched', 'symbol-unresolved'],
+]);
 
 /** Walks the stack at every context switch for a while. */
 export async function soak(reference: KernelReference, options: SoakOptions): Promise<SoakReport> {

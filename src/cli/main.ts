@@ -62,7 +62,7 @@ Examples:
     );
   const output = () => createOutput(io, program.opts<GlobalOptions>());
   addBuild(program, output);
-  addInspect(program, output);
+  addInspect(program, output, setCode);
   addApply(program, output, io, setCode);
   addRevert(program, output, io, setCode);
   addStatus(program, output);
@@ -136,15 +136,27 @@ Examples:
     });
 }
 
-function addInspect(program: Command, output: () => Output): void {
+function addInspect(program: Command, output: () => Output, setCode: (code: number) => void): void {
   program
     .command('inspect')
-    .description('show what a patch file holds')
+    .description('show what a patch file holds, and what a running kernel would make of it')
     .argument('<file>', 'a .lgp file')
-    .addHelpText('after', '\nExample:\n  $ livegraft inspect fix.lgp')
-    .action(async (file: string) => {
+    .option('--gdb <socket>', 'the gdb socket of a machine, unix:PATH or HOST:PORT')
+    .option('--vmlinux <file>', 'with --gdb: the vmlinuz or vmlinux of the kernel that runs')
+    .option('--guest-memory <file>', 'with --gdb: the file that QEMU shares as its memory')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ livegraft inspect fix.lgp
+  $ livegraft inspect --gdb unix:/run/guest-gdb --vmlinux vmlinuz fix.lgp`,
+    )
+    .action(async (file: string, options: Omit<SubjectOptions, 'pid'>) => {
+      const isGiven = Object.keys(options).length > 0;
+      const subject = isGiven ? subjectOf(options, program) : undefined;
       const { inspect } = await import('./commands/inspect.js');
-      inspect(file, output());
+      const kernel = subject?.kind === 'kernel' ? subject : undefined;
+      setCode((await inspect(file, kernel, output())) ? EXIT.done : EXIT.failed);
     });
 }
 

@@ -94,6 +94,11 @@ describe('a patch of a running kernel', () => {
   it('is applied, shown, and reverted, byte for byte', async () => {
     const patch = patchOf('cmdline.c');
     const [before, entry] = [await guest.run('cat /proc/cmdline'), await entryOf('cmdline_proc_show')];
+    const inspected = run('inspect', patch);
+    expect(inspected.code).toBe(0);
+    expect(jsonLineSchema.parse(inspected.lines.at(-1))).toMatchObject({
+      kernel: { release: guest.kernel.release, functions: [{ name: 'cmdline_proc_show' }], refusal: null },
+    });
     const applied = run('apply', patch);
     expect(applied.stderr).toBe('');
     for (const line of applied.lines) jsonLineSchema.parse(line);
@@ -257,6 +262,9 @@ describe('what can not be patched', () => {
     const object = compile('refused.c', '-DNO_FENTRY');
     expect(build(object).code).toBe(0);
     const entry = await entryOf('memcpy_orig');
+    const inspected = run('inspect', `${object}.lgp`);
+    expect(inspected.code).toBe(1);
+    expect(inspected.lines.at(-1)).toMatchObject({ kernel: { refusal: { code: 'no-fentry' } } });
     expect(errorOf(run('apply', `${object}.lgp`).lines)).toMatchObject({ code: 'no-fentry' });
     expect(await entryOf('memcpy_orig')).toBe(entry);
     expect(errorOf(livegraft('apply', `${object}.lgp`, '--pid', '1', '--json').lines)).toMatchObject({

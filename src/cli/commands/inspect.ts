@@ -2,9 +2,15 @@ import { readFileSync, statSync } from 'node:fs';
 import { LivegraftError } from '../../base/errors.js';
 import { sha256 } from '../../build/from-objects.js';
 import { parsePatch } from '../../patch/file.js';
+import type { KernelPreview, KernelReference } from '../kernel-operations.js';
 import type { Output } from '../output.js';
 
-export function inspect(path: string, output: Output): void {
+/** Returns whether the kernel that is named, if any, would take the patch. */
+export async function inspect(
+  path: string,
+  kernel: KernelReference | undefined,
+  output: Output,
+): Promise<boolean> {
   let bytes: Uint8Array;
   try {
     // A pipe or a device would be read without an end.
@@ -16,8 +22,22 @@ export function inspect(path: string, output: Output): void {
       cause,
     });
   }
-  const { id, manifest } = parsePatch(bytes, path, sha256);
-  output.json({ event: 'inspected', id, manifest });
+  const patch = parsePatch(bytes, path, sha256);
+  const { id, manifest } = patch;
+  let preview: KernelPreview | undefined;
+  if (kernel !== undefined) {
+    // Much code, for kernels only.
+    const { previewInKernel } = await import('../kernel-operations.js');
+    preview = await previewInKernel(kernel, patch);
+  }
+  output.json({
+    event: 'inspected',
+    id,
+    manifest,
+    ...(preview && {
+      kernel: { ...preview, functions: [...preview.functions], refusal: preview.refusal ?? null },
+    }),
+  });
   const { bold } = output.colors;
   output.text(bold(`${manifest.name} (${id})`));
   if (manifest.description !== '') output.text(`  ${manifest.description}`);
@@ -40,4 +60,13 @@ export function inspect(path: string, output: Output): void {
   for (const name of manifest.newFunctions) output.text(`  adds function ${name}`);
   for (const data of manifest.newData) output.text(`  adds data ${data.name}, ${data.sizeBytes} bytes`);
   for (const note of manifest.notes) output.text(`  note: ${note}`);
+  if (preview === undefined) return true;
+  const { release, functions, refusal } = preview;
+  output.text(
+    refusal === undefined
+      ? `  the running kernel ${release} would take it:`
+      : `  the running kernel ${release} would refuse it (${refusal.code}): ${refusal.message}`,
+  );
+  for (const { name, address } of functions) output.text(`    ${name} at ${address}`);
+  return refusal === undefined;
 }

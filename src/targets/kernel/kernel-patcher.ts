@@ -113,6 +113,14 @@ export class KernelPatcher {
     }
   }
 
+  /** Where the entries of a patch's functions are in the running kernel. */
+  entriesOf(patch: Patch): readonly { readonly name: string; readonly address: number }[] {
+    return expectVmlinux(patch).functions.map(({ name, old }) => ({
+      name,
+      address: this.#session.kernel.relocate(addressOf(old.address)),
+    }));
+  }
+
   /** Borrows a task to allocate memory, writes the new code, and registers it. The old code is untouched. */
   async load(patch: Patch, appliedAt: string, timeoutMs: number): Promise<RegisteredKernelPatch> {
     const object = expectVmlinux(patch);
