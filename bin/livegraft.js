@@ -1,6 +1,7 @@
-#!/usr/bin/env -S node --single-threaded --no-flush-bytecode
+#!/usr/bin/env -S node --single-threaded --no-flush-bytecode --min-semi-space-size=16
 // Without helper threads of V8: they would compete with the target for its processors, for milliseconds at a time. And
-// with all compiled code kept: what has not run for long is not to be compiled again while a thread is held.
+// with all compiled code kept: what has not run for long is not to be compiled again while a thread is held. And with
+// room (MiB) for young objects: none are to be collected while one is held.
 const { loadBundle } = require('./bundle.js');
 
 const bundle = loadBundle();

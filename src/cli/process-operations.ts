@@ -385,8 +385,11 @@ function settleRetired(session: ProcessSession): void {
       session.tracer.interrupt(tracee);
       const state = session.tracer.collect(tracee, 100);
       if (state === 'stopped' && session.tracer.fetchRegisters(tracee)) {
-        left = inspector.check(tracee, registry.retired) === undefined;
+        // None can enter any more: what a copy shows stays true, and it is walked while the thread runs on.
+        const copy = attempt === 0 ? inspector.copyStack(tracee) : undefined;
+        if (copy === undefined) left = inspector.check(tracee, registry.retired) === undefined;
         session.tracer.resume(tracee);
+        if (copy !== undefined) left = inspector.isClear(copy, registry.retired);
       } else left = state === 'gone';
       if (!left) sleepSync(1);
     }

@@ -16,7 +16,6 @@ import { isRunning, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
 import type { MemoryRange, RegisteredPatch, RegisteredTransition } from './registry.js';
-import type { StackCopy } from './stack-inspector.js';
 import { STOP_TIMEOUT_MS, stopAll, writeWhileStopped } from './stopped-write.js';
 import type { TaskRecord } from './task-record.js';
 import { expectGsUnused } from './task-slots.js';
@@ -65,12 +64,13 @@ export class ProcessTransition implements TransitionTarget {
     seizeAllThreads(this.#tracer, space.pid);
     this.#adoptThreads(space);
 
-    const running: StackCopy[] = [];
+    let copies = 0;
     this.#stopAndWrite(
       space,
       'choosing',
-      ({ tracee }, ran) => {
-        if (ran && running.length < MOST_REHEARSED) running.push(space.inspector.copyStack(tracee));
+      (record, ran) => {
+        const { tracee } = record;
+        if (ran && copies++ < MOST_REHEARSED) record.stackCopy = space.inspector.copyStack(tracee);
         expectGsUnused(tracee, space.slots.area);
         // A transition that another run left half-done has given out states that count.
         const keeps = before !== undefined && space.slots.hasSlot(tracee);
@@ -79,7 +79,6 @@ export class ProcessTransition implements TransitionTarget {
       (record) => this.#tracer.resume(record.tracee),
     );
     space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
-    for (const copy of running) space.inspector.rehearse(copy);
   }
 
   /** Whether no entry has been changed by the install: then nothing chooses, and all can be undone. */
@@ -135,6 +134,8 @@ export class ProcessTransition implements TransitionTarget {
       if (record.refusal !== undefined && !record.mayHaveMoved(performance.now())) {
         return { kind: 'refused', reason: record.refusal.reason };
       }
+      if (record.stackCopy !== undefined) space.inspector.rehearse(record.stackCopy);
+      record.stackCopy = undefined;
       this.#tracer.interrupt(tracee);
       if (this.#tracer.collect(tracee, STOP_TIMEOUT_MS) === 'running') {
         return this.#refuse(record, unstoppable(record), timeslices);

@@ -144,13 +144,20 @@ export class StackInspector {
    */
   rehearse(copy: StackCopy): void {
     const until = performance.now() + REHEARSAL_MS;
-    const readMemory = (address: number, into: Uint8Array) => {
-      const offset = address - copy.start;
-      if (offset < 0 || offset >= copy.bytes.length) return this.#memory.read(address, into);
-      return copy.bytes.copy(into, 0, offset, offset + into.length);
-    };
-    for (let i = 0; i < REHEARSALS && performance.now() < until; i++)
-      this.#walkOnce(copy.registers, readMemory);
+    for (let i = 0; i < REHEARSALS && performance.now() < until; i++) this.#walkCopy(copy);
+  }
+
+  /** Whether the copy alone shows that the thread was in none of the ranges when it was taken: it need not be held to tell. */
+  isClear(copy: StackCopy, ranges: readonly MemoryRange[]): boolean {
+    const result = this.#walkCopy(copy);
+    return result.reliable && findFrameIn(result.frames, ranges) < 0;
+  }
+
+  #walkCopy({ registers, start, bytes }: StackCopy): WalkResult {
+    return this.#walkOnce(registers, (address, into) => {
+      const offset = address - start;
+      return offset < 0 || offset >= bytes.length ? 0 : bytes.copy(into, 0, offset, offset + into.length);
+    });
   }
 
   reportFrames(frames: readonly Frame[]): readonly ReportedFrame[] {

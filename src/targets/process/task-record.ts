@@ -1,6 +1,7 @@
 import { type StragglerReason, type TaskId, taskId } from '../../engine/target.js';
 import { readBlockingSyscall, readThreadStat, readTimeslices } from './proc.js';
 import type { ProcessSpace } from './process-space.js';
+import type { StackCopy } from './stack-inspector.js';
 import type { Tracee } from './tracer.js';
 
 /** A thread as a task of the transition. */
@@ -13,6 +14,9 @@ export class TaskRecord {
   refusal:
     | { readonly reason: StragglerReason; readonly timeslices: number | undefined; readonly atMs: number }
     | undefined;
+
+  /** Of a thread that ran when it was stopped for the install: its walk is rehearsed before it is held for it. */
+  stackCopy: StackCopy | undefined;
 
   constructor(space: ProcessSpace, tracee: Tracee) {
     this.space = space;
