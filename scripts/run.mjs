@@ -89,7 +89,11 @@ function newest(folder) {
 
 function buildIfStale() {
   const bundle = join(root, 'dist', 'livegraft.code');
-  if (existsSync(bundle) && statSync(bundle).mtimeMs > newest(join(root, 'src'))) return;
+  if (
+    existsSync(bundle) &&
+    statSync(bundle).mtimeMs > Math.max(newest(join(root, 'src')), newest(join(root, 'bin')))
+  )
+    return;
   execFileSync(process.execPath, [join(root, 'scripts', 'build.mjs')], { stdio: ['ignore', 2, 2] });
 }
 

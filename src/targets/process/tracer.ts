@@ -194,14 +194,17 @@ export class Tracer {
 
   /** Each goes on as soon as it has stopped, whichever is first: a running one stops at once, a sleeping one has to wake. */
   #detachTogether(tracees: readonly Tracee[], timeoutMs: number): void {
-    const until = performance.now() + timeoutMs;
+    let until = performance.now() + timeoutMs;
     for (const tracee of tracees) this.interrupt(tracee);
     for (let waiting = tracees, rounds = 0; waiting.length > 0; rounds++) {
       for (const tracee of waiting) {
         if (tracee.state === 'running') this.#check(tracee);
         if ((tracee.state as Tracee['state']) === 'stopped') this.detach(tracee);
       }
-      waiting = waiting.filter(({ state }) => state !== 'gone');
+      const left = waiting.filter(({ state }) => state !== 'gone');
+      // Each may take the whole time, as if it were waited for alone: one that is left behind sees an EINTR.
+      if (left.length < waiting.length) until = performance.now() + timeoutMs;
+      waiting = left;
       if (rounds < 200) continue;
       if (performance.now() > until) return;
       sleepSync(0.2);
