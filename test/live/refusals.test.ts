@@ -1,6 +1,15 @@
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdtempSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
@@ -89,7 +98,12 @@ describe('a pid that can not be patched', () => {
 
   it('belongs to another user', async () => {
     const target = await startForTest(pair.program, '1', '30');
-    const bin = join(process.cwd(), 'bin/livegraft.js');
+    // A copy that the other user may read: the checkout's own folder may be closed to others.
+    const open = mkdtempSync(join(tmpdir(), 'livegraft-other-user-'));
+    chmodSync(open, 0o755);
+    for (const part of ['bin', 'dist', 'package.json', 'node_modules/koffi', 'node_modules/@koromix'])
+      if (existsSync(part)) cpSync(part, join(open, part), { recursive: true });
+    const bin = join(open, 'bin/livegraft.js');
     const probe = spawnSync(process.execPath, [bin, '--json', 'stack', '--pid', String(target.pid)], {
       encoding: 'utf8',
       uid: 65534,
@@ -97,6 +111,7 @@ describe('a pid that can not be patched', () => {
     });
     expect(probe.status).toBe(1);
     expect(JSON.parse(probe.stdout.trim())).toMatchObject({ code: 'no-permission' });
+    rmSync(open, { recursive: true });
   });
 
   it('is being traced', async () => {
