@@ -57,9 +57,11 @@ export class ProcessSpace {
     return record;
   }
 
+  /** Whoever handles a failure goes by `registry`: it is what the target holds, so it changes after the target does. */
   updateRegistry(change: Partial<Registry>): void {
-    this.registry = { ...this.registry, ...change };
-    this.store.write(this.registry);
+    const registry = { ...this.registry, ...change };
+    this.store.write(registry);
+    this.registry = registry;
   }
 
   setTransition(transition: RegisteredTransition | undefined): void {

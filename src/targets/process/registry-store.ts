@@ -30,19 +30,21 @@ interface Copy {
   readonly registry: Registry;
 }
 
+type RegistryMemory = Pick<ProcessMemory, 'pid' | 'write' | 'readExactly'>;
+
 /** One instance for each process: it counts the updates, and of two the later ones would be taken for the older. */
 export class RegistryStore {
   readonly address: number;
-  readonly #memory: ProcessMemory;
+  readonly #memory: RegistryMemory;
   #sequence = 0;
 
-  constructor(memory: ProcessMemory, address: number) {
+  constructor(memory: RegistryMemory, address: number) {
     this.#memory = memory;
     this.address = address;
   }
 
   /** For a child that fork has just made: the same copies in memory of its own. */
-  forProcess(memory: ProcessMemory): RegistryStore {
+  forProcess(memory: RegistryMemory): RegistryStore {
     const store = new RegistryStore(memory, this.address);
     store.#sequence = this.#sequence;
     return store;
@@ -66,17 +68,19 @@ export class RegistryStore {
         { remedy: 'revert patches that are no longer needed, or combine them into one' },
       );
     }
-    this.#sequence += 1;
-    const at = this.address + (this.#sequence % 2) * COPY_BYTES;
+    // A failed update was none: the next one writes to the same copy, and the other stays whole.
+    const sequence = this.#sequence + 1;
+    const at = this.address + (sequence % 2) * COPY_BYTES;
     const header = Buffer.alloc(HEADER_BYTES);
     this.#memory.write(at, header);
     this.#memory.write(at + HEADER_BYTES, text);
     header.writeUInt32LE(MAGIC, 0);
     header.writeUInt32LE(REGISTRY_FORMAT_VERSION, 4);
-    header.writeBigUInt64LE(BigInt(this.#sequence), 8);
+    header.writeBigUInt64LE(BigInt(sequence), 8);
     header.writeUInt32LE(text.length, 16);
     header.writeUInt32LE(crc32(text), 20);
     this.#memory.write(at, header);
+    this.#sequence = sequence;
   }
 
   #readCopy(index: number): Copy | undefined {
