@@ -1,8 +1,13 @@
-#!/usr/bin/env -S node --single-threaded --no-flush-bytecode --min-semi-space-size=16
+#!/usr/bin/env -S -u NODE_EXTRA_CA_CERTS LG_CA=${NODE_EXTRA_CA_CERTS} node --single-threaded --min-semi-space-size=16
 // Without helper threads of V8: they would compete with the target for its processors, for milliseconds at a time. And
-// with all compiled code kept: what has not run for long is not to be compiled again while a thread is held. And with
-// room (MiB) for young objects: none are to be collected while one is held.
+// with room (MiB) for young objects: none are to be collected while a thread is held. And without certificates: Node.js
+// 20 reads those that this variable names at each start, for 100 ms, and livegraft asks nobody anything over TLS. The
+// programs that it starts get the variable back. (At most 127 bytes: older kernels cut the line off there.)
 const { loadBundle } = require('./bundle.js');
+
+const { LG_CA } = process.env;
+if (LG_CA) process.env.NODE_EXTRA_CA_CERTS = LG_CA;
+delete process.env.LG_CA;
 
 const bundle = loadBundle();
 if (bundle === undefined) {

@@ -118,6 +118,8 @@ export function hurtLivegraft(
       timeout: 60_000,
       env: {
         ...process.env,
+        // As the launcher's first line does.
+        NODE_EXTRA_CA_CERTS: undefined,
         LIVEGRAFT_FAULT: fault?.kind,
         LIVEGRAFT_FAULT_AT: String(fault?.step ?? 0),
         LIVEGRAFT_FAULT_COUNT: counted,

@@ -3,23 +3,29 @@
  * Everything else in this folder reads the result; nothing here knows what an instruction does.
  */
 import {
-  HAS_MODRM,
-  IMMEDIATE_MASK,
-  Immediate,
-  INVALID,
+  FAST_ONE_BYTE,
+  FAST_TWO_BYTE,
   IS_3DNOW_SUFFIX,
-  IS_PREFIX,
-  isPermitted,
   MAP_0F3A,
   MAP_0F3A_RESTRICTIONS,
   MAP_0F38,
   MAP_0F38_RESTRICTIONS,
-  mandatoryPrefixIndex,
   ONE_BYTE,
   ONE_BYTE_RESTRICTIONS,
-  RESTRICTED,
   TWO_BYTE,
   TWO_BYTE_RESTRICTIONS,
+} from './opcodes.data.js';
+import {
+  FAST_MODRM,
+  HAS_MODRM,
+  IMMEDIATE_MASK,
+  Immediate,
+  INVALID,
+  IS_PREFIX,
+  isPermitted,
+  mandatoryPrefixIndex,
+  RESTRICTED,
+  SLOW,
 } from './opcodes.js';
 import { isValidVector } from './vector.js';
 
@@ -81,39 +87,6 @@ const MODRM_SIZE = Uint8Array.from({ length: 256 }, (_, modrm) => {
 /** Instructions this close to the end of the input are scanned in a zero-padded copy, so that no read needs a check. */
 const TAIL_BYTES = 32;
 const tail = new Uint8Array(TAIL_BYTES);
-
-/** The fast tables: length of opcode and immediate with {@link FAST_MODRM}, or {@link SLOW}. */
-const FAST_MODRM = 0x10;
-const SLOW = 0xff;
-const FAST_ONE_BYTE = makeFastTable(ONE_BYTE, 0);
-const FAST_TWO_BYTE = makeFastTable(TWO_BYTE, 1, TWO_BYTE_RESTRICTIONS);
-
-/** Opcodes that exist with any ModRM byte without a mandatory prefix, and whose size no prefix but 66h changes. */
-function makeFastTable(
-  map: Uint8Array,
-  escapeBytes: number,
-  restrictions?: ReadonlyArray<Uint8Array | undefined>,
-): Uint8Array {
-  const sizes = new Map<number, number>([
-    [Immediate.none, 0],
-    [Immediate.byte, 1],
-    [Immediate.word, 2],
-    [Immediate.operand, 4],
-    [Immediate.relative8, 1],
-    [Immediate.relative32, 4],
-  ]);
-  return map.map((cell, opcode) => {
-    const size = sizes.get(cell & IMMEDIATE_MASK);
-    if (size === undefined || cell & (INVALID | IS_PREFIX)) return SLOW;
-    if (cell & RESTRICTED) {
-      const restriction = restrictions?.[opcode];
-      if (restriction === undefined) return SLOW;
-      for (let modrm = 0; modrm < 256; modrm++) if (!isPermitted(restriction, 0, modrm)) return SLOW;
-    }
-    if (escapeBytes === 1 && opcode >= 0x20 && opcode <= 0x23) return SLOW;
-    return 1 + escapeBytes + size + (cell & HAS_MODRM);
-  });
-}
 
 /** Length of the instruction at `bytes[position]`, or 0 where there is none within `[position, end)`. */
 export function scanLength(bytes: Uint8Array, position: number, end: number): number {

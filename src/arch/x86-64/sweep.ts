@@ -7,7 +7,8 @@ import {
 } from '../instruction-table.js';
 import { dwarfMask, effect, findEffect } from './effect.js';
 import { flowOf } from './flow.js';
-import { HAS_MODRM, IMMEDIATE_MASK, Immediate, ONE_BYTE, TWO_BYTE } from './opcodes.js';
+import { ONE_BYTE, TWO_BYTE } from './opcodes.data.js';
+import { HAS_MODRM, IMMEDIATE_MASK, Immediate } from './opcodes.js';
 import { hasRelativeTarget, immediate } from './operands.js';
 import { bitOf } from './register-writes.js';
 import { DWARF_OF_HARDWARE } from './registers.js';

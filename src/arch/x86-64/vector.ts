@@ -54,29 +54,26 @@ interface Variant {
   readonly modrm: number;
 }
 
-/** By encoding, map, mandatory prefix and opcode: see {@link indexOf}. */
-const VARIANTS: (readonly Variant[] | undefined)[] = [];
+/** By encoding, map and mandatory prefix ({@link groupOf}), then by opcode; read when an instruction asks for its group. */
+const GROUPS: Variants[] = [];
+type Variants = (readonly Variant[] | undefined)[];
 
 const ENCODING_NAMES = ['', 'vex', 'evex', 'xop'];
 /** Mandatory prefixes in the order of the pp field. */
 const PREFIX_NAMES = 'n632';
 
-function indexOf(encoding: number, map: number, prefix: number, opcode: number): number {
-  return (((encoding * 16 + map) * 4 + prefix) << 8) | opcode;
+function groupOf(encoding: number, map: number, prefix: number): number {
+  return (encoding * 16 + map) * 4 + prefix;
 }
 
-for (const [key, text] of Object.entries(VECTOR_ENCODINGS)) {
-  const [encoding = '', map = '', prefix = ''] = key.split(' ');
-  for (const entry of text.split(' ')) {
-    const [opcode = '', variants = ''] = entry.split(':');
-    const at = indexOf(
-      ENCODING_NAMES.indexOf(encoding),
-      Number(map),
-      PREFIX_NAMES.indexOf(prefix),
-      Number.parseInt(opcode, 16),
-    );
-    VARIANTS[at] = variants.split('/').map(parseVariant);
+function readGroup(encoding: number, map: number, prefix: number): Variants {
+  const variants: Variants = new Array<undefined>(256).fill(undefined);
+  const text = VECTOR_ENCODINGS[`${ENCODING_NAMES[encoding]} ${map} ${PREFIX_NAMES[prefix]}`];
+  for (const entry of text?.split(' ') ?? []) {
+    const [opcode = '', stated = ''] = entry.split(':');
+    variants[Number.parseInt(opcode, 16)] = stated.split('/').map(parseVariant);
   }
+  return variants;
 }
 
 function parseVariant(text: string): Variant {
@@ -112,7 +109,10 @@ export interface VectorFields {
 const EVEX = 2;
 
 export function isValidVector(fields: VectorFields): boolean {
-  const variants = VARIANTS[indexOf(fields.encoding, fields.map, fields.vectorPrefix, fields.opcode)];
+  const { encoding, map, vectorPrefix } = fields;
+  const group = groupOf(encoding, map, vectorPrefix);
+  GROUPS[group] ??= readGroup(encoding, map, vectorPrefix);
+  const variants = (GROUPS[group] as Variants)[fields.opcode];
   if (variants === undefined) return false;
   for (const variant of variants) if (isVariant(fields, variant)) return true;
   return false;
