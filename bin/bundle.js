@@ -1,11 +1,7 @@
 const { readFileSync } = require('node:fs');
 const { createRequire } = require('node:module');
 const { dirname, join } = require('node:path');
-const { setFlagsFromString } = require('node:v8');
 const vm = require('node:vm');
-
-// All compiled code is kept: what has not run for long is not to be compiled again while a thread is held.
-setFlagsFromString('--no-flush-bytecode');
 
 const BUNDLE = join(__dirname, '..', 'dist', 'livegraft.cjs');
 /** Compiled code of the bundle (`scripts/build.mjs`). Node.js takes it only in the very version, with the flags, that made it. */

@@ -1,8 +1,10 @@
-#!/usr/bin/env -S -u NODE_EXTRA_CA_CERTS LG_CA=${NODE_EXTRA_CA_CERTS} node --single-threaded --min-semi-space-size=16
-// Without helper threads of V8: they would compete with the target for its processors, for milliseconds at a time. And
-// with room (MiB) for young objects: none are to be collected while a thread is held. And without certificates: Node.js
-// 20 reads those that this variable names at each start, for 100 ms, and livegraft asks nobody anything over TLS. The
-// programs that it starts get the variable back. (At most 127 bytes: older kernels cut the line off there.)
+#!/usr/bin/env -S -u NODE_EXTRA_CA_CERTS LG_CA=${NODE_EXTRA_CA_CERTS} node --single-threaded --min-semi-space-size=16          --expose-gc --no-flush-bytecode
+// Without helper threads of V8: they would compete with the target for its processors, for milliseconds at a time. With
+// room (MiB) for young objects, which are collected when we say so: none are to be while a thread is held. All compiled
+// code is kept: what has not run for long is not to be compiled again then. And without certificates: Node.js 20 reads
+// those that this variable names at each start, for 100 ms, and livegraft asks nobody anything over TLS. The programs
+// that it starts get the variable back. Kernels before 5.1 cut the line off behind 127 bytes: there begin two options
+// that livegraft can do without.
 const { loadBundle } = require('./bundle.js');
 
 const { LG_CA } = process.env;

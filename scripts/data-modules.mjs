@@ -26,11 +26,11 @@ export const dataModules = {
 };
 
 function literal(value, name) {
-  if (value instanceof Uint8Array) return `Uint8Array.of(${value.join(',')})`;
+  if (ArrayBuffer.isView(value)) return `${value.constructor.name}.of(${value.join(',')})`;
   if (Array.isArray(value)) return `[${value.map((item) => literal(item, name)).join(',')}]`;
   if (value === undefined || typeof value === 'number' || typeof value === 'boolean') return String(value);
   if (typeof value === 'string') return JSON.stringify(value);
   throw new Error(
-    `${name}: data modules export numbers, texts, Uint8Arrays and arrays of these, not ${typeof value}`,
+    `${name}: data modules export numbers, texts, typed arrays and arrays of these, not ${typeof value}`,
   );
 }

@@ -1,10 +1,6 @@
-/** CRC-32 of IEEE 802.3 (polynomial 0x04c11db7, reflected), the one of gzip and of `.gnu_debuglink`. */
-const TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
-  let crc = byte;
-  for (let bit = 0; bit < 8; bit++) crc = crc & 1 ? (crc >>> 1) ^ 0xedb88320 : crc >>> 1;
-  return crc;
-});
+import { TABLE } from './crc32.data.js';
 
+/** CRC-32 of IEEE 802.3 (polynomial 0x04c11db7, reflected), the one of gzip and of `.gnu_debuglink`. */
 export function crc32(bytes: Uint8Array): number {
   let crc = 0xffffffff;
   for (let i = 0; i < bytes.length; i++) {

@@ -1,3 +1,5 @@
+import { fstatSync, writeSync } from 'node:fs';
+
 /** Where a command writes, and what it knows of the terminal. Tests give their own. */
 export interface Io {
   out(text: string): void;
@@ -10,21 +12,21 @@ export interface Io {
   onInterrupt(stop: () => void): () => void;
 }
 
+const STDOUT = 1;
+const STDERR = 2;
+
+/**
+ * Of this process. Text is written to the descriptors: the streams of Node.js take 14 ms to be made, which is part of how
+ * long an apply takes, and write to files and pipes no differently.
+ */
 export function processIo(): Io {
-  // A reader that has gone away (head, a closed pager) is no error.
-  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error;
-  });
+  const terminal = fstatSync(STDOUT).isCharacterDevice() ? process.stdout : undefined;
   return {
-    out: (text) => {
-      process.stdout.write(text);
-    },
-    err: (text) => {
-      process.stderr.write(text);
-    },
-    isTerminal: process.stdout.isTTY === true,
-    columns: process.stdout.columns ?? 80,
-    rows: process.stdout.rows ?? 24,
+    out: (text) => writeAll(STDOUT, text),
+    err: (text) => writeAll(STDERR, text),
+    isTerminal: terminal?.isTTY === true,
+    columns: terminal?.columns ?? 80,
+    rows: terminal?.rows ?? 24,
     noColor: process.env.NO_COLOR !== undefined && process.env.NO_COLOR !== '',
     onInterrupt(stop) {
       process.on('SIGINT', stop);
@@ -36,3 +38,21 @@ export function processIo(): Io {
     },
   };
 }
+
+/** Waits for a reader that is slower. One that has gone away (head, a closed pager) is no error. */
+function writeAll(fd: number, text: string): void {
+  const bytes = Buffer.from(text);
+  for (let done = 0; done < bytes.length; ) {
+    try {
+      done += writeSync(fd, bytes, done);
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === 'EPIPE') return;
+      // Somebody else has made the pipe non-blocking.
+      if (code !== 'EAGAIN') throw error;
+      Atomics.wait(PAUSE, 0, 0, 1);
+    }
+  }
+}
+
+const PAUSE = new Int32Array(new SharedArrayBuffer(4));

@@ -1,10 +1,8 @@
-import pc from 'picocolors';
 import { LivegraftError } from '../base/errors.js';
+import { type Colors, createColors } from './colors.js';
 import type { Io } from './io.js';
 import type { JsonLine } from './json-schema.js';
 import { SCHEMA_VERSION } from './json-version.js';
-
-export type Colors = ReturnType<typeof pc.createColors>;
 
 /** A line of `--json` without the version that every line carries. */
 export type JsonBody = JsonLine extends infer Line
@@ -33,7 +31,7 @@ export function createOutput(
 ): Output {
   const isJson = options.json === true;
   const isQuiet = options.quiet === true;
-  const colors = pc.createColors(io.isTerminal && !io.noColor && options.color !== false);
+  const colors = createColors(io.isTerminal && !io.noColor && options.color !== false);
   const json = (body: JsonBody) => {
     if (isJson) io.out(`${JSON.stringify({ schemaVersion: SCHEMA_VERSION, ...body })}\n`);
   };

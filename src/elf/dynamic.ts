@@ -8,13 +8,19 @@ import { parseSymbols, SYMBOL_BYTES } from './symbols.js';
 
 /** What the dynamic linker reads of a file, found through `PT_DYNAMIC` alone: section headers may be missing. */
 export interface DynamicInfo {
-  readonly symbols: readonly ElfSymbol[];
-  readonly relocations: readonly ElfRelocation[];
+  /** Most who ask for a name or a dependency never ask for these, which are long. */
+  readonly readSymbols: () => readonly ElfSymbol[];
+  readonly readRelocations: () => readonly ElfRelocation[];
   readonly needed: readonly string[];
   readonly soname: string | undefined;
 }
 
-const NOTHING: DynamicInfo = { symbols: [], relocations: [], needed: [], soname: undefined };
+const NOTHING: DynamicInfo = {
+  readSymbols: () => [],
+  readRelocations: () => [],
+  needed: [],
+  soname: undefined,
+};
 
 export function readDynamicInfo(elf: ElfFile): DynamicInfo {
   const segment = elf.segments.find((s) => s.type === c.PT_DYNAMIC);
@@ -37,17 +43,22 @@ export function readDynamicInfo(elf: ElfFile): DynamicInfo {
       throw new ParseError(elf.source, segment.offset, `string ${offset} is not in DT_STRTAB`);
     return decodeText(strings.subarray(offset, stop));
   };
-  const count = countSymbols(elf, entries);
-  const symbolTable = area(elf, entries.get(c.DT_SYMTAB), count * SYMBOL_BYTES, 'DT_SYMTAB');
-  const versym = entries.get(c.DT_VERSYM);
-  const versions =
-    versym === undefined
-      ? undefined
-      : { indexes: area(elf, versym, count * 2, 'DT_VERSYM'), names: readVersionNames(elf, entries, text) };
   const soname = entries.get(c.DT_SONAME);
   return {
-    symbols: parseSymbols(symbolTable, strings, elf.source, { versions }),
-    relocations: [
+    readSymbols: () => {
+      const count = countSymbols(elf, entries);
+      const symbolTable = area(elf, entries.get(c.DT_SYMTAB), count * SYMBOL_BYTES, 'DT_SYMTAB');
+      const versym = entries.get(c.DT_VERSYM);
+      const versions =
+        versym === undefined
+          ? undefined
+          : {
+              indexes: area(elf, versym, count * 2, 'DT_VERSYM'),
+              names: readVersionNames(elf, entries, text),
+            };
+      return parseSymbols(symbolTable, strings, elf.source, { versions });
+    },
+    readRelocations: () => [
       ...parseRelocations(area(elf, entries.get(c.DT_RELA), entries.get(c.DT_RELASZ), 'DT_RELA')),
       ...parseRelocations(area(elf, entries.get(c.DT_JMPREL), entries.get(c.DT_PLTRELSZ), 'DT_JMPREL')),
     ],

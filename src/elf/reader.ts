@@ -53,6 +53,8 @@ class ParsedElf implements ElfFile {
   #sectionsByName: ReadonlyMap<string, ElfSection> | undefined;
   #symbols: readonly ElfSymbol[] | undefined;
   #dynamic: DynamicInfo | undefined;
+  #dynamicSymbols: readonly ElfSymbol[] | undefined;
+  #dynamicRelocations: readonly ElfRelocation[] | undefined;
   #notes: readonly ElfNote[] | undefined;
   readonly #relocations = new Map<ElfSection, readonly ElfRelocation[]>();
 
@@ -125,7 +127,8 @@ class ParsedElf implements ElfFile {
   }
 
   get dynamicSymbols(): readonly ElfSymbol[] {
-    return this.#dynamicInfo.symbols;
+    this.#dynamicSymbols ??= this.#dynamicInfo.readSymbols();
+    return this.#dynamicSymbols;
   }
 
   get needed(): readonly string[] {
@@ -137,7 +140,8 @@ class ParsedElf implements ElfFile {
   }
 
   get dynamicRelocations(): readonly ElfRelocation[] {
-    return this.#dynamicInfo.relocations;
+    this.#dynamicRelocations ??= this.#dynamicInfo.readRelocations();
+    return this.#dynamicRelocations;
   }
 
   get notes(): readonly ElfNote[] {

@@ -1,5 +1,6 @@
 import type { StackOp } from '../instruction.js';
 import { OpCode } from '../instruction-table.js';
+import { HIGH_MASKS, LOW_MASKS } from './masks.data.js';
 import {
   displacement,
   dwarfOf,
@@ -249,15 +250,6 @@ function loadAddress(scan: Scan): void {
 export function dwarfMask(writes: number): number {
   return (LOW_MASKS[writes & 0xff] as number) | (HIGH_MASKS[writes >> 8] as number);
 }
-
-const maskTable = (first: number) =>
-  Uint16Array.from({ length: 256 }, (_, bits) => {
-    let mask = 0;
-    for (let i = 0; i < 8; i++) if ((bits >> i) & 1) mask |= 1 << dwarfOf(first + i);
-    return mask;
-  });
-const LOW_MASKS = maskTable(0);
-const HIGH_MASKS = maskTable(8);
 
 const isTracked = (dwarf: number) => dwarf === DW_RSP || CALLEE_SAVED.includes(dwarf);
 
