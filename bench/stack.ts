@@ -105,7 +105,7 @@ await inFolder(async (folder) => {
     const rows: Row[] = [];
     const stack = livegraft('stack', '--pid', pid);
     if (stack.code !== 0) throw new Error(stack.stderr);
-    const livegraftWall = wallOf(process.execPath, 'bin/livegraft.js', 'stack', '--pid', pid);
+    const livegraftWall = wallOf('bin/livegraft.js', 'stack', '--pid', pid);
     rows.push({ tool: 'livegraft', ...walkWithLivegraft(target.pid), wallMs: livegraftWall });
     const euWall = wallOf('eu-stack', '-p', pid);
     const { stdout } = spawnSync('eu-stack', ['-p', pid], { encoding: 'utf8' });

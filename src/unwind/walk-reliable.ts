@@ -76,90 +76,141 @@ const DEFAULT_MAX_FRAMES = 200_000;
  * could not. There is no guess on this path.
  */
 export function walkReliable(input: WalkInput): WalkResult {
-  const { registers, modules } = input;
-  const frames: Frame[] = [];
-  const window = new StackWindow(input.readMemory);
-  const maxFrames = input.maxFrames ?? DEFAULT_MAX_FRAMES;
-  const fail = (code: WalkReason, detail: string): WalkResult => ({
-    reliable: false,
-    frames,
-    reason: { code, detail },
-  });
+  return new Walk(input).run();
+}
 
-  const { nestedStacks } = input;
-  const start = input.stackLimits(registers[RSP] as number);
-  if (start === undefined) return fail('outside-stack', `${hex(registers[RSP] as number)} is no stack`);
-  let limits: StackLimits = start;
-  window.load(registers[RSP] as number, limits.high);
-  const visited = [limits.low];
-  let by: Frame['by'] = input.startsAtReturnAddress === true ? 'call' : 'stopped';
-  for (;;) {
+class Walk {
+  readonly #input: WalkInput;
+  readonly #frames: Frame[] = [];
+  readonly #window: StackWindow;
+  #limits: StackLimits = { low: 0, high: 0 };
+  /** The low ends of the stacks that were entered. */
+  readonly #visited: number[] = [];
+
+  constructor(input: WalkInput) {
+    this.#input = input;
+    this.#window = new StackWindow(input.readMemory);
+  }
+
+  run(): WalkResult {
+    const { registers, stackLimits, startsAtReturnAddress } = this.#input;
+    const limits = stackLimits(registers[RSP] as number);
+    if (limits === undefined)
+      return this.#fail('outside-stack', `${hex(registers[RSP] as number)} is no stack`);
+    this.#limits = limits;
+    this.#visited.push(limits.low);
+    this.#window.load(registers[RSP] as number, limits.high);
+    let by: Frame['by'] = startsAtReturnAddress === true ? 'call' : 'stopped';
+    for (;;) {
+      const row = this.#pushFrame(by);
+      if ('reliable' in row) return row;
+      if (row.isOutermost) return this.#done();
+      const end = this.#toCaller(row);
+      if (end !== undefined) return end;
+      by = row.isSignalFrame ? 'signal' : 'call';
+    }
+  }
+
+  #done(): WalkResult {
+    return { reliable: true, frames: this.#frames };
+  }
+
+  #fail(code: WalkReason, detail: string): WalkResult {
+    return { reliable: false, frames: this.#frames, reason: { code, detail } };
+  }
+
+  /** Notes the frame that the registers stand for. The row of its code, or how the walk ends here. */
+  #pushFrame(by: Frame['by']): UnwindRow | WalkResult {
+    const { registers, modules, maxFrames = DEFAULT_MAX_FRAMES } = this.#input;
+    const frames = this.#frames;
     const pc = registers[PC] as number;
-    const stackPointer = registers[RSP] as number;
     const interrupted = by !== 'call';
     const info = modules.frameInfo(pc, interrupted);
-    if (!info.known) return fail(info.code, `${hex(pc)} (frame ${frames.length}): ${info.detail}`);
-    const lookup = info.isDisplaced
-      ? lookupAddress(info.original, interrupted)
-      : lookupAddress(pc, interrupted);
-    frames.push({ pc, lookup, stackPointer, module: info.module, by, isDisplaced: info.isDisplaced });
-    const { row } = info;
-    if (row.isOutermost) return { reliable: true, frames };
-    if (frames.length >= maxFrames) return fail('too-deep', `more than ${maxFrames} frames`);
+    if (!info.known) return this.#fail(info.code, `${hex(pc)} (frame ${frames.length}): ${info.detail}`);
+    const { row, module, isDisplaced } = info;
+    const lookup = lookupAddress(isDisplaced ? info.original : pc, interrupted);
+    frames.push({ pc, lookup, stackPointer: registers[RSP] as number, module, by, isDisplaced });
+    if (frames.length >= maxFrames && !row.isOutermost)
+      return this.#fail('too-deep', `more than ${maxFrames} frames`);
+    return row;
+  }
 
-    const cfa = canonicalFrameAddress(row, registers, window);
-    if (cfa === undefined) return fail('cfa-unknown', `the frame of ${hex(pc)} can't be computed`);
-    const enter = (address: number, what: string): WalkResult | undefined => {
-      const next = input.stackLimits(address);
-      if (next === undefined)
-        return fail('outside-stack', `${hex(address)} (the ${what} of ${hex(pc)}) is no stack`);
-      if (nestedStacks !== undefined && next.low !== limits.low) {
-        if (visited.includes(next.low))
-          return fail(
-            'outside-stack',
-            `${hex(address)} (the ${what} of ${hex(pc)}) is a stack walked before`,
-          );
-        visited.push(next.low);
-      }
-      limits = next;
-      return undefined;
-    };
-    if (row.isSignalFrame && nestedStacks === undefined) {
-      // The handler may run on an alternate stack: the interrupted one lies wherever its saved registers say.
-      const failure = enter(cfa, 'interrupted stack');
-      if (failure !== undefined) return failure;
-    } else {
-      // A kernel function that calls on another stack finds its own through a word saved there.
-      const isElsewhere = cfa <= limits.low || cfa > limits.high;
-      const failure =
-        nestedStacks !== undefined && row.cfaExpression !== undefined && isElsewhere
-          ? enter(cfa, 'calling stack')
-          : undefined;
-      if (failure !== undefined) return failure;
-      if (cfa <= stackPointer && stackPointer >= limits.low && stackPointer <= limits.high)
-        return fail('cfa-not-rising', `${hex(cfa)} of ${hex(pc)} is not above ${hex(stackPointer)}`);
-      if (cfa > limits.high || (cfa & 7) !== 0) {
-        return fail(
-          'outside-stack',
-          `${hex(cfa)} of ${hex(pc)} is not in the stack that ends at ${hex(limits.high)}`,
-        );
-      }
-    }
-    const problem = restoreCaller(row, cfa, registers, window);
+  /** Turns the registers into the caller's. Returns how the walk ends, undefined where it goes on. */
+  #toCaller(row: UnwindRow): WalkResult | undefined {
+    const { registers, nestedStacks } = this.#input;
+    const pc = registers[PC] as number;
+    const cfa = canonicalFrameAddress(row, registers, this.#window);
+    if (cfa === undefined) return this.#fail('cfa-unknown', `the frame of ${hex(pc)} can't be computed`);
+    const failure = this.#checkFrameAddress(row, cfa);
+    if (failure !== undefined) return failure;
+    const problem = restoreCaller(row, cfa, registers, this.#window);
     if (problem !== undefined)
-      return fail(problem, `the caller of ${hex(pc)} can't be read from its frame at ${hex(cfa)}`);
+      return this.#fail(problem, `the caller of ${hex(pc)} can't be read from its frame at ${hex(cfa)}`);
     if (nestedStacks !== undefined && row.savedRegisters.includes(RSP)) {
-      const entry = nestedStacks.entryOf(registers, cfa);
-      if (entry === 'user') return { reliable: true, frames };
-      if (entry !== 'kernel') return fail('exception-frame-damaged', `${hex(cfa)}: ${entry.damaged}`);
-      const before = limits;
-      const failure = enter(registers[RSP] as number, 'interrupted stack');
-      if (failure !== undefined) return failure;
-      if (limits.low === before.low && (registers[RSP] as number) < cfa)
-        return fail('cfa-not-rising', `the stack that was interrupted lies above its frame at ${hex(cfa)}`);
+      const end = this.#leaveException(nestedStacks, pc, cfa);
+      if (end !== undefined) return end;
     }
-    if (row.isSignalFrame) window.load(registers[RSP] as number, limits.high);
-    by = row.isSignalFrame ? 'signal' : 'call';
+    if (row.isSignalFrame) this.#window.load(registers[RSP] as number, this.#limits.high);
+    return undefined;
+  }
+
+  #checkFrameAddress(row: UnwindRow, cfa: number): WalkResult | undefined {
+    const { registers, nestedStacks } = this.#input;
+    const pc = registers[PC] as number;
+    // The handler may run on an alternate stack: the interrupted one lies wherever its saved registers say.
+    if (row.isSignalFrame && nestedStacks === undefined) return this.#enter(cfa, 'interrupted stack', pc);
+    // A kernel function that calls on another stack finds its own through a word saved there.
+    if (nestedStacks !== undefined && row.cfaExpression !== undefined) {
+      const isElsewhere = cfa <= this.#limits.low || cfa > this.#limits.high;
+      const failure = isElsewhere ? this.#enter(cfa, 'calling stack', pc) : undefined;
+      if (failure !== undefined) return failure;
+    }
+    const { low, high } = this.#limits;
+    const stackPointer = registers[RSP] as number;
+    if (cfa <= stackPointer && stackPointer >= low && stackPointer <= high)
+      return this.#fail('cfa-not-rising', `${hex(cfa)} of ${hex(pc)} is not above ${hex(stackPointer)}`);
+    if (cfa > high || (cfa & 7) !== 0) {
+      return this.#fail(
+        'outside-stack',
+        `${hex(cfa)} of ${hex(pc)} is not in the stack that ends at ${hex(high)}`,
+      );
+    }
+    return undefined;
+  }
+
+  /** The frame of `pc` was one of registers that an exception saved, right below `frameEnd`; they are restored. */
+  #leaveException(nestedStacks: NestedStacks, pc: number, frameEnd: number): WalkResult | undefined {
+    const { registers } = this.#input;
+    const entry = nestedStacks.entryOf(registers, frameEnd);
+    if (entry === 'user') return this.#done();
+    if (entry !== 'kernel')
+      return this.#fail('exception-frame-damaged', `${hex(frameEnd)}: ${entry.damaged}`);
+    const before = this.#limits;
+    const failure = this.#enter(registers[RSP] as number, 'interrupted stack', pc);
+    if (failure !== undefined) return failure;
+    if (this.#limits.low === before.low && (registers[RSP] as number) < frameEnd)
+      return this.#fail(
+        'cfa-not-rising',
+        `the stack that was interrupted lies above its frame at ${hex(frameEnd)}`,
+      );
+    return undefined;
+  }
+
+  /** Goes on in the stack that `address` lies in; `what` it is of the code at `pc`. */
+  #enter(address: number, what: string, pc: number): WalkResult | undefined {
+    const next = this.#input.stackLimits(address);
+    if (next === undefined)
+      return this.#fail('outside-stack', `${hex(address)} (the ${what} of ${hex(pc)}) is no stack`);
+    if (this.#input.nestedStacks !== undefined && next.low !== this.#limits.low) {
+      if (this.#visited.includes(next.low))
+        return this.#fail(
+          'outside-stack',
+          `${hex(address)} (the ${what} of ${hex(pc)}) is a stack walked before`,
+        );
+      this.#visited.push(next.low);
+    }
+    this.#limits = next;
+    return undefined;
   }
 }
 
