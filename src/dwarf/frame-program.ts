@@ -23,12 +23,6 @@ export function* frameRows(fde: Fde, source: string): IterableIterator<CfiRow> {
   yield* machine.run();
 }
 
-/** The row that covers `address`, undefined outside of the FDE. */
-export function findFrameRow(fde: Fde, address: number, source: string): CfiRow | undefined {
-  for (const row of frameRows(fde, source)) if (address >= row.start && address < row.end) return row;
-  return undefined;
-}
-
 class FrameMachine {
   /** What the CIE's instructions yield: many FDEs share one. */
   static readonly #initialStates = new WeakMap<Cie, State & { readonly argsSizeBytes: number }>();

@@ -1,6 +1,6 @@
 import { linkAddress } from '../base/brand.js';
 import { ParseError } from '../base/errors.js';
-import { findFrameRow } from '../dwarf/frame-program.js';
+import { frameRows } from '../dwarf/frame-program.js';
 import { type Fde, FrameSection, parseFrameHeaderTable } from '../dwarf/frame-section.js';
 import { PF_X, PT_GNU_EH_FRAME, PT_LOAD } from '../elf/constants.js';
 import type { ElfFile } from '../elf/elf-file.js';
@@ -98,6 +98,8 @@ class FrameIndex {
   readonly #starts: Float64Array;
   readonly #fdeAt: (index: number) => Fde;
   readonly #source: string;
+  /** Of entries that were asked for: a task that runs is met at another instruction of the same function next time. */
+  readonly #tables = new Map<number, RowTable>();
 
   constructor(starts: Float64Array, fdeAt: (index: number) => Fde, source: string) {
     this.#starts = starts;
@@ -113,17 +115,48 @@ class FrameIndex {
       if ((this.#starts[middle] as number) <= address) low = middle + 1;
       else high = middle;
     }
-    if (low === 0) return undefined;
-    try {
-      const fde = this.#fdeAt(low - 1);
-      if (address < fde.start || address >= fde.end) return undefined;
-      const row = findFrameRow(fde, address, this.#source);
-      return row === undefined ? undefined : prepareRow(row);
-    } catch (error) {
-      if (error instanceof ParseError) return undefined;
-      throw error;
-    }
+    return low === 0 ? undefined : findInTable(this.#tableAt(low - 1), address);
   }
+
+  #tableAt(index: number): RowTable {
+    let table = this.#tables.get(index);
+    if (table === undefined) {
+      table = this.#readTable(index);
+      this.#tables.set(index, table);
+    }
+    return table;
+  }
+
+  #readTable(index: number): RowTable {
+    const starts: number[] = [];
+    const rows: UnwindRow[] = [];
+    let end = 0;
+    try {
+      for (const row of frameRows(this.#fdeAt(index), this.#source)) {
+        starts.push(row.start);
+        rows.push(prepareRow(row));
+        end = row.end;
+      }
+    } catch (error) {
+      // What was read up to the damage still counts.
+      if (!(error instanceof ParseError)) throw error;
+    }
+    return { starts, rows, end };
+  }
+}
+
+/** The rows of one entry: row `i` holds from `starts[i]` to the next start, the last one to `end`. */
+interface RowTable {
+  readonly starts: readonly number[];
+  readonly rows: readonly UnwindRow[];
+  readonly end: number;
+}
+
+function findInTable({ starts, rows, end }: RowTable, address: number): UnwindRow | undefined {
+  if (address >= end) return undefined;
+  let index = starts.length - 1;
+  while (index >= 0 && (starts[index] as number) > address) index--;
+  return rows[index];
 }
 
 function indexElfFrames(elf: ElfFile): FrameIndex {

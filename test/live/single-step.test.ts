@@ -6,7 +6,7 @@ import { expect, it } from 'vitest';
 import { x86_64 } from '../../src/arch/x86-64/index.js';
 import { linkAddress } from '../../src/base/brand.js';
 import { evaluateExpression } from '../../src/dwarf/expression.js';
-import { findFrameRow } from '../../src/dwarf/frame-program.js';
+import { frameRows } from '../../src/dwarf/frame-program.js';
 import { FrameSection } from '../../src/dwarf/frame-section.js';
 import { parseElf } from '../../src/elf/reader.js';
 import { encodeProof, parseProof } from '../../src/validate/proof.js';
@@ -142,7 +142,7 @@ it.each([
       while (calls.length > 0 && (calls[calls.length - 1] as { cfa: number }).cfa <= sp) calls.pop();
       const frame = calls[calls.length - 1];
       const fde = fdes.find((each) => each.start <= step.pc && step.pc < each.end);
-      const row = fde && findFrameRow(fde, step.pc, program);
+      const row = fde && [...frameRows(fde, program)].find((r) => step.pc >= r.start && step.pc < r.end);
       if (step.isOurs && frame !== undefined && row !== undefined && proof?.verdictAt(step.pc) === 'proven') {
         const context = {
           register: (n: number) => (n === x86_64.returnAddress ? step.pc : step.registers[n]),

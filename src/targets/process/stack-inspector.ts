@@ -37,7 +37,14 @@ export class StackInspector {
   readonly #registers: Float64Array = new Float64Array(17);
   readonly #proofStore = new ProofStore();
   readonly #proofs = new Map<LoadedModule, Proof | undefined>();
-  readonly #readMemory: ReadMemory = (address, into) => this.#memory.read(address, into);
+  /** One function for walks and for their rehearsals: another would make the code that the rehearsal warmed useless. */
+  readonly #readMemory: ReadMemory = (address, into) => {
+    const count = this.#memory.read(address, into);
+    return this.#copy === undefined ? count : readCopy(this.#copy, address, into);
+  };
+  readonly #findLimits = (address: number): StackLimits | undefined => this.#stackLimits(address);
+  /** What is walked now in place of the thread's memory. */
+  #copy: StackCopy | undefined;
   #mappings: readonly Mapping[];
   #modules: readonly LoadedModule[];
   #map: ModuleMap;
@@ -101,12 +108,12 @@ export class StackInspector {
 
   /** The walk of a stopped thread whose registers have been fetched. */
   walk(tracee: Tracee): WalkResult {
-    const first = this.#walkOnce(tracee.registers, this.#readMemory);
+    const first = this.#walkOnce(tracee.registers);
     if (first.reliable || (first.reason.code !== 'unknown-code' && first.reason.code !== 'outside-stack'))
       return first;
     // Code or a stack that was mapped after the last look.
     this.refresh();
-    return this.#walkOnce(tracee.registers, this.#readMemory);
+    return this.#walkOnce(tracee.registers);
   }
 
   /**
@@ -153,11 +160,13 @@ export class StackInspector {
     return result.reliable && findFrameIn(result.frames, ranges) < 0;
   }
 
-  #walkCopy({ registers, start, bytes }: StackCopy): WalkResult {
-    return this.#walkOnce(registers, (address, into) => {
-      const offset = address - start;
-      return offset < 0 || offset >= bytes.length ? 0 : bytes.copy(into, 0, offset, offset + into.length);
-    });
+  #walkCopy(copy: StackCopy): WalkResult {
+    this.#copy = copy;
+    try {
+      return this.#walkOnce(copy.registers);
+    } finally {
+      this.#copy = undefined;
+    }
   }
 
   reportFrames(frames: readonly Frame[]): readonly ReportedFrame[] {
@@ -168,11 +177,11 @@ export class StackInspector {
     }));
   }
 
-  #walkOnce(registers: Buffer, readMemory: ReadMemory): WalkResult {
+  #walkOnce(registers: Buffer): WalkResult {
     return walkReliable({
       registers: toDwarfRegisters(registers, this.#registers),
-      readMemory,
-      stackLimits: (address) => this.#stackLimits(address),
+      readMemory: this.#readMemory,
+      stackLimits: this.#findLimits,
       modules: this.#map,
     });
   }
@@ -217,6 +226,11 @@ export class StackInspector {
       ],
     });
   }
+}
+
+function readCopy({ start, bytes }: StackCopy, address: number, into: Uint8Array): number {
+  const offset = address - start;
+  return offset < 0 || offset >= bytes.length ? 0 : bytes.copy(into, 0, offset, offset + into.length);
 }
 
 const MAX_REPORTED_FRAMES = 64;
