@@ -1,6 +1,8 @@
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpus } from 'node:os';
 import { join } from 'node:path';
-import { livegraft, pause, startTarget } from '../test/support/live.js';
+import { livegraft, livegraftUnder, pause, startTarget } from '../test/support/live.js';
 import { compileWithPatch, inFolder, medianOf, publish, type Spread, spread } from './support.js';
 
 /**
@@ -42,6 +44,27 @@ interface CallCosts {
   readonly during: number;
   /** Redirected, after the transition. */
   readonly after: number;
+}
+
+/**
+ * Keeps this process off the processor of the target's busiest thread: it wakes when livegraft ends, and would be measured
+ * itself. Returns what runs a command on all processors again.
+ */
+function keepOff(pid: number): readonly string[] {
+  const threads = readdirSync(`/proc/${pid}/task`).map((tid) => {
+    const text = readFileSync(`/proc/${pid}/task/${tid}/stat`, 'latin1');
+    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
+    return { userTicks: Number(fields[11]), processor: fields[36] };
+  });
+  const busiest = threads.reduce((a, b) => (b.userTicks > a.userTicks ? b : a));
+  const all = cpus().map((_, index) => String(index));
+  const others = all.filter((processor) => processor !== busiest.processor);
+  if (others.length === 0) return [];
+  const { status, stderr } = spawnSync('taskset', ['-p', '-c', others.join(','), String(process.pid)], {
+    encoding: 'utf8',
+  });
+  if (status !== 0) throw new Error(`taskset: ${stderr}`);
+  return ['taskset', '-c', all.join(',')];
 }
 
 /** The largest gap of all threads since the last reset, in ms; resets. */
@@ -104,11 +127,12 @@ async function measure(
   const [pauses, idle, walls, transitions]: [number[], number[], number[], number[]] = [[], [], [], []];
   try {
     for (let i = 0; i < APPLIES; i++) {
+      const onAll = keepOff(target.pid);
       takeGap(shared);
       await pause(20);
       takeGap(shared);
       const start = performance.now();
-      const run = livegraft('--json', 'apply', '--pid', pid, built.patch);
+      const run = livegraftUnder(onAll, '--json', 'apply', '--pid', pid, built.patch);
       const wall = performance.now() - start;
       pauses.push(takeGap(shared));
       if (run.code !== 0) throw new Error(`apply ended with ${run.code}: ${run.stdout}${run.stderr}`);

@@ -82,7 +82,13 @@ const FLAGS = (readFileSync(BIN, 'utf8').split('\n', 1)[0] ?? '')
   .filter((word) => word.startsWith('--'));
 
 export function livegraft(...args: readonly string[]): Run {
-  const { status, stdout, stderr } = spawnSync(BIN, [...args], {
+  return livegraftUnder([], ...args);
+}
+
+/** `launcher`: a program, with arguments, that executes what follows them. */
+export function livegraftUnder(launcher: readonly string[], ...args: readonly string[]): Run {
+  const [program = BIN, ...rest] = [...launcher, BIN, ...args];
+  const { status, stdout, stderr } = spawnSync(program, rest, {
     encoding: 'utf8',
     timeout: 60_000,
   });

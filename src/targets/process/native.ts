@@ -12,6 +12,8 @@ const libc = koffi.load('libc.so.6');
 const ptraceNumbers = libc.func('ptrace', 'long', ['long', 'long', 'int64', 'int64']);
 const ptraceBuffer = libc.func('ptrace', 'long', ['long', 'long', 'int64', 'void *']);
 const waitpidCall = libc.func('waitpid', 'int', ['int', 'void *', 'int']);
+const getAffinity = libc.func('sched_getaffinity', 'int', ['int', 'size_t', 'void *']);
+const setAffinity = libc.func('sched_setaffinity', 'int', ['int', 'size_t', 'void *']);
 
 const PTRACE_POKEUSER = 6;
 export const PTRACE_CONT = 7;
@@ -173,4 +175,27 @@ export function pollWait(tid: number): number | undefined | 'none' {
     throw new PtraceError('waitpid', tid, errno);
   }
   return statusBuffer.readInt32LE(0);
+}
+
+/** `cpu_set_t` of glibc: one bit for each of 1024 processors. */
+const CPU_SET_BYTES = 128;
+/** Those that this thread might use when it began. */
+let ownProcessors: Buffer | undefined;
+
+/**
+ * Restricts this thread to the processors that it was given, without those of the list; not at all when none would be
+ * left. On a machine with more processors than `cpu_set_t` holds it stays where it is.
+ */
+export function keepOffProcessors(processors: Iterable<number>): void {
+  if (ownProcessors === undefined) {
+    const given = Buffer.alloc(CPU_SET_BYTES);
+    if (getAffinity(0, CPU_SET_BYTES, given) < 0) return;
+    ownProcessors = given;
+  }
+  const rest = Buffer.from(ownProcessors);
+  for (const processor of processors) {
+    const at = processor >> 3;
+    rest[at] = (rest[at] ?? 0) & ~(1 << (processor & 7));
+  }
+  setAffinity(0, CPU_SET_BYTES, rest.some((byte) => byte !== 0) ? rest : ownProcessors);
 }

@@ -85,6 +85,8 @@ export interface ThreadStat {
   readonly state: string;
   /** `PF_…` bits (include/linux/sched.h). */
   readonly flags: number;
+  /** The one it runs on or ran on last. */
+  readonly processor: number;
 }
 
 const PF_EXITING = 0x4;
@@ -102,6 +104,7 @@ export function readThreadStat(pid: number, tid: number): ThreadStat | undefined
     name: Buffer.from(text.slice(text.indexOf('(') + 1, close), 'latin1').toString('utf8'),
     state: fields[0] ?? '?',
     flags: Number(fields[6] ?? 0),
+    processor: Number(fields[36] ?? -1),
   };
 }
 

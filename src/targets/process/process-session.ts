@@ -2,6 +2,7 @@ import type { Architecture } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
 import { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
+import { keepOffProcessors } from './native.js';
 import { findFreeRange } from './placement.js';
 import { expectPatchableProcess } from './preflight.js';
 import { type Mapping, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
@@ -46,8 +47,9 @@ export class ProcessSession {
     }
   }
 
+  /** From then on livegraft keeps off the processors that the threads run on, as far as there are others. */
   seize(): void {
-    seizeAllThreads(this.tracer, this.pid);
+    keepOffProcessors(seizeAllThreads(this.tracer, this.pid));
     if (this.tracer.tracees.size === 0) throw goneError(this.pid);
   }
 

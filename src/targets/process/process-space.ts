@@ -1,5 +1,5 @@
 import type { ProcessMemory } from './memory.js';
-import { listThreads, PF_IO_WORKER, PF_USER_WORKER, readThreadStat } from './proc.js';
+import { listThreads, PF_IO_WORKER, PF_USER_WORKER, readThreadStat, type ThreadStat } from './proc.js';
 import type { RegisteredPatch, RegisteredTransition, Registry } from './registry.js';
 import type { RegistryStore } from './registry-store.js';
 import type { StackInspector } from './stack-inspector.js';
@@ -78,21 +78,25 @@ export class ProcessSpace {
 /**
  * Seizes every thread of a process that can run user code. New threads appear while this goes on, and those that
  * seized threads create attach by themselves, so it repeats until a pass finds nothing new.
+ * Returns the processors that threads were running on.
  */
-export function seizeAllThreads(tracer: Tracer, pid: number): void {
+export function seizeAllThreads(tracer: Tracer, pid: number): ReadonlySet<number> {
+  const processors = new Set<number>();
   for (;;) {
     let found = 0;
     for (const tid of listThreads(pid) ?? []) {
-      if (tracer.tracees.has(tid) || !canRunUserCode(pid, tid)) continue;
+      if (tracer.tracees.has(tid)) continue;
+      const stat = readThreadStat(pid, tid);
+      if (stat === undefined || !canRunUserCode(stat)) continue;
+      if (stat.state === 'R') processors.add(stat.processor);
       if (tracer.seize(pid, tid) !== undefined) found++;
     }
-    if (found === 0) return;
+    if (found === 0) return processors;
   }
 }
 
 /** io_uring workers are listed among the threads, refuse to be traced, and never leave the kernel. */
-function canRunUserCode(pid: number, tid: number): boolean {
-  const stat = readThreadStat(pid, tid);
-  if (stat === undefined || stat.state === 'Z' || stat.state === 'X') return false;
+function canRunUserCode(stat: ThreadStat): boolean {
+  if (stat.state === 'Z' || stat.state === 'X') return false;
   return (stat.flags & (PF_IO_WORKER | PF_USER_WORKER)) === 0;
 }
