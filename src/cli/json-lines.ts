@@ -2,6 +2,7 @@ import { hex } from '../base/brand.js';
 import { expectNever } from '../base/errors.js';
 import type { TransitionResult } from '../engine/events.js';
 import type { ReportedFrame, StragglerReason } from '../engine/target.js';
+import type { StragglerReport } from '../targets/process/straggler-report.js';
 import type { OperationEvent } from './operations.js';
 import type { JsonBody } from './output.js';
 
@@ -63,6 +64,16 @@ export function resultLine(
     reason: reasonJson(s.reason),
   }));
   return { event: 'transition', patch: { ...patch }, result: { ...result, stragglers } };
+}
+
+export function stragglerJson(report: StragglerReport) {
+  return {
+    ...report,
+    since: report.since ?? null,
+    reason: report.reason === undefined ? null : reasonJson(report.reason),
+    frames: report.frames.map(frameJson),
+    blockingFrame: report.blockingFrame ?? null,
+  };
 }
 
 type ReasonJson = Extract<JsonBody, { event: 'taskWaiting' }>['reason'];

@@ -40,6 +40,20 @@ const transitionResult = z.discriminatedUnion('kind', [
   }),
 ]);
 
+/** Of `status --explain`. `reason` is null when nothing holds the thread any more. */
+const stragglerReport = z.strictObject({
+  tid: z.int(),
+  name: z.string(),
+  since: z.string().nullable(),
+  attempts: z.int().nonnegative(),
+  /** `now`, or when the livegraft that holds the threads last looked. */
+  seenAt: z.string(),
+  reason: reason.nullable(),
+  frames: z.array(frame),
+  blockingFrame: z.int().nullable(),
+  releasedBy: z.string(),
+});
+
 const processStatus = z.strictObject({
   pid: z.int(),
   executable: z.string(),
@@ -59,6 +73,12 @@ const processStatus = z.strictObject({
     .strictObject({
       patchId: z.string(),
       direction,
+      model: z.string(),
+      startedAt: z.string().nullable(),
+      /** Another process holds the threads: `tasks` is empty then. */
+      isHeld: z.boolean(),
+      /** Null without `--explain`. */
+      stragglers: z.array(stragglerReport).nullable(),
       tasks: z.array(
         z.strictObject({ tid: z.int(), name: z.string(), state: z.enum(['unpatched', 'patched']) }),
       ),

@@ -263,8 +263,19 @@ function addStatus(program: Command, output: () => Output): void {
       '--klp-state <file>',
       "what the kernel's own livepatch does, from a snapshot of its files (docs/kernel.md); - for standard input",
     )
-    .addHelpText('after', '\nExamples:\n  $ livegraft status\n  $ livegraft status --pid 1234 --json')
-    .action(async (options: SubjectOptions & { readonly klpState?: string }) => {
+    .option(
+      '--explain',
+      'of a transition that is not complete: what holds each thread, and what would release it',
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ livegraft status
+  $ livegraft status --pid 1234 --explain
+  $ livegraft status --pid 1234 --json`,
+    )
+    .action(async (options: SubjectOptions & { readonly klpState?: string; readonly explain?: boolean }) => {
       if (options.klpState !== undefined) {
         const { showLivepatchStatus } = await import('./commands/status.js');
         await showLivepatchStatus(options.klpState, output());
@@ -274,7 +285,7 @@ function addStatus(program: Command, output: () => Output): void {
       const subject = isGiven ? subjectOf(options, program) : undefined;
       const { showKernelStatus, showStatus } = await import('./commands/status.js');
       if (subject?.kind === 'kernel') await showKernelStatus(subject, output());
-      else await showStatus(options.pid, output());
+      else await showStatus(options.pid, options.explain === true, output());
     });
 }
 

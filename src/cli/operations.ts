@@ -1,5 +1,6 @@
 import type { TransitionEvent, TransitionResult } from '../engine/events.js';
 import type { ConsistencyModel, StragglerReason } from '../engine/target.js';
+import type { StragglerReport } from '../targets/process/straggler-report.js';
 
 /** The operations that commands call; `src/cli/process-operations.ts` joins the parts that carry them out. */
 export interface ProcessOperations {
@@ -7,7 +8,8 @@ export interface ProcessOperations {
   apply(options: ApplyOptions): Promise<ApplyOutcome>;
   /** Removes a patch (the newest one when `patch` is undefined), or turns a half-done apply around. */
   revert(options: RevertOptions): Promise<ApplyOutcome>;
-  status(pid: number): Promise<ProcessStatus>;
+  /** With `explain`, each straggler of a transition is looked at. */
+  status(pid: number, explain: boolean): Promise<ProcessStatus>;
   /** Processes of this machine that carry a livegraft registry and can be read by this user. */
   findPatchedProcesses(): Promise<readonly number[]>;
   stacks(pid: number): Promise<readonly TaskStack[]>;
@@ -77,6 +79,13 @@ export interface PatchStatus {
 export interface TransitionStatus {
   readonly patchId: string;
   readonly direction: 'patch' | 'unpatch';
+  readonly model: string;
+  /** ISO 8601. */
+  readonly startedAt: string | undefined;
+  /** Another process holds the threads, probably a livegraft at work: their states can't be read now. */
+  readonly isHeld: boolean;
+  /** Undefined unless asked for. */
+  readonly stragglers: readonly StragglerReport[] | undefined;
   readonly tasks: readonly {
     readonly tid: number;
     readonly name: string;

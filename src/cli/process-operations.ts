@@ -11,8 +11,13 @@ import { isRunning, readExecutablePath, readMappings } from '../targets/process/
 import { ProcessSession } from '../targets/process/process-session.js';
 import { ProcessSpace } from '../targets/process/process-space.js';
 import { ProcessTransition } from '../targets/process/process-transition.js';
-import type { RegisteredPatch, Registry } from '../targets/process/registry.js';
+import type { RegisteredPatch, RegisteredTransition, Registry } from '../targets/process/registry.js';
 import { findRegistryMapping } from '../targets/process/registry-store.js';
+import {
+  explainStragglers,
+  recordedStragglers,
+  type StragglerReport,
+} from '../targets/process/straggler-report.js';
 import { expectNoSuspendedContext, isStillReferenced } from '../targets/process/suspended-contexts.js';
 import { isGsInUse, stateInTarget } from '../targets/process/task-slots.js';
 import { PATIENT_TIMEOUT_MS, sleepSync } from '../targets/process/tracer.js';
@@ -25,6 +30,7 @@ import type {
   ProcessStatus,
   RevertOptions,
   TaskStack,
+  TransitionStatus,
 } from './operations.js';
 
 /** Joins the parts that patch a process: file, target, engine. */
@@ -32,7 +38,7 @@ export function createProcessOperations(): ProcessOperations {
   return {
     apply: (options) => sayIfGone(options.pid, () => apply(options)),
     revert: (options) => sayIfGone(options.pid, () => revert(options)),
-    status: (pid) => sayIfGone(pid, () => status(pid)),
+    status: (pid, explain) => sayIfGone(pid, () => status(pid, explain)),
     findPatchedProcesses,
     stacks: (pid) => sayIfGone(pid, () => stacks(pid)),
   };
@@ -402,12 +408,12 @@ function settleRetired(session: ProcessSession): void {
     };
 }
 
-async function status(pid: number): Promise<ProcessStatus> {
-  const session = new ProcessSession(pid, x86_64);
+async function status(pid: number, explain: boolean): Promise<ProcessStatus> {
+  const session = new ProcessSession(pid, x86_64, 'look');
   try {
     const { registry } = session;
     const { transition } = registry ?? {};
-    if (transition !== undefined) session.seize();
+    const isHeld = transition !== undefined && !trySeize(session);
     return {
       pid,
       executable: readExecutablePath(pid) ?? '?',
@@ -425,14 +431,38 @@ async function status(pid: number): Promise<ProcessStatus> {
           newAddress: hex(fn.new.address),
         })),
       })),
-      transition: transition && {
-        patchId: transition.patchId,
-        direction: transition.direction,
-        tasks: registry === undefined ? [] : stateInTarget(session.tracer, session.memory, registry.slots),
-      },
+      transition: transition && transitionStatus(session, registry as Registry, transition, isHeld, explain),
     };
   } finally {
     session.close();
+  }
+}
+
+function transitionStatus(
+  session: ProcessSession,
+  registry: Registry,
+  transition: RegisteredTransition,
+  isHeld: boolean,
+  explain: boolean,
+): TransitionStatus {
+  const { patchId, direction, model, startedAt } = transition;
+  let stragglers: readonly StragglerReport[] | undefined;
+  if (explain)
+    stragglers = isHeld
+      ? recordedStragglers(registry, session.pid)
+      : explainStragglers(session, registry, expectPatch(registry, patchId));
+  const tasks = isHeld ? [] : stateInTarget(session.tracer, session.memory, registry.slots);
+  return { patchId, direction, model, startedAt, isHeld, tasks, stragglers };
+}
+
+/** False when another process holds the threads: a livegraft that works on the transition, or a debugger. */
+function trySeize(session: ProcessSession): boolean {
+  try {
+    session.seize();
+    return true;
+  } catch (error) {
+    if (error instanceof LivegraftError && error.code === 'already-traced') return false;
+    throw error;
   }
 }
 

@@ -1,4 +1,4 @@
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import {
   closeSync,
@@ -92,13 +92,39 @@ export function livegraftUnder(launcher: readonly string[], ...args: readonly st
     encoding: 'utf8',
     timeout: 60_000,
   });
-  const lines = args.includes('--json')
-    ? stdout
-        .split('\n')
-        .filter((line) => line !== '')
-        .map((line) => JSON.parse(line) as Record<string, unknown>)
-    : [];
+  const lines = args.includes('--json') ? parseLines(stdout) : [];
   return { code: status ?? -1, stdout, stderr, lines };
+}
+
+/** The same beside the test, which can send it signals meanwhile. */
+export function startLivegraft(...args: readonly string[]): {
+  readonly done: Promise<Run>;
+  output(): string;
+  signal(name: NodeJS.Signals): void;
+} {
+  const child = spawn(BIN, [...args], { timeout: 60_000 });
+  let stdout = '';
+  let stderr = '';
+  child.stdout.on('data', (bytes) => {
+    stdout += bytes;
+  });
+  child.stderr.on('data', (bytes) => {
+    stderr += bytes;
+  });
+  const done = new Promise<Run>((resolve) => {
+    child.on('close', (code) => {
+      const lines = args.includes('--json') ? parseLines(stdout) : [];
+      resolve({ code: code ?? -1, stdout, stderr, lines });
+    });
+  });
+  return { done, output: () => stdout, signal: (name) => child.kill(name) };
+}
+
+function parseLines(text: string): Record<string, unknown>[] {
+  return text
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => JSON.parse(line) as Record<string, unknown>);
 }
 
 /** Where a run of the command line is to be hurt: see `fault.mjs`. `step` counts from 1. */

@@ -1,17 +1,19 @@
 import { readFileSync } from 'node:fs';
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
+import { stragglerJson } from '../json-lines.js';
 import type { KernelReference } from '../kernel-operations.js';
 import { LIVEPATCH_SNAPSHOT_COMMAND, parseLivepatchState } from '../klp-state.js';
-import type { ProcessStatus } from '../operations.js';
+import type { ProcessStatus, TransitionStatus } from '../operations.js';
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';
+import { reasonText } from '../reason-text.js';
 
-export async function showStatus(pid: number | undefined, output: Output): Promise<void> {
+export async function showStatus(pid: number | undefined, explain: boolean, output: Output): Promise<void> {
   const operations = createProcessOperations();
   const pids = pid === undefined ? await operations.findPatchedProcesses() : [pid];
   const processes: ProcessStatus[] = [];
-  for (const each of pids) processes.push(await operations.status(each));
+  for (const each of pids) processes.push(await operations.status(each, explain));
   output.json({
     event: 'status',
     processes: processes.map((status) => ({
@@ -20,7 +22,12 @@ export async function showStatus(pid: number | undefined, output: Output): Promi
       transition:
         status.transition === undefined
           ? null
-          : { ...status.transition, tasks: [...status.transition.tasks] },
+          : {
+              ...status.transition,
+              startedAt: status.transition.startedAt ?? null,
+              tasks: [...status.transition.tasks],
+              stragglers: status.transition.stragglers?.map(stragglerJson) ?? null,
+            },
     })),
   });
   if (processes.length === 0) output.text('no process of this machine carries a patch');
@@ -123,6 +130,51 @@ function showProcess(status: ProcessStatus, output: Output): void {
   const { transition } = status;
   if (transition === undefined) return;
   output.text(`  ${yellow('transition not complete')}: ${transition.direction}, patch ${transition.patchId}`);
+  if (transition.isHeld) output.text('    another process holds the threads: probably a livegraft at work');
   for (const task of transition.tasks) output.text(`    ${task.tid} ${task.name}: ${task.state}`);
-  output.text(`  what to do: apply the patch again to complete it, or livegraft revert --pid ${status.pid}`);
+  if (transition.stragglers !== undefined) explain(transition, transition.stragglers, status.pid, output);
+  else {
+    output.text(
+      `  what to do: apply the patch again to complete it, or livegraft revert --pid ${status.pid}; why it is not complete: --explain`,
+    );
+  }
+}
+
+function explain(
+  { direction, startedAt }: TransitionStatus,
+  stragglers: NonNullable<TransitionStatus['stragglers']>,
+  pid: number,
+  output: Output,
+): void {
+  const { bold, yellow } = output.colors;
+  output.text(
+    `  ${stragglers.length} threads have not switched, of a transition that began ${startedAt ?? '?'}`,
+  );
+  for (const {
+    tid,
+    name,
+    since,
+    attempts,
+    seenAt,
+    reason,
+    frames,
+    blockingFrame,
+    releasedBy,
+  } of stragglers) {
+    const seen = seenAt === 'now' ? '' : `, as seen ${seenAt}`;
+    const why = reason === undefined ? 'nothing holds it' : reasonText(reason);
+    output.text(`  ${bold(`thread ${tid}`)} (${name}): ${why}${seen}`);
+    output.text(`    since ${since ?? '?'}, refused ${attempts} times`);
+    frames.forEach((frame, index) => {
+      const line = `#${index} ${hex(frame.address)} ${frame.symbol ?? '?'} (${frame.module ?? '?'})`;
+      output.text(index === blockingFrame ? `  ${yellow(`> ${line}  <- blocks`)}` : `    ${line}`);
+    });
+    output.text(`    what releases it: ${releasedBy}`);
+  }
+  const [go, back] = direction === 'patch' ? ['apply', 'revert'] : ['revert', 'apply'];
+  output.text('  what to do, while the process runs on safely as it is:');
+  output.text(
+    `    release the threads as said above, and repeat livegraft ${go} --pid ${pid} to complete it;`,
+  );
+  output.text(`    or go the other way with livegraft ${back} --pid ${pid}`);
 }

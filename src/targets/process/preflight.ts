@@ -5,8 +5,11 @@ import { memoryFolder, PF_KTHREAD, readStatus, readThreadStat } from './proc.js'
 
 const ELFCLASS32 = 1;
 
-/** Everything about a pid that can be refused before a single thread is touched. */
-export function expectPatchableProcess(pid: number): void {
+/**
+ * Everything about a pid that can be refused before a single thread is touched. Whoever only looks at memory may do so
+ * while another process traces it.
+ */
+export function expectPatchableProcess(pid: number, purpose: 'patch' | 'look' = 'patch'): void {
   if (!Number.isInteger(pid) || pid <= 0) {
     throw new LivegraftError('bad-pid', `${pid} is not a process id`, { remedy: 'give a positive number' });
   }
@@ -42,7 +45,7 @@ export function expectPatchableProcess(pid: number): void {
     );
   }
   const tracer = Number(status.get('TracerPid') ?? 0);
-  if (tracer > 0) {
+  if (tracer > 0 && purpose === 'patch') {
     throw new LivegraftError('already-traced', `process ${pid} is being traced by process ${tracer}`, {
       remedy: 'stop that tracer (a debugger or strace), then try again',
       details: { pid, tracer },

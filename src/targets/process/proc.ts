@@ -87,6 +87,8 @@ export interface ThreadStat {
   readonly flags: number;
   /** The one it runs on or ran on last. */
   readonly processor: number;
+  /** When it began, in clock ticks since boot. */
+  readonly beganTicks: number;
 }
 
 const PF_EXITING = 0x4;
@@ -105,6 +107,7 @@ export function readThreadStat(pid: number, tid: number): ThreadStat | undefined
     state: fields[0] ?? '?',
     flags: Number(fields[6] ?? 0),
     processor: Number(fields[36] ?? -1),
+    beganTicks: Number(fields[19] ?? 0),
   };
 }
 

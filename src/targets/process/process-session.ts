@@ -27,8 +27,8 @@ export class ProcessSession {
   registry: Registry | undefined;
   #registryMapping: Mapping | undefined;
 
-  constructor(pid: number, arch: Architecture) {
-    expectPatchableProcess(pid);
+  constructor(pid: number, arch: Architecture, purpose: 'patch' | 'look' = 'patch') {
+    expectPatchableProcess(pid, purpose);
     this.pid = pid;
     this.arch = arch;
     this.memory = new ProcessMemory(pid);

@@ -14,13 +14,13 @@ import { ProcessMemory } from './memory.js';
 import { collectGarbage } from './own-runtime.js';
 import { isRunning, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
-import { RIP, readRegister } from './registers.js';
-import type { MemoryRange, RegisteredPatch, RegisteredTransition } from './registry.js';
+import type { RegisteredPatch, RegisteredTransition } from './registry.js';
 import { STOP_TIMEOUT_MS, stopAll, writeWhileStopped } from './stopped-write.js';
+import { StragglerLog } from './straggler-log.js';
 import type { TaskRecord } from './task-record.js';
 import { expectGsUnused } from './task-slots.js';
 import type { Tracee, Tracer, TracerEvent } from './tracer.js';
-import { leaveTrampoline, rangesBelow } from './trampolines.js';
+import { decidedFunction, leaveTrampoline, rangesLeaving } from './trampolines.js';
 
 /** System-call stops that a refused thread is watched for: a restarted call's entry and exit, and the next ones. */
 const WATCHED_STOPS = 6;
@@ -37,6 +37,7 @@ export class ProcessTransition implements TransitionTarget {
   #direction: Direction;
   #events: TargetEvent[] = [];
   #goneError: LivegraftError | undefined;
+  readonly #log: StragglerLog;
 
   constructor(tracer: Tracer, space: ProcessSpace, patchId: string, direction: Direction, model: string) {
     this.#tracer = tracer;
@@ -45,6 +46,7 @@ export class ProcessTransition implements TransitionTarget {
     this.#direction = direction;
     this.#model = model;
     this.name = `process ${space.pid}`;
+    this.#log = new StragglerLog(space, direction);
     this.#adoptThreads(space);
     tracer.onCreated = (tracee, parent, how) => this.#adoptCreated(tracee, parent, how);
   }
@@ -153,6 +155,7 @@ export class ProcessTransition implements TransitionTarget {
     }
     space.slots.setState(tracee, to === 'patched' ? 1 : 0);
     record.refusal = undefined;
+    this.#log.forget(record);
     tracee.syscallStopsWanted = 0;
     this.#tracer.resume(tracee);
     return { kind: 'switched' };
@@ -176,13 +179,19 @@ export class ProcessTransition implements TransitionTarget {
     }
     if (refusals.size === 0) {
       for (const record of stopped) {
-        if (record.tracee.state === 'stopped')
-          record.space.slots.setState(record.tracee, to === 'patched' ? 1 : 0);
+        if (record.tracee.state !== 'stopped') continue;
+        record.space.slots.setState(record.tracee, to === 'patched' ? 1 : 0);
+        this.#log.forget(record);
       }
     }
     for (const record of stopped) this.#tracer.resume(record.tracee);
     if (refusals.size === 0) return { switched: true };
-    return { switched: false, refusals: new Map([...refusals].map(([id, reason]) => [id, reason()])) };
+    const reasons = new Map([...refusals].map(([id, reason]) => [id, reason()]));
+    for (const record of stopped) {
+      const reason = reasons.get(record.id);
+      if (reason !== undefined) this.#log.note(record, reason);
+    }
+    return { switched: false, refusals: reasons };
   }
 
   /** Refused threads are resumed up to their next system-call stops as it is; see {@link WATCHED_STOPS}. */
@@ -194,6 +203,7 @@ export class ProcessTransition implements TransitionTarget {
     const until = performance.now() + timeoutMs;
     for (;;) {
       this.#pump();
+      this.#log.saveNowAndThen();
       if (this.#events.length > 0 || performance.now() >= until) break;
       // Yields to the event loop, where signals of the operator and the live view wait.
       await new Promise((resolve) => setTimeout(resolve, Math.min(1, until - performance.now())));
@@ -205,6 +215,7 @@ export class ProcessTransition implements TransitionTarget {
 
   reverse(direction: Direction): void {
     this.#direction = direction;
+    this.#log.restart();
     for (const space of this.#spaces) {
       space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
       for (const record of space.tasks.values()) record.refusal = undefined;
@@ -254,6 +265,7 @@ export class ProcessTransition implements TransitionTarget {
 
   /** Puts every thread back under its own steam, whatever happened. */
   releaseAll(): void {
+    if (this.#spaces[0] !== undefined) this.#unlessGone(this.#spaces[0], () => this.#log.save());
     this.#tracer.detachAll(1000);
   }
 
@@ -310,29 +322,20 @@ export class ProcessTransition implements TransitionTarget {
   #checkStack(record: TaskRecord): (() => StragglerReason) | undefined {
     return (
       this.#decidedReason(record) ??
-      record.space.inspector.check(record.tracee, this.#leavingRanges(record.space))
+      record.space.inspector.check(
+        record.tracee,
+        rangesLeaving(record.space.registry, this.#patchOf(record.space), this.#direction),
+      )
     );
   }
 
   /** A thread between the reading of its state and the jump that follows has decided already. */
   #decidedReason(record: TaskRecord): (() => StragglerReason) | undefined {
-    const ip = readRegister(record.tracee.registers, RIP);
-    for (const { name, redirect } of this.#patchOf(record.space).functions) {
-      const { address, belowEntry } = redirect.trampoline;
-      if (ip > address && ip < belowEntry) {
-        const { inspector } = record.space;
-        const { frames } = inspector.walk(record.tracee);
-        return () => ({ kind: 'busy', function: name, frame: 0, frames: inspector.reportFrames(frames) });
-      }
-    }
-    return undefined;
-  }
-
-  /** Everything that a switched thread must not return into: the versions that this direction takes away. */
-  #leavingRanges(space: ProcessSpace): readonly MemoryRange[] {
-    const patch = this.#patchOf(space);
-    if (this.#direction === 'unpatch') return [patch.code];
-    return rangesBelow(space.registry, patch);
+    const name = decidedFunction(record.tracee, this.#patchOf(record.space));
+    if (name === undefined) return undefined;
+    const { inspector } = record.space;
+    const { frames } = inspector.walk(record.tracee);
+    return () => ({ kind: 'busy', function: name, frame: 0, frames: inspector.reportFrames(frames) });
   }
 
   #patchOf(space: ProcessSpace): RegisteredPatch {
@@ -342,7 +345,12 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   #transitionEntry() {
-    return { patchId: this.#patchId, direction: this.#direction, model: this.#model };
+    return {
+      patchId: this.#patchId,
+      direction: this.#direction,
+      model: this.#model,
+      ...this.#log.entry(),
+    };
   }
 
   #find(task: TaskId): TaskRecord | undefined {
@@ -359,6 +367,7 @@ export class ProcessTransition implements TransitionTarget {
 
   #refuse(record: TaskRecord, reason: StragglerReason, timeslices: number | undefined): SwitchOutcome {
     record.noteRefusal(reason, timeslices, performance.now());
+    this.#log.note(record, reason);
     return { kind: 'refused', reason };
   }
 
@@ -368,6 +377,7 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   #forget(record: TaskRecord): void {
+    this.#log.forget(record);
     record.space.slots.release(record.tracee);
     record.space.tasks.delete(record.tracee.tid);
   }

@@ -1,3 +1,5 @@
+import type { StragglerReason } from '../../engine/target.js';
+
 /**
  * What livegraft knows about its work in a process, kept in that process. Plain JSON: addresses are numbers (user
  * addresses are exact), bytes are hexadecimal text. A later livegraft needs nothing else but the pid.
@@ -95,10 +97,30 @@ export interface Trampoline extends MemoryRange {
   readonly displaced: readonly { readonly copy: number; readonly original: number }[];
 }
 
+/** A task that a run could not switch, as it last saw it. */
+export interface RegisteredStraggler {
+  /** The kernel's ids are unique among the living: `beganTicks` tells a later thread of the same id apart. */
+  readonly tid: number;
+  /** When the thread began, in clock ticks since boot (`/proc/PID/task/TID/stat`). */
+  readonly beganTicks: number;
+  readonly name: string;
+  /** How often its stack was looked at and refused, over all runs of the transition. */
+  readonly attempts: number;
+  /** ISO 8601: the first refusal and the last. */
+  readonly since: string;
+  readonly lastAt: string;
+  /** The reason of the last refusal, with its innermost frames. */
+  readonly reason: StragglerReason;
+}
+
 export interface RegisteredTransition {
   readonly patchId: string;
   readonly direction: 'patch' | 'unpatch';
   readonly model: string;
   /** `installing`: some entries may choose already. `running`: all do. `finishing`: every task has switched. */
   readonly phase: 'installing' | 'running' | 'finishing';
+  /** ISO 8601: when it was begun, or last turned around. Absent from what older versions wrote. */
+  readonly startedAt?: string;
+  /** Written once a second by the run that works on it, and when that run leaves it. */
+  readonly stragglers?: readonly RegisteredStraggler[];
 }

@@ -48,3 +48,44 @@ const RESTART_BLOCK = new Set([7, 35, 202, 230, SYS_restart_syscall]);
 export function usesRestartBlock(number: number): boolean {
   return RESTART_BLOCK.has(number);
 }
+
+/** Calls in which threads wait, for people. */
+const BLOCKING_NAMES = new Map<number, string>([
+  [0, 'read'],
+  [1, 'write'],
+  [7, 'poll'],
+  [19, 'readv'],
+  [20, 'writev'],
+  [23, 'select'],
+  [34, 'pause'],
+  [35, 'nanosleep'],
+  [42, 'connect'],
+  [43, 'accept'],
+  [44, 'sendto'],
+  [45, 'recvfrom'],
+  [46, 'sendmsg'],
+  [47, 'recvmsg'],
+  [61, 'wait4'],
+  [65, 'semop'],
+  [72, 'fcntl'],
+  [73, 'flock'],
+  [128, 'rt_sigtimedwait'],
+  [130, 'rt_sigsuspend'],
+  [202, 'futex (a lock or a condition)'],
+  [208, 'io_getevents'],
+  [219, 'a timed wait'],
+  [220, 'semtimedop'],
+  [230, 'clock_nanosleep'],
+  [232, 'epoll_wait'],
+  [247, 'waitid'],
+  [270, 'pselect6'],
+  [271, 'ppoll'],
+  [281, 'epoll_pwait'],
+  [288, 'accept4'],
+  [426, 'io_uring_enter'],
+  [441, 'epoll_pwait2'],
+]);
+
+export function blockingCallName(number: number): string {
+  return BLOCKING_NAMES.get(number) ?? `system call ${number}`;
+}

@@ -21,6 +21,23 @@ export function rangesBelow(registry: Registry, patch: RegisteredPatch): readonl
   });
 }
 
+/** Everything that a switched thread must not return into: the versions that the direction takes away. */
+export function rangesLeaving(
+  registry: Registry,
+  patch: RegisteredPatch,
+  direction: Direction,
+): readonly MemoryRange[] {
+  return direction === 'unpatch' ? [patch.code] : rangesBelow(registry, patch);
+}
+
+/** The function whose trampoline a stopped thread is in behind the reading of its state: it has decided already. */
+export function decidedFunction(tracee: Tracee, patch: RegisteredPatch): string | undefined {
+  const ip = readRegister(tracee.registers, RIP);
+  return patch.functions.find(({ redirect: { trampoline } }) => {
+    return ip > trampoline.address && ip < trampoline.belowEntry;
+  })?.name;
+}
+
 /**
  * Moves a stopped thread that is about to read its GS slot, which will be gone, to where the read would lead.
  * A table stays mapped, and a thread behind the read has decided: both go on by themselves.

@@ -1,0 +1,149 @@
+import { expectNever } from '../../base/errors.js';
+import type { Direction, ReportedFrame, StragglerReason } from '../../engine/target.js';
+import { readBlockingSyscall, readThreadStat } from './proc.js';
+import type { ProcessSession } from './process-session.js';
+import type { RegisteredPatch, RegisteredStraggler, Registry } from './registry.js';
+import { blockingCallName } from './syscalls.js';
+import { createTaskSlots } from './task-slots.js';
+import { PATIENT_TIMEOUT_MS, type Tracee } from './tracer.js';
+import { decidedFunction, rangesLeaving } from './trampolines.js';
+
+/** All that can be said of a thread that a transition has not switched. */
+export interface StragglerReport {
+  readonly tid: number;
+  readonly name: string;
+  /** ISO 8601: when it was first refused; of a thread that was never tried, when the transition began. */
+  readonly since: string | undefined;
+  /** Refusals over all runs that have left a record. */
+  readonly attempts: number;
+  /** When the reason was seen: `now`, or, while another livegraft holds the threads, the time of its last look. */
+  readonly seenAt: string | 'now';
+  /** Undefined when nothing holds it: the next try switches it. */
+  readonly reason: StragglerReason | undefined;
+  /** Innermost first. */
+  readonly frames: readonly ReportedFrame[];
+  /** Index of the frame that blocks it, where one does. */
+  readonly blockingFrame: number | undefined;
+  /** What would let it switch. */
+  readonly releasedBy: string;
+}
+
+/** Looks at every seized thread. Each is stopped for a moment, and goes on seized. */
+export function explainStragglers(
+  session: ProcessSession,
+  registry: Registry,
+  patch: RegisteredPatch,
+): readonly StragglerReport[] {
+  const { transition } = registry;
+  if (transition === undefined) return [];
+  const wanted = transition.direction === 'patch' ? 1 : 0;
+  const slots = createTaskSlots(session.memory, registry.slots);
+  const inspector = session.inspector();
+  const ranges = rangesLeaving(registry, patch, transition.direction);
+  const reports: StragglerReport[] = [];
+  const tell = (tracee: Tracee, reason: StragglerReason | undefined, frames: readonly ReportedFrame[]) => {
+    const known = knownStraggler(registry, session.pid, tracee.tid);
+    reports.push({
+      tid: tracee.tid,
+      name: session.threadName(tracee.tid),
+      since: known?.since ?? transition.startedAt,
+      attempts: known?.attempts ?? 0,
+      seenAt: 'now',
+      reason,
+      frames,
+      blockingFrame: blockingFrame(reason),
+      releasedBy: releasedBy(reason, transition.direction, waitOf(session.pid, tracee.tid)),
+    });
+  };
+  for (const tracee of [...session.tracer.tracees.values()]) {
+    session.tracer.interrupt(tracee);
+    if (session.tracer.collect(tracee, PATIENT_TIMEOUT_MS) === 'running') {
+      const state = readThreadStat(session.pid, tracee.tid)?.state ?? '?';
+      tell(tracee, { kind: 'unstoppable', detail: `it is in state ${state} and does not stop` }, []);
+      continue;
+    }
+    if (tracee.state !== 'stopped' || !session.tracer.fetchRegisters(tracee)) continue;
+    const isSwitched = slots.stateOf(tracee) === wanted;
+    const walk = isSwitched ? undefined : inspector.walk(tracee);
+    const why = isSwitched ? undefined : inspector.check(tracee, ranges);
+    const decided = decidedFunction(tracee, patch);
+    session.tracer.resume(tracee);
+    if (walk === undefined) continue;
+    const frames = inspector.reportFrames(walk.frames);
+    tell(
+      tracee,
+      decided === undefined ? why?.() : { kind: 'busy', function: decided, frame: 0, frames },
+      frames,
+    );
+  }
+  return reports;
+}
+
+/** While another livegraft holds the threads: what it has written down of its last looks. */
+export function recordedStragglers(registry: Registry, pid: number): readonly StragglerReport[] {
+  const { transition } = registry;
+  return (transition?.stragglers ?? []).flatMap(({ tid }) => {
+    const known = knownStraggler(registry, pid, tid);
+    if (known === undefined || transition === undefined) return [];
+    const { name, since, attempts, lastAt, reason } = known;
+    return [
+      {
+        tid,
+        name,
+        since,
+        attempts,
+        seenAt: lastAt,
+        reason,
+        frames: 'frames' in reason ? reason.frames : [],
+        blockingFrame: blockingFrame(reason),
+        releasedBy: releasedBy(reason, transition.direction, waitOf(pid, tid)),
+      },
+    ];
+  });
+}
+
+/** The record of a thread, unless it is of one that had the same id before. */
+function knownStraggler(registry: Registry, pid: number, tid: number): RegisteredStraggler | undefined {
+  const beganTicks = readThreadStat(pid, tid)?.beganTicks;
+  return registry.transition?.stragglers?.find(
+    (known) => known.tid === tid && known.beganTicks === beganTicks,
+  );
+}
+
+function blockingFrame(reason: StragglerReason | undefined): number | undefined {
+  if (reason?.kind === 'busy') return reason.frame;
+  // An unreliable walk ends where it could not go on.
+  return reason?.kind === 'unreliable' && reason.frames.length > 0 ? reason.frames.length - 1 : undefined;
+}
+
+/** What a sleeping thread waits for. */
+function waitOf(pid: number, tid: number): string | undefined {
+  const blocked = readBlockingSyscall(pid, tid);
+  return blocked === undefined || blocked.number < 0 ? undefined : blockingCallName(blocked.number);
+}
+
+function releasedBy(
+  reason: StragglerReason | undefined,
+  direction: Direction,
+  waitsIn: string | undefined,
+): string {
+  const wait = waitsIn === undefined ? '' : `; it waits in ${waitsIn}, and goes on when that ends`;
+  switch (reason?.kind) {
+    case undefined:
+      return 'nothing holds it: it switches when the command is repeated';
+    case 'busy': {
+      const version = direction === 'patch' ? 'the version that is being replaced' : 'the new version';
+      return `the return of ${reason.function} (${version})${wait}`;
+    }
+    case 'unreliable':
+      return `a stack that can be proven: it is looked at again elsewhere, at system calls too${wait}`;
+    case 'unstoppable':
+      return 'its way out of an uninterruptible sleep: a vfork child that executes or exits, a disk or network file system that answers';
+    case 'waiting':
+      return 'a look at its stack: it has not been tried yet';
+    case 'beforeBarrier':
+      return `a call of ${reason.barrier}${wait}`;
+    default:
+      return expectNever(reason, 'straggler reason');
+  }
+}
