@@ -10,6 +10,8 @@ export interface Io {
   readonly noColor: boolean;
   /** Calls back on the first SIGINT or SIGTERM; returns how to stop listening. */
   onInterrupt(stop: () => void): () => void;
+  /** Calls back on every SIGQUIT (Ctrl-\ on a terminal); returns how to stop listening. */
+  onReverse(reverse: () => void): () => void;
 }
 
 const STDOUT = 1;
@@ -35,6 +37,10 @@ export function processIo(): Io {
         process.off('SIGINT', stop);
         process.off('SIGTERM', stop);
       };
+    },
+    onReverse(reverse) {
+      process.on('SIGQUIT', reverse);
+      return () => process.off('SIGQUIT', reverse);
     },
   };
 }

@@ -98,9 +98,9 @@ export async function kernelStacks(reference: KernelReference): Promise<KernelSt
 }
 
 export type KernelApplyOptions = KernelReference &
-  Pick<ApplyOptions, 'patchPath' | 'model' | 'timeoutMs' | 'signal' | 'onEvent'>;
+  Pick<ApplyOptions, 'patchPath' | 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
 export type KernelRevertOptions = KernelReference &
-  Pick<RevertOptions, 'patch' | 'model' | 'timeoutMs' | 'signal' | 'onEvent'>;
+  Pick<RevertOptions, 'patch' | 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
 
 /** What the guest felt of it, besides. */
 export type KernelOutcome = ApplyOutcome & { readonly statistics: StopStatistics };
@@ -227,10 +227,10 @@ async function transit(
   patcher: KernelPatcher,
   patch: RegisteredKernelPatch,
   direction: Direction,
-  options: Pick<KernelApplyOptions, 'model' | 'timeoutMs' | 'signal' | 'onEvent'>,
+  options: Pick<KernelApplyOptions, 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>,
 ): Promise<KernelOutcome> {
   const { step, notice } = stepsOf(options.onEvent);
-  const control = new TransitionControl();
+  const control = options.control ?? new TransitionControl();
   const stop = () => control.stop();
   options.signal.addEventListener('abort', stop);
   step('install', `${patch.functions.length} functions`);

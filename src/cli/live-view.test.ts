@@ -32,6 +32,7 @@ function story(isTerminal: boolean, rows: number, events: readonly OperationEven
     rows,
     noColor: true,
     onInterrupt: () => () => {},
+    onReverse: () => () => {},
   };
   let nowMs = 0;
   const view = createTransitionView(createOutput(io, {}), () => (nowMs += 100));

@@ -18,6 +18,7 @@ function fakeIo(): Io & { readonly written: { out: string; err: string } } {
     rows: 24,
     noColor: true,
     onInterrupt: () => () => {},
+    onReverse: () => () => {},
   };
 }
 

@@ -65,6 +65,7 @@ Examples:
   addInspect(program, output, setCode);
   addApply(program, output, io, setCode);
   addRevert(program, output, io, setCode);
+  addForce(program, output, io, setCode);
   addStatus(program, output);
   addStack(program, output, setCode);
   addValidate(program, output, setCode);
@@ -249,6 +250,34 @@ function addRevert(program: Command, output: () => Output, io: Io, setCode: (cod
           ? await revertPatch(patch, { ...subject, ...transitionOptions(options) }, output(), io)
           : await revertKernelPatch(patch, { ...subject, ...transitionOptions(options) }, output(), io),
       );
+    });
+}
+
+function addForce(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
+  program
+    .command('force')
+    .description(
+      'complete a half-done transition of a process without looking at the threads that hold it up',
+    )
+    .requiredOption('--pid <pid>', 'the process', parsePid)
+    .option(
+      '--accept-inconsistency',
+      'these threads may run a mix of old and new code, and crash the process',
+    )
+    .option('--timeout <seconds>', 'how long to try', parseSeconds, 30)
+    .addHelpText(
+      'after',
+      `
+The patch counts as forced for good (livegraft status); its memory is never unmapped. docs/operations.md says when this is safe.
+
+Example:
+  $ livegraft force --pid 1234 --accept-inconsistency`,
+    )
+    .action(async (options: { pid: number; acceptInconsistency?: boolean; timeout: number }) => {
+      const { forceTransition } = await import('./commands/transition.js');
+      const { pid, acceptInconsistency, timeout } = options;
+      const chosen = { pid, timeoutMs: timeout * 1000, acceptInconsistency: acceptInconsistency === true };
+      setCode(await forceTransition(chosen, output(), io));
     });
 }
 

@@ -1,5 +1,6 @@
 import type { TransitionEvent, TransitionResult } from '../engine/events.js';
 import type { ConsistencyModel, StragglerReason } from '../engine/target.js';
+import type { TransitionControl } from '../engine/transition.js';
 import type { StragglerReport } from '../targets/process/straggler-report.js';
 
 /** The operations that commands call; `src/cli/process-operations.ts` joins the parts that carry them out. */
@@ -8,6 +9,8 @@ export interface ProcessOperations {
   apply(options: ApplyOptions): Promise<ApplyOutcome>;
   /** Removes a patch (the newest one when `patch` is undefined), or turns a half-done apply around. */
   revert(options: RevertOptions): Promise<ApplyOutcome>;
+  /** Switches what is left of a half-done transition without a look at its stacks. Recorded for good. */
+  force(options: ForceOptions): Promise<ApplyOutcome>;
   /** With `explain`, each straggler of a transition is looked at. */
   status(pid: number, explain: boolean): Promise<ProcessStatus>;
   /** Processes of this machine that carry a livegraft registry and can be read by this user. */
@@ -24,6 +27,8 @@ export interface ApplyOptions {
   readonly allowSuspendedContexts: boolean;
   /** Aborting it stops the transition where it is (safe, incomplete). */
   readonly signal: AbortSignal;
+  /** For who wants to turn it around, or force it, while it runs. */
+  readonly control?: TransitionControl;
   readonly onEvent: (event: OperationEvent) => void;
 }
 
@@ -34,6 +39,17 @@ export interface RevertOptions {
   readonly model: ConsistencyModel;
   readonly timeoutMs: number;
   readonly allowSuspendedContexts: boolean;
+  readonly signal: AbortSignal;
+  /** For who wants to turn it around, or force it, while it runs. */
+  readonly control?: TransitionControl;
+  readonly onEvent: (event: OperationEvent) => void;
+}
+
+export interface ForceOptions {
+  readonly pid: number;
+  /** The caller knows that threads may then run a mix of versions. */
+  readonly acceptInconsistency: boolean;
+  readonly timeoutMs: number;
   readonly signal: AbortSignal;
   readonly onEvent: (event: OperationEvent) => void;
 }

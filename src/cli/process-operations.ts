@@ -25,6 +25,7 @@ import { rangesBelow, versionStack } from '../targets/process/trampolines.js';
 import type {
   ApplyOptions,
   ApplyOutcome,
+  ForceOptions,
   OperationEvent,
   ProcessOperations,
   ProcessStatus,
@@ -38,6 +39,7 @@ export function createProcessOperations(): ProcessOperations {
   return {
     apply: (options) => sayIfGone(options.pid, () => apply(options)),
     revert: (options) => sayIfGone(options.pid, () => revert(options)),
+    force: (options) => sayIfGone(options.pid, () => force(options)),
     status: (pid, explain) => sayIfGone(pid, () => status(pid, explain)),
     findPatchedProcesses,
     stacks: (pid) => sayIfGone(pid, () => stacks(pid)),
@@ -194,7 +196,7 @@ function refuseSuspendedContexts(
   }
 }
 
-type TransitOptions = Pick<ApplyOptions, 'model' | 'timeoutMs' | 'signal' | 'onEvent'>;
+type TransitOptions = Pick<ApplyOptions, 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
 
 async function transit(
   session: ProcessSession,
@@ -215,7 +217,7 @@ async function transit(
     isFork: false,
   });
   const transition = new ProcessTransition(session.tracer, space, patch.id, direction, options.model);
-  const control = new TransitionControl();
+  const control = options.control ?? new TransitionControl();
   const stop = () => control.stop();
   options.signal.addEventListener('abort', stop);
   step('install', `${patch.functions.length} functions`);
@@ -318,6 +320,43 @@ async function revert(options: RevertOptions): Promise<ApplyOutcome> {
       });
     }
     return await transit(session, patch, 'unpatch', options);
+  } finally {
+    session.close();
+  }
+}
+
+async function force(options: ForceOptions): Promise<ApplyOutcome> {
+  const { step } = stepsOf(options.onEvent);
+  const { pid } = options;
+  step('check', `process ${pid}`);
+  const session = new ProcessSession(pid, x86_64);
+  try {
+    const { transition } = session.registry ?? {};
+    if (session.registry === undefined || transition === undefined) {
+      throw new LivegraftError(
+        'no-transition',
+        `process ${pid}: no transition is under way, there is nothing to force`,
+        {
+          remedy: `see livegraft status --pid ${pid}`,
+          details: { pid },
+        },
+      );
+    }
+    const patch = expectPatch(session.registry, transition.patchId);
+    if (!options.acceptInconsistency) {
+      throw new LivegraftError(
+        'force-unconfirmed',
+        `process ${pid}: forcing patch ${patch.name} switches threads that are in the middle of a version that leaves: they may run a mix of both, and crash`,
+        {
+          remedy: `see what holds them (livegraft status --pid ${pid} --explain); if a mix can do no harm, repeat with --accept-inconsistency`,
+          details: { pid, patch: patch.id },
+        },
+      );
+    }
+    session.seize();
+    const control = new TransitionControl();
+    control.force();
+    return await transit(session, patch, transition.direction, { ...options, model: 'hybrid', control });
   } finally {
     session.close();
   }

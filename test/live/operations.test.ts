@@ -1,9 +1,11 @@
+import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
 import {
   compilePatch,
   type LiveTarget,
   livegraft,
+  nextLine,
   pause,
   snapshot,
   startLivegraft,
@@ -13,6 +15,8 @@ import { startForTest } from '../support/test-target.js';
 /** Operations on a transition that a thread holds up: it sits in an old version until it is told to leave. */
 const parked = compilePatch('parked.c');
 const start = () => startForTest(parked.program, '60', '3');
+const revert = (target: LiveTarget, ...options: string[]) =>
+  livegraft('--json', 'revert', '--pid', String(target.pid), '--timeout', '0.3', ...options);
 const apply = (target: LiveTarget, ...options: string[]) =>
   livegraft('--json', 'apply', '--pid', String(target.pid), '--timeout', '0.3', ...options, parked.patch);
 
@@ -68,6 +72,90 @@ describe('status --explain', () => {
     const back = await startUntilBusy('revert', '--pid', String(target.pid));
     letOut(target);
     expect((await back.done).code).toBe(0);
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+});
+
+describe('a transition that a thread holds up', () => {
+  it('is reversed in mid-transition by SIGQUIT, and nothing of the patch is left', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    const run = await startUntilBusy('apply', '--pid', String(target.pid), parked.patch);
+    run.signal('SIGQUIT');
+    const { code, lines } = await run.done;
+    expect(code).toBe(1);
+    expect(lines).toContainEqual(expect.objectContaining({ event: 'reversing', direction: 'unpatch' }));
+    expect(lines.at(-1)).toMatchObject({ result: { kind: 'complete', direction: 'unpatch', forced: false } });
+    expect(await nextLine(target)).toBe('1');
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it('is reversed by a later command, an apply by revert and a revert by apply', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    expect(apply(target).code).toBe(3);
+    expect(statusOf(target).transition).toMatchObject({ direction: 'patch' });
+    expect(revert(target).code).toBe(0);
+    expect(snapshot(target.pid)).toEqual(before);
+    const again = await startUntilBusy('apply', '--pid', String(target.pid), parked.patch);
+    letOut(target);
+    expect((await again.done).code).toBe(0);
+    // It parks in the new version now.
+    expect(revert(target).code).toBe(3);
+    expect(statusOf(target).transition).toMatchObject({ direction: 'unpatch' });
+    expect(await nextLine(target)).toBe('1');
+    expect(apply(target).code).toBe(0);
+    expect(await nextLine(target)).toBe('2');
+    expect(statusOf(target)).toMatchObject({
+      patches: [{ state: 'applied', forced: false }],
+      transition: null,
+    });
+  });
+
+  it('is forced only with a confirmation, and the patch counts as forced for good', async () => {
+    const target = await start();
+    const force = (...options: string[]) =>
+      livegraft('--json', 'force', '--pid', String(target.pid), ...options);
+    expect(force('--accept-inconsistency').lines.at(-1)).toMatchObject({ code: 'no-transition' });
+    expect(apply(target).code).toBe(3);
+    expect(force().lines.at(-1)).toMatchObject({ event: 'error', code: 'force-unconfirmed' });
+    expect(statusOf(target)).toMatchObject({
+      patches: [{ forced: false }],
+      transition: { direction: 'patch' },
+    });
+    const forced = force('--accept-inconsistency');
+    expect(forced.lines.at(-1)).toMatchObject({ result: { kind: 'complete', forced: true } });
+    expect(statusOf(target)).toMatchObject({
+      patches: [{ state: 'applied', forced: true }],
+      transition: null,
+    });
+    expect(await nextLine(target)).toBe('2');
+    // The thread comes out of the old version, which is still there, and goes into the new one.
+    letOut(target);
+    await nextLine(target);
+    letOut(target);
+    await nextLine(target);
+    expect(target.output().match(/^out \d/gm)).toEqual(['out 1', 'out 2']);
+    const run = await startUntilBusy('revert', '--pid', String(target.pid));
+    letOut(target);
+    const { code, lines } = await run.done;
+    expect(code).toBe(0);
+    expect(lines).toContainEqual(
+      expect.objectContaining({ event: 'notice', text: expect.stringMatching(/was forced/) }),
+    );
+    expect(readFileSync(`/proc/${target.pid}/maps`, 'utf8')).toMatch(/livegraft:test/);
+    expect(await nextLine(target)).toBe('1');
+  });
+
+  it('with model stop, is refused as a whole while one thread is busy', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    expect(apply(target, '--model', 'stop').code).toBe(3);
+    expect(statusOf(target).transition?.tasks.map(({ state }) => state)).toEqual(
+      Array.from({ length: 4 }, () => 'unpatched'),
+    );
+    expect(await nextLine(target)).toBe('1');
+    expect(revert(target, '--model', 'stop').code).toBe(0);
     expect(snapshot(target.pid)).toEqual(before);
   });
 });

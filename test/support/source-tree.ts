@@ -97,6 +97,7 @@ export async function cli(...args: readonly string[]): Promise<Run> {
     rows: 24,
     noColor: true,
     onInterrupt: () => () => {},
+    onReverse: () => () => {},
   });
   const lines = args.includes('--json') ? stdout.split('\n').filter((line) => line !== '') : [];
   return { code, stdout, stderr, lines: lines.map((line) => JSON.parse(line) as Record<string, unknown>) };

@@ -58,6 +58,7 @@ async function inspect(...args: string[]) {
     rows: 24,
     noColor: true,
     onInterrupt: () => () => {},
+    onReverse: () => () => {},
   });
   return { code, out, err };
 }

@@ -176,5 +176,6 @@ function explain(
   output.text(
     `    release the threads as said above, and repeat livegraft ${go} --pid ${pid} to complete it;`,
   );
-  output.text(`    or go the other way with livegraft ${back} --pid ${pid}`);
+  output.text(`    or go the other way with livegraft ${back} --pid ${pid};`);
+  output.text(`    or, where a mix of versions can do no harm, livegraft force --pid ${pid} (see its help)`);
 }

@@ -1,18 +1,19 @@
 import type { TransitionResult } from '../../engine/events.js';
+import { TransitionControl } from '../../engine/transition.js';
 import { EXIT } from '../conventions.js';
 import type { Io } from '../io.js';
 import { eventLine, resultLine } from '../json-lines.js';
 // Only what a command needs is loaded: start-up is part of how long an apply takes.
 import type { KernelReference } from '../kernel-operations.js';
 import { createTransitionView } from '../live-view.js';
-import type { ApplyOptions, ApplyOutcome, OperationEvent } from '../operations.js';
+import type { ApplyOptions, ApplyOutcome, ForceOptions, OperationEvent } from '../operations.js';
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';
 import { reasonText } from '../reason-text.js';
 
 type Common = Pick<ApplyOptions, 'pid' | 'model' | 'timeoutMs' | 'allowSuspendedContexts'>;
 type KernelCommon = KernelReference & Pick<ApplyOptions, 'model' | 'timeoutMs'>;
-type Hooks = Pick<ApplyOptions, 'signal' | 'onEvent'>;
+type Hooks = Pick<ApplyOptions, 'signal' | 'control' | 'onEvent'>;
 
 export async function applyPatch(
   patchPath: string,
@@ -35,6 +36,17 @@ export async function revertPatch(
   const operations = createProcessOperations();
   return await transit(output, io, processSubject(options.pid), 'reverted', (hooks) =>
     operations.revert({ ...options, ...hooks, patch }),
+  );
+}
+
+export async function forceTransition(
+  options: Pick<ForceOptions, 'pid' | 'timeoutMs' | 'acceptInconsistency'>,
+  output: Output,
+  io: Io,
+): Promise<number> {
+  const operations = createProcessOperations();
+  return await transit(output, io, processSubject(options.pid), 'forced', (hooks) =>
+    operations.force({ ...options, ...hooks }),
   );
 }
 
@@ -89,19 +101,22 @@ async function transit(
   const abort = new AbortController();
   // The first Ctrl-C leaves the transition where it is, consistent; the target never notices.
   const stopListening = io.onInterrupt(() => abort.abort());
+  const control = new TransitionControl();
+  const stopReversing = io.onReverse(() => control.reverse('the operator asked for it'));
   const view = createTransitionView(output);
   const onEvent = (event: OperationEvent) => {
     output.json(eventLine(event));
     view.note(event);
   };
   try {
-    const { patch, result } = await work({ signal: abort.signal, onEvent });
+    const { patch, result } = await work({ signal: abort.signal, control, onEvent });
     view.end();
     output.json(resultLine(patch, result));
     return report(output, subject, patch.name, done, result);
   } finally {
     view.end();
     stopListening();
+    stopReversing();
   }
 }
 
@@ -115,8 +130,10 @@ function report(
   const { green, yellow } = output.colors;
   if (result.kind === 'complete') {
     const ms = result.durationMs.toFixed(1);
-    output.text(`${green(done)}: ${name}, ${subject.name}, ${result.tasks} ${subject.tasks}s in ${ms} ms`);
-    return EXIT.done;
+    const isReversed = done !== 'forced' && (done === 'applied') !== (result.direction === 'patch');
+    const outcome = isReversed ? yellow(`turned around, not ${done}`) : green(done);
+    output.text(`${outcome}: ${name}, ${subject.name}, ${result.tasks} ${subject.tasks}s in ${ms} ms`);
+    return isReversed ? EXIT.failed : EXIT.done;
   }
   const { stragglers, switched } = result;
   output.text(
@@ -128,8 +145,9 @@ function report(
     );
   }
   output.text(`  every ${subject.tasks} runs one consistent version; the ${subject.kind} is safe as it is`);
+  const [go, back] = result.direction === 'patch' ? ['apply', 'revert'] : ['revert', 'apply'];
   output.text(
-    `  what to do: repeat the command to go on, or go the other way: livegraft ${done === 'applied' ? 'revert' : 'apply'} ${subject.options}`,
+    `  what to do: go on with livegraft ${go} ${subject.options}, or go the other way: livegraft ${back} ${subject.options}`,
   );
   return EXIT.incomplete;
 }

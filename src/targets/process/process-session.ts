@@ -151,7 +151,9 @@ export class ProcessSession {
     this.refreshMappings();
     if (this.store === undefined || this.registry === undefined || this.registry.transition !== undefined)
       return [];
-    const stays = this.registry.retired.filter((range) => range.inUse || isReferenced(range));
+    const stays = this.registry.retired.filter(
+      (range) => range.forced === true || range.inUse || isReferenced(range),
+    );
     const kept = [...this.registry.patches.map((patch) => patch.image), ...stays];
     const registryMapping = this.#registryMapping;
     const isKept = (mapping: Mapping) =>
@@ -174,9 +176,13 @@ export class ProcessSession {
     }
     if (ranges.length > 0) this.targetMemory().unmap(ranges);
     this.refreshMappings();
-    return stays.map(
-      (range) => `${range.sizeBytes} bytes of a removed patch stay mapped: something still points into them`,
-    );
+    return stays.map((range) => {
+      const why =
+        range.forced === true
+          ? 'the patch was forced, they stay for good'
+          : 'something still points into them';
+      return `${range.sizeBytes} bytes of a removed patch stay mapped: ${why}`;
+    });
   }
 
   /** After a failure, when nothing has run of what was mapped: nothing can point into it. */

@@ -153,6 +153,7 @@ export class ProcessTransition implements TransitionTarget {
       this.#tracer.resume(tracee);
       return this.#refuse(record, reason(), timeslices);
     }
+    if (check === 'unchecked') this.#recordForced(space);
     space.slots.setState(tracee, to === 'patched' ? 1 : 0);
     record.refusal = undefined;
     this.#log.forget(record);
@@ -178,6 +179,7 @@ export class ProcessTransition implements TransitionTarget {
       }
     }
     if (refusals.size === 0) {
+      for (const space of check === 'unchecked' ? this.#spaces : []) this.#recordForced(space);
       for (const record of stopped) {
         if (record.tracee.state !== 'stopped') continue;
         record.space.slots.setState(record.tracee, to === 'patched' ? 1 : 0);
@@ -269,6 +271,12 @@ export class ProcessTransition implements TransitionTarget {
     this.#tracer.detachAll(1000);
   }
 
+  /** For good, and before the first thread is switched so. The model that never checks is no exception to any rule. */
+  #recordForced(space: ProcessSpace): void {
+    if (this.#model !== 'immediate' && !this.#patchOf(space).forced)
+      space.updatePatch(this.#patchId, { forced: true });
+  }
+
   #record(space: ProcessSpace, direction: Direction): void {
     if (direction === 'patch') {
       space.updatePatch(this.#patchId, { state: 'applied' });
@@ -283,6 +291,7 @@ export class ProcessTransition implements TransitionTarget {
         ...space.registry.retired,
         {
           ...patch.image,
+          forced: patch.forced,
           // Until each thread has been looked at: not here, where all are held.
           inUse: true,
           textBytes: patch.text.sizeBytes,

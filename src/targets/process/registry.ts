@@ -13,9 +13,12 @@ export interface Registry {
   readonly retired: readonly RetiredImage[];
 }
 
-/** `inUse`: a thread may still be inside. */
+/** Memory of a removed patch. */
 export interface RetiredImage extends MemoryRange {
+  /** A thread may still be inside. */
   readonly inUse: boolean;
+  /** Its patch was forced: it stays for good, as the kernel never unloads a forced patch (klp_force_transition). */
+  readonly forced?: boolean;
   readonly textBytes: number;
   /** Its functions: what a pointer can mean. */
   readonly entries: readonly number[];
