@@ -75,6 +75,11 @@ export interface Redirector {
    * Clobbers nothing but the flags (and, for the table, registers it saves). `at` is where it will run.
    */
   encodeStateTest(at: number, patched: number, slot: StateSlotLocation): StateTest;
+  /**
+   * Code in which a task sets its own state byte, and falls through. It clobbers nothing but the flags, and does nothing
+   * for a task that runs in the slot of another one. Position-independent.
+   */
+  encodeStateStore(slot: StateSlotLocation): StateStore;
 }
 
 export type StateSlotLocation =
@@ -86,6 +91,18 @@ export interface StateTest {
   readonly bytes: Uint8Array;
   /** Offsets of the first byte after which the state has been read: before it a task may be moved to the entry. */
   readonly stateReadAt: number;
+}
+
+/** Code made by {@link Redirector.encodeStateStore}; all are offsets into it. */
+export interface StateStore {
+  readonly bytes: Uint8Array;
+  /** The one byte that holds the state which is stored: it may be overwritten while the code runs. */
+  readonly valueAt: number;
+  /**
+   * Instructions at or behind which the slot at the GS base is still going to be used: a task stopped at `at` can be moved
+   * to `resumeAt`, where it goes on as if it had been passed over. Empty for a table.
+   */
+  readonly slotUses: readonly { readonly at: number; readonly resumeAt: number }[];
 }
 
 /** What names and relocations say about code of this architecture. */

@@ -218,6 +218,10 @@ function addApply(program: Command, output: () => Output, io: Io, setCode: (code
   addTransitionOptions(program.command('apply'))
     .description('apply a patch to a running process or kernel')
     .argument('<file>', 'a .lgp file')
+    .option(
+      '--barrier <symbol>',
+      'of a process: a function that no thread calls while it is in one that the patch replaces (docs/operations.md)',
+    )
     .addHelpText(
       'after',
       `
@@ -226,12 +230,19 @@ Examples:
   $ livegraft apply --pid 1234 --timeout 120 fix.lgp
   $ livegraft apply --gdb unix:/run/guest-gdb --vmlinux vmlinuz fix.lgp`,
     )
-    .action(async (file: string, options: TransitionOptions) => {
+    .action(async (file: string, options: TransitionOptions & { readonly barrier?: string }) => {
       const subject = subjectOf(options, program);
+      if (subject.kind === 'kernel' && options.barrier !== undefined)
+        program.error('error: --barrier is for processes: a kernel has its own', { exitCode: EXIT.usage });
       const { applyKernelPatch, applyPatch } = await import('./commands/transition.js');
       setCode(
         subject.kind === 'process'
-          ? await applyPatch(file, { ...subject, ...transitionOptions(options) }, output(), io)
+          ? await applyPatch(
+              file,
+              { ...subject, ...transitionOptions(options), barrier: options.barrier },
+              output(),
+              io,
+            )
           : await applyKernelPatch(file, { ...subject, ...transitionOptions(options) }, output(), io),
       );
     });

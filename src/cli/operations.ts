@@ -21,6 +21,8 @@ export interface ProcessOperations {
 export interface ApplyOptions {
   readonly pid: number;
   readonly patchPath: string;
+  /** Name of a function that no thread calls while it is in a function of the patch: there threads switch themselves. */
+  readonly barrier: string | undefined;
   readonly model: ConsistencyModel;
   readonly timeoutMs: number;
   /** Go on although suspended user-level contexts may hold old code. */

@@ -112,7 +112,7 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
     checkTarget(session, patch);
     session.seize();
     step('prepare', `${session.tracer.tracees.size} threads`);
-    let registered = prepare(session, patch, 'gsBase');
+    let registered = prepare(session, patch, 'gsBase', options.barrier);
     if (!options.allowSuspendedContexts) refuseSuspendedContexts(session, registered, notice);
     try {
       return await transit(session, registered, 'patch', options);
@@ -120,7 +120,7 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
       if (!isGsInUse(error)) throw error;
       notice('the process uses its GS register itself: task states are kept in a table instead');
       unload(session, registered);
-      registered = prepare(session, patch, 'threadPointerTable');
+      registered = prepare(session, patch, 'threadPointerTable', options.barrier);
       return await transit(session, registered, 'patch', options);
     }
   } finally {
@@ -151,10 +151,11 @@ function prepare(
   session: ProcessSession,
   patch: Patch,
   kind: 'gsBase' | 'threadPointerTable',
+  barrier: string | undefined,
 ): RegisteredPatch {
   try {
     const { store, registry } = session.expectRegistry(kind);
-    const { registered } = loadPatch(session, patch, registry);
+    const { registered } = loadPatch(session, patch, registry, barrier);
     session.registry = { ...registry, patches: [...registry.patches, registered] };
     store.write(session.registry);
     return registered;

@@ -79,6 +79,8 @@ type Awaitable<T> = T | Promise<T>;
 export interface TransitionTarget {
   /** A name for reports: the pid, or the kernel. */
   readonly name: string;
+  /** Where tasks switch themselves (reported as `taskSwitched`, and by `tasks`), while a transition runs; undefined where nowhere. */
+  readonly barrier?: string | undefined;
   /**
    * Makes every redirect choose by task; all tasks keep the version they have. All redirects are written or none.
    * Rejects with a LivegraftError and nothing changed. After a resumed transition it finds the work done and returns.

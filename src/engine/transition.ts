@@ -79,11 +79,11 @@ class Transition {
   #reportedProgress = '';
 
   constructor(target: TransitionTarget, options: TransitionOptions) {
-    if (options.model === 'lazy') {
+    if (options.model === 'lazy' && target.barrier === undefined) {
       throw new LivegraftError(
         'model-needs-barrier',
         `${target.name}: the lazy model needs a barrier, and this target declares none`,
-        { remedy: 'use the hybrid model' },
+        { remedy: 'declare one (apply --barrier), or use the hybrid model' },
       );
     }
     this.#target = target;
@@ -128,6 +128,15 @@ class Transition {
     return this.#direction === 'patch' ? 'patched' : 'unpatched';
   }
 
+  /** Tasks switch themselves, unless the rest was forced. */
+  get #waitsForBarrier(): boolean {
+    return this.#options.model === 'lazy' && this.#check === 'checked';
+  }
+
+  get #isPerTask(): boolean {
+    return this.#options.model === 'hybrid' || this.#options.model === 'lazy';
+  }
+
   get #modelCheck(): Check {
     return this.#options.model === 'immediate' ? 'unchecked' : 'checked';
   }
@@ -137,7 +146,8 @@ class Transition {
     while (this.#pendingTasks().length > 0) {
       await this.#obey();
       if (this.#mustStop()) return false;
-      if (this.#options.model === 'hybrid') await this.#tryDueTasks();
+      if (this.#waitsForBarrier) this.#hasTried = true;
+      else if (this.#isPerTask) await this.#tryDueTasks();
       else await this.#tryTogether();
       if (this.#pendingTasks().length > 0) {
         for (const event of await this.#target.waitForEvents(this.#waitMs())) await this.#note(event);
@@ -222,7 +232,10 @@ class Transition {
       attempts: 0,
       backoff: new Backoff(this.#retry, now),
       sinceMs: now,
-      reason: { kind: 'waiting' },
+      reason:
+        this.#options.model === 'lazy' && this.#target.barrier !== undefined
+          ? { kind: 'beforeBarrier', barrier: this.#target.barrier }
+          : { kind: 'waiting' },
     });
   }
 
@@ -301,7 +314,8 @@ class Transition {
     if (task === undefined || task.isSwitched) {
       // A target may hold the task until it is tried, also one that has nothing left to switch.
       await this.#target.trySwitch(id, this.#to, this.#check);
-    } else if (this.#options.model === 'hybrid') {
+    } else if (this.#waitsForBarrier) return;
+    else if (this.#isPerTask) {
       // An attempt on top of those that time brings: it leaves their schedule alone.
       await this.#tryTask(task);
     } else this.#together.makeDue(this.#now());
@@ -350,10 +364,11 @@ class Transition {
   }
 
   #waitMs(): number {
-    const dueMs =
-      this.#options.model === 'hybrid'
-        ? this.#pendingTasks().reduce((least, { backoff }) => Math.min(least, backoff.dueMs), Infinity)
-        : this.#together.dueMs;
+    if (this.#waitsForBarrier)
+      return Math.max(0, Math.min(LONGEST_WAIT_MS, this.#options.timeoutMs - this.#elapsedMs()));
+    const dueMs = this.#isPerTask
+      ? this.#pendingTasks().reduce((least, { backoff }) => Math.min(least, backoff.dueMs), Infinity)
+      : this.#together.dueMs;
     const leftMs = this.#options.timeoutMs - this.#elapsedMs();
     return Math.max(0, Math.min(dueMs - this.#now(), leftMs, LONGEST_WAIT_MS));
   }

@@ -159,3 +159,80 @@ describe('a transition that a thread holds up', () => {
     expect(snapshot(target.pid)).toEqual(before);
   });
 });
+
+describe('the barrier', () => {
+  const barrier = ['--barrier', 'checkpoint'] as const;
+
+  it.each(['', 'gs'])(
+    'switches every thread of a target of kind "%s" without a look at its stack (model lazy)',
+    async (kind) => {
+      const target = await startForTest(parked.program, '60', '4', kind);
+      const before = snapshot(target.pid);
+      const lazy = ['--pid', String(target.pid), '--model', 'lazy'];
+      const run = startLivegraft('--json', 'apply', ...lazy, ...barrier, parked.patch);
+      await pause(700);
+      letOut(target);
+      const applied = await run.done;
+      expect(applied.stderr).toBe('');
+      expect(applied.code).toBe(0);
+      // Those that were quicker than the first list of threads are in it as switched already.
+      const switched = applied.lines.filter((line) => line.event === 'taskSwitched');
+      expect(switched.map((line) => line.name)).toContain('parked');
+      expect(switched.filter((line) => line.attempts !== 0)).toEqual([]);
+      expect(applied.lines.at(-1)).toMatchObject({ result: { tasks: 5, forced: false } });
+      expect(await nextLine(target)).toBe('2');
+      const back = startLivegraft('--json', 'revert', ...lazy);
+      await pause(700);
+      letOut(target);
+      expect((await back.done).code).toBe(0);
+      expect(await nextLine(target)).toBe('1');
+      if (kind === '') expect(snapshot(target.pid)).toEqual(before);
+      expect(target.isAlive()).toBe(true);
+    },
+  );
+
+  it.each(['lazy', 'hybrid'])('works without livegraft, which was killed (model %s)', async (model) => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    const args = ['--pid', String(target.pid), '--model', model, ...barrier, parked.patch];
+    const run = startLivegraft('--json', 'apply', ...args);
+    for (let i = 0; i < 300 && !run.output().includes('taskSwitched'); i++) await pause(10);
+    run.signal('SIGKILL');
+    await run.done;
+    await pause(100);
+    const [straggler] = statusOf(target, '--explain').transition?.stragglers ?? [];
+    expect(straggler?.releasedBy).toMatch(/a call of checkpoint/);
+    letOut(target);
+    await pause(100);
+    const states = statusOf(target).transition?.tasks.map(({ state }) => state);
+    expect(states).toEqual(['patched', 'patched', 'patched', 'patched']);
+    letOut(target);
+    await nextLine(target);
+    expect(target.output().match(/^out \d/gm)).toEqual(['out 1', 'out 2']);
+    expect(livegraft('apply', ...args).code).toBe(0);
+    const back = await startUntilBusy('revert', '--pid', String(target.pid));
+    letOut(target);
+    expect((await back.done).code).toBe(0);
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it('goes the other way after a reversal', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    expect(apply(target, '--model', 'lazy', ...barrier).code).toBe(3);
+    expect(await nextLine(target)).toBe('2');
+    expect(revert(target, '--model', 'lazy').code).toBe(0);
+    expect(await nextLine(target)).toBe('1');
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it('is refused when it is replaced itself, unknown, or missing in the lazy model', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    const codeOf = (...options: string[]) => apply(target, ...options).lines.at(-1)?.code;
+    expect(codeOf('--barrier', 'work')).toBe('bad-barrier');
+    expect(codeOf('--barrier', 'nothing')).toBe('bad-barrier');
+    expect(codeOf('--model', 'lazy')).toBe('model-needs-barrier');
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+});

@@ -308,3 +308,45 @@ describe('displaced instructions of real functions, by meaning (iced-x86)', () =
     ]);
   });
 });
+
+describe('encodeStateStore', () => {
+  const decode = (bytes: Uint8Array) => {
+    const decoder = new iced.Decoder(64, bytes, iced.DecoderOptions.None);
+    decoder.ip = 0n;
+    const instructions: { at: number; usesGs: boolean; end: number }[] = [];
+    while (decoder.canDecode) {
+      const at = Number(decoder.ip);
+      const instruction = decoder.decode();
+      expect(instruction.code).not.toBe(iced.Code.INVALID);
+      const usesGs = instruction.segmentPrefix === iced.Register.GS;
+      instructions.push({ at, usesGs, end: Number(decoder.ip) });
+    }
+    return instructions;
+  };
+
+  it('knows a way out for every place from which the slot at the GS base is still used', () => {
+    const { bytes, valueAt, slotUses } = redirector.encodeStateStore({ kind: 'gsBase' });
+    const instructions = decode(bytes);
+    const lastUse = Math.max(...instructions.filter(({ usesGs }) => usesGs).map(({ at }) => at));
+    expect(slotUses.map(({ at }) => at)).toEqual(
+      instructions.filter(({ at }) => at <= lastUse).map(({ at }) => at),
+    );
+    const later = [...instructions.filter(({ at }) => at > lastUse).map(({ at }) => at), bytes.length];
+    for (const { resumeAt } of slotUses) expect(later).toContain(resumeAt);
+    expect(instructions.map(({ end }) => end)).toContain(valueAt + 1);
+  });
+
+  it('finds the same entry of the table as the state test, and leaves the GS base alone', () => {
+    const slot = { kind: 'threadPointerTable', table: 0x7000_0000_0000, entries: 1024 } as const;
+    const { bytes, valueAt, slotUses } = redirector.encodeStateStore(slot);
+    const instructions = decode(bytes);
+    expect(instructions.some(({ usesGs }) => usesGs)).toBe(false);
+    expect(slotUses).toEqual([]);
+    expect(instructions.map(({ end }) => end)).toContain(valueAt + 1);
+    const test = redirector.encodeStateTest(0, 0, slot).bytes;
+    // Up to the access, but for how far the jump behind it goes for a thread that has no entry.
+    const different = [...bytes.subarray(0, valueAt - 4)].flatMap((byte, i) => (byte === test[i] ? [] : [i]));
+    expect(different).toHaveLength(1);
+    expect(bytes[(different[0] ?? 0) - 1]).toBe(0x74);
+  });
+});

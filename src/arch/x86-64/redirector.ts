@@ -5,6 +5,7 @@ import type {
   RedirectRefusal,
   RedirectSite,
   StateSlotLocation,
+  StateStore,
   StateTest,
 } from '../architecture.js';
 import type { Instruction } from '../instruction.js';
@@ -55,6 +56,10 @@ export const redirector: Redirector = {
 
   encodeStateTest(at, patched, slot): StateTest {
     return slot.kind === 'gsBase' ? testGsBase(at, patched) : testThreadPointerTable(at, patched, slot);
+  },
+
+  encodeStateStore(slot): StateStore {
+    return slot.kind === 'gsBase' ? storeAtGsBase() : storeInThreadPointerTable(slot);
   },
 };
 
@@ -288,13 +293,72 @@ function testGsBase(at: number, patched: number): StateTest {
  * Looks the thread pointer up in an open-addressing table of {key, state}. Three registers are borrowed; they are
  * saved below the red zone, since a jump back to the entry may come here with the red zone in use.
  */
-function testThreadPointerTable(
-  at: number,
-  patched: number,
-  slot: Extract<StateSlotLocation, { kind: 'threadPointerTable' }>,
-): StateTest {
-  const bits = Math.log2(slot.entries);
+function testThreadPointerTable(at: number, patched: number, slot: ThreadPointerTable): StateTest {
   const out = new ByteWriter(160);
+  const emit = (...bytes: number[]) => out.writeBytes(Uint8Array.from(bytes));
+  const { below } = findTableEntry(out, slot);
+  emit(0x80, 0x7c, 0x0a, 0x08, 0x00); // cmpb $0, 8(%rdx,%rcx)
+  const stateReadAt = out.length;
+  emit(0x74, 0); // je below
+  const alsoBelow = out.length - 1;
+  emit(...RESTORE_AFTER_TABLE, 0xe9);
+  out.writeI32(expectRel32(patched - (at + out.length + 4)));
+  patchShort(out, below, out.length);
+  patchShort(out, alsoBelow, out.length);
+  emit(...RESTORE_AFTER_TABLE);
+  return { bytes: out.toBytes(), stateReadAt };
+}
+
+/** pop %rdx, %rcx, %rax; lea 128(%rsp), %rsp */
+const RESTORE_AFTER_TABLE = [0x5a, 0x59, 0x58, 0x48, 0x8d, 0xa4, 0x24, 0x80, 0, 0, 0];
+
+/** cmp %gs:8 with the thread pointer, since a thread may run in the slot of the one that created it; movb $0, %gs:0 */
+function storeAtGsBase(): StateStore {
+  const out = new ByteWriter(64);
+  const emit = (...bytes: number[]) => {
+    const at = out.length;
+    out.writeBytes(Uint8Array.from(bytes));
+    return at;
+  };
+  const start = emit(0x48, 0x8d, 0xa4, 0x24, 0x80, 0xff, 0xff, 0xff); // lea -128(%rsp), %rsp
+  const push = emit(0x50); // push %rax
+  const key = emit(0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0); // mov %fs:0, %rax
+  const compare = emit(0x65, 0x48, 0x3b, 0x04, 0x25, 8, 0, 0, 0); // cmp %gs:8, %rax
+  const skip = emit(0x75, 0); // jne pop
+  const store = emit(0x65, 0xc6, 0x04, 0x25, 0, 0, 0, 0, 0); // movb $0, %gs:0
+  const valueAt = out.length - 1;
+  const pop = emit(0x58); // pop %rax
+  const leave = emit(0x48, 0x8d, 0xa4, 0x24, 0x80, 0, 0, 0); // lea 128(%rsp), %rsp
+  patchShort(out, skip + 1, pop);
+  return {
+    bytes: out.toBytes(),
+    valueAt,
+    slotUses: [
+      { at: start, resumeAt: out.length },
+      { at: push, resumeAt: leave },
+      ...[key, compare, skip, store].map((at) => ({ at, resumeAt: pop })),
+    ],
+  };
+}
+
+function storeInThreadPointerTable(slot: ThreadPointerTable): StateStore {
+  const out = new ByteWriter(160);
+  const { below } = findTableEntry(out, slot);
+  out.writeBytes(Uint8Array.of(0xc6, 0x44, 0x0a, 0x08, 0)); // movb $0, 8(%rdx,%rcx)
+  const valueAt = out.length - 1;
+  patchShort(out, below, out.length);
+  out.writeBytes(Uint8Array.from(RESTORE_AFTER_TABLE));
+  return { bytes: out.toBytes(), valueAt, slotUses: [] };
+}
+
+type ThreadPointerTable = Extract<StateSlotLocation, { kind: 'threadPointerTable' }>;
+
+/**
+ * Goes on with the table in rdx and the offset of the thread's entry in rcx, or jumps through the short displacement at
+ * `below` when it has none.
+ */
+function findTableEntry(out: ByteWriter, slot: ThreadPointerTable): { readonly below: number } {
+  const bits = Math.log2(slot.entries);
   const emit = (...bytes: number[]) => out.writeBytes(Uint8Array.from(bytes));
   emit(0x48, 0x8d, 0xa4, 0x24, 0x80, 0xff, 0xff, 0xff); // lea -128(%rsp), %rsp
   emit(0x50, 0x51, 0x52); // push %rax, %rcx, %rdx
@@ -319,17 +383,7 @@ function testThreadPointerTable(
   emit(0xeb, 0);
   patchShort(out, out.length - 1, probe);
   patchShort(out, found, out.length);
-  emit(0x80, 0x7c, 0x0a, 0x08, 0x00); // cmpb $0, 8(%rdx,%rcx)
-  const stateReadAt = out.length;
-  emit(0x74, 0); // je below
-  const alsoBelow = out.length - 1;
-  const restore = [0x5a, 0x59, 0x58, 0x48, 0x8d, 0xa4, 0x24, 0x80, 0, 0, 0]; // pops; lea 128(%rsp), %rsp
-  emit(...restore, 0xe9);
-  out.writeI32(expectRel32(patched - (at + out.length + 4)));
-  patchShort(out, below, out.length);
-  patchShort(out, alsoBelow, out.length);
-  emit(...restore);
-  return { bytes: out.toBytes(), stateReadAt };
+  return { below };
 }
 
 function patchShort(out: ByteWriter, at: number, target: number): void {

@@ -19,7 +19,7 @@ export interface EntryWrite {
  */
 export function planEntryWrites(
   memory: ProcessMemory,
-  functions: readonly RegisteredFunction[],
+  functions: readonly Pick<RegisteredFunction, 'name' | 'redirect'>[],
   to: EntryState,
 ): readonly EntryWrite[] {
   const writes: EntryWrite[] = [];
@@ -36,7 +36,10 @@ export function planEntryWrites(
 }
 
 /** What an entry holds now: one of the patch's states, or `foreign` bytes that livegraft did not put there. */
-export function entryState(memory: ProcessMemory, { redirect }: RegisteredFunction): EntryState | 'foreign' {
+export function entryState(
+  memory: ProcessMemory,
+  { redirect }: Pick<RegisteredFunction, 'redirect'>,
+): EntryState | 'foreign' {
   const holds = (site: MemoryRange) => memory.readExactly(site.address, site.sizeBytes).toString('hex');
   const { hop } = redirect;
   const jump = hop ?? redirect;

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { hex, linkAddress } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
-import { PF_X, PT_LOAD } from '../../elf/constants.js';
+import { PF_X, PT_LOAD, SHN_UNDEF, STT_FUNC } from '../../elf/constants.js';
 import type { Patch } from '../../patch/content.js';
 import { layoutPatch } from '../../patch/layout.js';
 import { type ExternalSymbol, type LinkedImage, linkPatch, type SymbolSource } from '../../patch/link.js';
@@ -9,8 +9,14 @@ import type { PatchFunction, PatchObject } from '../../patch/manifest.js';
 import type { LoadedModule } from './modules.js';
 import { findFreeRange } from './placement.js';
 import type { ProcessSession } from './process-session.js';
-import { planRedirect, TRAMPOLINE_BYTES, toHex } from './redirect-plan.js';
-import type { MemoryRange, RegisteredFunction, RegisteredPatch, Registry } from './registry.js';
+import { planBarrier, planRedirect, TRAMPOLINE_BYTES, toHex } from './redirect-plan.js';
+import type {
+  MemoryRange,
+  RegisteredBarrier,
+  RegisteredFunction,
+  RegisteredPatch,
+  Registry,
+} from './registry.js';
 import { SymbolResolver } from './symbol-resolver.js';
 import { type PartToMap, PROT_EXEC, PROT_READ, PROT_WRITE, roundUp } from './target-memory.js';
 import { versionStack } from './trampolines.js';
@@ -116,7 +122,12 @@ export interface LoadedPatch {
  * Maps memory near the object and puts the relocated patch and its trampolines there. Nothing runs it yet. Everything
  * that can be refused is refused before the memory is mapped; a failure afterwards unmaps it.
  */
-export function loadPatch(session: ProcessSession, patch: Patch, registry: Registry): LoadedPatch {
+export function loadPatch(
+  session: ProcessSession,
+  patch: Patch,
+  registry: Registry,
+  barrierName: string | undefined,
+): LoadedPatch {
   const [object] = patch.manifest.objects;
   if (object === undefined || patch.manifest.objects.length > 1) {
     throw new LivegraftError(
@@ -129,7 +140,10 @@ export function loadPatch(session: ProcessSession, patch: Patch, registry: Regis
   }
   const module = expectPatchedModule(session, object);
   expectOldCode(session, object, module);
-  const layout = layoutPatch(patch, object.functions.length * TRAMPOLINE_BYTES);
+  const layout = layoutPatch(
+    patch,
+    (object.functions.length + (barrierName === undefined ? 0 : 1)) * TRAMPOLINE_BYTES,
+  );
   const base = findFreeRange(session.mappings, layout.sizeBytes, { start: module.start, end: module.end });
   const image = linkPatch(
     patch,
@@ -144,6 +158,13 @@ export function loadPatch(session: ProcessSession, patch: Patch, registry: Regis
     image.bytes.set(planned.trampolineBytes, trampoline - base);
     return planned.registered;
   });
+  let barrier: RegisteredBarrier | undefined;
+  if (barrierName !== undefined) {
+    const trampoline = base + layout.redirectOffset + functions.length * TRAMPOLINE_BYTES;
+    const planned = planBarrierOf(session, module, barrierName, functions, registry, trampoline);
+    image.bytes.set(planned.trampolineBytes, trampoline - base);
+    barrier = planned.barrier;
+  }
 
   const part = (
     { offset, sizeBytes }: { offset: number; sizeBytes: number },
@@ -182,8 +203,75 @@ export function loadPatch(session: ProcessSession, patch: Patch, registry: Regis
       },
       symbols: image.functions,
       functions,
+      ...(barrier === undefined ? {} : { barrier }),
     },
   };
+}
+
+/** Refuses what can be seen to hold old code when it runs; the rest is what was declared. */
+function planBarrierOf(
+  session: ProcessSession,
+  module: LoadedModule,
+  name: string,
+  functions: readonly RegisteredFunction[],
+  registry: Registry,
+  trampoline: number,
+) {
+  const old = findBarrier(module, name);
+  const refuse = (why: string): never => {
+    throw new LivegraftError('bad-barrier', `${name} can't be the barrier of this patch: ${why}`, {
+      remedy: 'declare a function that no thread calls while it is in a function of the patch',
+      details: { barrier: name, why },
+    });
+  };
+  if (functions.some((fn) => fn.old.address === old.address)) return refuse('the patch replaces it');
+  if (versionStack(registry.patches).newest(old.address) !== undefined)
+    return refuse('an earlier patch replaces it');
+  const caller = functions.find((fn) =>
+    [fn.old, ...fn.oldParts].some((range) => callsDirectly(session, range, old.address)),
+  );
+  if (caller !== undefined) return refuse(`${caller.name}, which is replaced, calls it`);
+  const start = linkAddress(Math.max(0, old.address - module.bias - MARGIN_BYTES));
+  const functionStart = old.address - module.bias - start;
+  const code = module.elf.bytesAt(start, functionStart + old.sizeBytes + MARGIN_BYTES);
+  if (code === undefined) return refuse(`it is not in the code of ${module.path}`);
+  return planBarrier(session.arch.redirector, {
+    name,
+    old,
+    code,
+    functionStart,
+    trampoline,
+    slots: registry.slots,
+  });
+}
+
+function findBarrier(module: LoadedModule, name: string): MemoryRange {
+  const { symbols, dynamicSymbols } = module.elf;
+  const named = [...symbols, ...dynamicSymbols].filter(
+    (s) => s.name === name && s.type === STT_FUNC && s.sectionIndex !== SHN_UNDEF && s.sizeBytes > 0,
+  );
+  const addresses = new Set(named.map((s) => s.value));
+  const [symbol] = named;
+  if (symbol === undefined || addresses.size > 1) {
+    const found = symbol === undefined ? 'no function' : `${addresses.size} functions`;
+    throw new LivegraftError('bad-barrier', `${module.path} has ${found} named ${name}`, {
+      remedy: 'give the name of one function of the patched file, as its symbol table has it (nm)',
+      details: { barrier: name },
+    });
+  }
+  return { address: symbol.value + module.bias, sizeBytes: symbol.sizeBytes };
+}
+
+/** Whether an instruction of the range calls or jumps to the address. */
+function callsDirectly(session: ProcessSession, range: MemoryRange, address: number): boolean {
+  const code = session.memory.readExactly(range.address, range.sizeBytes);
+  for (let at = 0; at < code.length; ) {
+    const instruction = session.arch.decoder.decode(code, at, range.address + at);
+    if (instruction === undefined) return false;
+    if (instruction.target === address) return true;
+    at += instruction.lengthBytes;
+  }
+  return false;
 }
 
 function planFunction(

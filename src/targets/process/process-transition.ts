@@ -14,13 +14,13 @@ import { ProcessMemory } from './memory.js';
 import { collectGarbage } from './own-runtime.js';
 import { isRunning, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
-import type { RegisteredPatch, RegisteredTransition } from './registry.js';
+import type { RegisteredBarrier, RegisteredPatch, RegisteredTransition } from './registry.js';
 import { STOP_TIMEOUT_MS, stopAll, writeWhileStopped } from './stopped-write.js';
 import { StragglerLog } from './straggler-log.js';
 import type { TaskRecord } from './task-record.js';
 import { expectGsUnused } from './task-slots.js';
 import type { Tracee, Tracer, TracerEvent } from './tracer.js';
-import { decidedFunction, leaveTrampoline, rangesLeaving } from './trampolines.js';
+import { decidedFunction, leaveTrampoline, rangesLeaving, redirectsOf } from './trampolines.js';
 
 /** System-call stops that a refused thread is watched for: a restarted call's entry and exit, and the next ones. */
 const WATCHED_STOPS = 6;
@@ -38,6 +38,7 @@ export class ProcessTransition implements TransitionTarget {
   #events: TargetEvent[] = [];
   #goneError: LivegraftError | undefined;
   readonly #log: StragglerLog;
+  #barrierSeenAtMs = 0;
 
   constructor(tracer: Tracer, space: ProcessSpace, patchId: string, direction: Direction, model: string) {
     this.#tracer = tracer;
@@ -49,6 +50,11 @@ export class ProcessTransition implements TransitionTarget {
     this.#log = new StragglerLog(space, direction);
     this.#adoptThreads(space);
     tracer.onCreated = (tracee, parent, how) => this.#adoptCreated(tracee, parent, how);
+  }
+
+  get barrier(): string | undefined {
+    const [space] = this.#spaces;
+    return space === undefined ? undefined : this.#barrierOf(space)?.name;
   }
 
   get spaces(): readonly ProcessSpace[] {
@@ -63,6 +69,7 @@ export class ProcessTransition implements TransitionTarget {
     const before = space.registry.transition;
     const from = stateWithoutSlot(before, direction);
     if (before?.phase !== 'running') space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
+    this.#aimBarrier(space);
     seizeAllThreads(this.#tracer, space.pid);
     this.#adoptThreads(space);
 
@@ -155,6 +162,7 @@ export class ProcessTransition implements TransitionTarget {
     }
     if (check === 'unchecked') this.#recordForced(space);
     space.slots.setState(tracee, to === 'patched' ? 1 : 0);
+    record.switchedTo = to === 'patched' ? 1 : 0;
     record.refusal = undefined;
     this.#log.forget(record);
     tracee.syscallStopsWanted = 0;
@@ -205,6 +213,7 @@ export class ProcessTransition implements TransitionTarget {
     const until = performance.now() + timeoutMs;
     for (;;) {
       this.#pump();
+      this.#noteSelfSwitched();
       this.#log.saveNowAndThen();
       if (this.#events.length > 0 || performance.now() >= until) break;
       // Yields to the event loop, where signals of the operator and the live view wait.
@@ -220,6 +229,7 @@ export class ProcessTransition implements TransitionTarget {
     this.#log.restart();
     for (const space of this.#spaces) {
       space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
+      this.#aimBarrier(space);
       for (const record of space.tasks.values()) record.refusal = undefined;
     }
   }
@@ -271,6 +281,38 @@ export class ProcessTransition implements TransitionTarget {
     this.#tracer.detachAll(1000);
   }
 
+  /** The patch's barrier, unless something else has changed its entry (a later patch that replaces it). */
+  #barrierOf(space: ProcessSpace): RegisteredBarrier | undefined {
+    const { barrier } = this.#patchOf(space);
+    if (barrier === undefined || entryState(space.memory, barrier) === 'foreign') return undefined;
+    return barrier;
+  }
+
+  /** Threads at the barrier set the state that the direction leads to. One that does so just now holds neither version. */
+  #aimBarrier(space: ProcessSpace): void {
+    const { barrier } = this.#patchOf(space);
+    if (barrier !== undefined)
+      space.memory.write(barrier.valueAt, Uint8Array.of(this.#direction === 'patch' ? 1 : 0));
+  }
+
+  /** Tells of threads that have switched themselves. */
+  #noteSelfSwitched(): void {
+    if (this.barrier === undefined || performance.now() - this.#barrierSeenAtMs < BARRIER_LOOK_MS) return;
+    this.#barrierSeenAtMs = performance.now();
+    const wanted = this.#direction === 'patch' ? 1 : 0;
+    for (const space of [...this.#spaces]) {
+      this.#unlessGone(space, () => {
+        for (const record of space.tasks.values()) {
+          if (record.switchedTo === wanted || space.slots.stateOf(record.tracee) !== wanted) continue;
+          record.switchedTo = wanted;
+          record.tracee.syscallStopsWanted = 0;
+          this.#log.forget(record);
+          this.#events.push({ kind: 'taskSwitched', task: record.id });
+        }
+      });
+    }
+  }
+
   /** For good, and before the first thread is switched so. The model that never checks is no exception to any rule. */
   #recordForced(space: ProcessSpace): void {
     if (this.#model !== 'immediate' && !this.#patchOf(space).forced)
@@ -296,7 +338,10 @@ export class ProcessTransition implements TransitionTarget {
           inUse: true,
           textBytes: patch.text.sizeBytes,
           entries: patch.symbols.map((symbol) => symbol.address),
-          displaced: patch.functions.map(({ old, redirect }) => ({ old, trampoline: redirect.trampoline })),
+          displaced: redirectsOf(patch).map(({ old, redirect }) => ({
+            old,
+            trampoline: redirect.trampoline,
+          })),
         },
       ],
     });
@@ -310,10 +355,18 @@ export class ProcessTransition implements TransitionTarget {
     letGo: (record: TaskRecord) => void,
   ): void {
     const { functions } = this.#patchOf(space);
+    const barrier = this.#barrierOf(space);
     writeWhileStopped({
       tracer: this.#tracer,
       space,
-      plan: () => planEntryWrites(space.memory, functions, state),
+      plan: () => {
+        const entries = planEntryWrites(space.memory, functions, state);
+        if (barrier === undefined) return entries;
+        // A thread sets its state only while the entries choose by it.
+        if (state === 'choosing')
+          return [...entries, ...planEntryWrites(space.memory, [barrier], 'choosing')];
+        return [...planEntryWrites(space.memory, [barrier], 'below'), ...entries];
+      },
       expectAlive: () => this.#expectAlive(),
       whenStopped,
       letGo,
@@ -516,6 +569,9 @@ function stateWithoutSlot(before: RegisteredTransition | undefined, direction: D
   const unswitched = began === 'patch' ? 0 : 1;
   return before?.phase === 'finishing' ? (unswitched === 0 ? 1 : 0) : unswitched;
 }
+
+/** Reading the states of 1,000 threads takes 2 ms. */
+const BARRIER_LOOK_MS = 5;
 
 const GONE_CODES = new Set(['memory-unreadable', 'memory-unwritable', 'ptrace-failed']);
 

@@ -1,7 +1,7 @@
 import type { Redirector, RedirectSite, StateSlotLocation } from '../../arch/architecture.js';
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
-import type { MemoryRange, Redirect, RegisteredFunction, SlotArea } from './registry.js';
+import type { MemoryRange, Redirect, RegisteredBarrier, RegisteredFunction, SlotArea } from './registry.js';
 import { SLOT_BYTES } from './task-slots.js';
 
 /** Room for one trampoline: the longest state test, displaced instructions at their longest, the jump back. */
@@ -74,6 +74,62 @@ export function planRedirect(redirector: Redirector, request: RedirectRequest): 
         belowEntry,
         displaced,
       },
+    },
+  };
+}
+
+export type BarrierRequest = Omit<RedirectRequest, 'newAddress' | 'earlier'>;
+
+/** Decides how the entry of a barrier leads its callers through the code that sets their state. Throws as {@link planRedirect}. */
+export function planBarrier(
+  redirector: Redirector,
+  request: BarrierRequest,
+): { readonly barrier: RegisteredBarrier; readonly trampolineBytes: Uint8Array } {
+  const { name, old, code, functionStart, trampoline, slots } = request;
+  const refuse = (why: string): never => {
+    throw new LivegraftError(
+      'not-redirectable',
+      `${name} at ${hex(old.address)} can't be a barrier: ${why}`,
+      {
+        remedy: 'declare another function that no thread calls while it is in a function of the patch',
+        details: { function: name, address: hex(old.address), why },
+      },
+    );
+  };
+  const chosen = redirector.chooseSite(code, functionStart, old.sizeBytes, old.address);
+  if ('refused' in chosen) return refuse(chosen.refused);
+  const store = redirector.encodeStateStore(slotLocation(slots));
+  const belowEntry = trampoline + store.bytes.length;
+  const copy = redirector.displace(code, functionStart, chosen, old.address, belowEntry);
+  if ('refused' in copy) return refuse(copy.refused);
+  const trampolineBytes = new Uint8Array(store.bytes.length + copy.bytes.length);
+  trampolineBytes.set(store.bytes);
+  trampolineBytes.set(copy.bytes, store.bytes.length);
+  if (trampolineBytes.length > TRAMPOLINE_BYTES) return refuse('its first instructions are too long to move');
+  const entry = encodeEntry(redirector, { ...request, newAddress: trampoline, earlier: undefined }, chosen);
+  return {
+    trampolineBytes,
+    barrier: {
+      name,
+      old,
+      redirect: {
+        ...entry,
+        trampoline: {
+          address: trampoline,
+          sizeBytes: trampolineBytes.length,
+          stateReadAt: store.bytes.length,
+          belowEntry,
+          displaced: copy.map.map((pair) => ({
+            copy: belowEntry + pair.copy,
+            original: old.address + pair.original,
+          })),
+        },
+      },
+      valueAt: trampoline + store.valueAt,
+      slotUses: store.slotUses.map(({ at, resumeAt }) => ({
+        at: trampoline + at,
+        resumeAt: trampoline + resumeAt,
+      })),
     },
   };
 }

@@ -55,6 +55,22 @@ export interface RegisteredPatch {
     readonly sizeBytes: number;
   }[];
   readonly functions: readonly RegisteredFunction[];
+  readonly barrier?: RegisteredBarrier;
+}
+
+/**
+ * A function that no thread calls while it is in one of the patch's functions. While a transition runs its entry leads
+ * to code in which the thread sets its own state: `redirect.choosing`, whose trampoline holds the store and the
+ * displaced instructions.
+ */
+export interface RegisteredBarrier {
+  readonly name: string;
+  readonly old: MemoryRange;
+  readonly redirect: Redirect;
+  /** Address of the byte that says which state a thread sets. */
+  readonly valueAt: number;
+  /** Where a thread that is about to use its GS slot can be moved to: see StateStore. */
+  readonly slotUses: readonly { readonly at: number; readonly resumeAt: number }[];
 }
 
 export interface RegisteredFunction {

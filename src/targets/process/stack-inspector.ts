@@ -18,6 +18,7 @@ import { RED_ZONE_BYTES, RSP, readRegister, toDwarfRegisters } from './registers
 import type { MemoryRange, RegisteredPatch, RetiredImage, Trampoline } from './registry.js';
 import { Symbolizer } from './symbolizer.js';
 import type { Tracee } from './tracer.js';
+import { redirectsOf } from './trampolines.js';
 
 type ReadMemory = (address: number, into: Uint8Array) => number;
 
@@ -221,7 +222,7 @@ export class StackInspector {
         ...patches.map((patch) => patchModule(this.#memory, patch)),
       ],
       displaced: [
-        ...patches.flatMap((p) => p.functions.map((f) => displacedRange(f.old, f.redirect.trampoline))),
+        ...patches.flatMap((p) => redirectsOf(p).map((f) => displacedRange(f.old, f.redirect.trampoline))),
         ...this.#retired.flatMap((r) => r.displaced.map((d) => displacedRange(d.old, d.trampoline))),
       ],
     });

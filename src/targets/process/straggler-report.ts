@@ -39,6 +39,7 @@ export function explainStragglers(
   const wanted = transition.direction === 'patch' ? 1 : 0;
   const slots = createTaskSlots(session.memory, registry.slots);
   const inspector = session.inspector();
+  const barrier = patch.barrier?.name;
   const ranges = rangesLeaving(registry, patch, transition.direction);
   const reports: StragglerReport[] = [];
   const tell = (tracee: Tracee, reason: StragglerReason | undefined, frames: readonly ReportedFrame[]) => {
@@ -52,7 +53,7 @@ export function explainStragglers(
       reason,
       frames,
       blockingFrame: blockingFrame(reason),
-      releasedBy: releasedBy(reason, transition.direction, waitOf(session.pid, tracee.tid)),
+      releasedBy: releasedBy(reason, transition.direction, waitOf(session.pid, tracee.tid), barrier),
     });
   };
   for (const tracee of [...session.tracer.tracees.values()]) {
@@ -70,11 +71,11 @@ export function explainStragglers(
     session.tracer.resume(tracee);
     if (walk === undefined) continue;
     const frames = inspector.reportFrames(walk.frames);
-    tell(
-      tracee,
-      decided === undefined ? why?.() : { kind: 'busy', function: decided, frame: 0, frames },
-      frames,
-    );
+    const busy =
+      decided === undefined ? why?.() : ({ kind: 'busy', function: decided, frame: 0, frames } as const);
+    // In the lazy model nothing else switches it, whatever its stack holds.
+    const isLazy = transition.model === 'lazy' && barrier !== undefined;
+    tell(tracee, isLazy ? { kind: 'beforeBarrier', barrier } : busy, frames);
   }
   return reports;
 }
@@ -82,6 +83,7 @@ export function explainStragglers(
 /** While another livegraft holds the threads: what it has written down of its last looks. */
 export function recordedStragglers(registry: Registry, pid: number): readonly StragglerReport[] {
   const { transition } = registry;
+  const barrier = registry.patches.find((patch) => patch.id === transition?.patchId)?.barrier?.name;
   return (transition?.stragglers ?? []).flatMap(({ tid }) => {
     const known = knownStraggler(registry, pid, tid);
     if (known === undefined || transition === undefined) return [];
@@ -96,7 +98,7 @@ export function recordedStragglers(registry: Registry, pid: number): readonly St
         reason,
         frames: 'frames' in reason ? reason.frames : [],
         blockingFrame: blockingFrame(reason),
-        releasedBy: releasedBy(reason, transition.direction, waitOf(pid, tid)),
+        releasedBy: releasedBy(reason, transition.direction, waitOf(pid, tid), barrier),
       },
     ];
   });
@@ -126,17 +128,19 @@ function releasedBy(
   reason: StragglerReason | undefined,
   direction: Direction,
   waitsIn: string | undefined,
+  barrier: string | undefined,
 ): string {
+  const orBarrier = barrier === undefined ? '' : `, or a call of ${barrier}`;
   const wait = waitsIn === undefined ? '' : `; it waits in ${waitsIn}, and goes on when that ends`;
   switch (reason?.kind) {
     case undefined:
       return 'nothing holds it: it switches when the command is repeated';
     case 'busy': {
       const version = direction === 'patch' ? 'the version that is being replaced' : 'the new version';
-      return `the return of ${reason.function} (${version})${wait}`;
+      return `the return of ${reason.function} (${version})${orBarrier}${wait}`;
     }
     case 'unreliable':
-      return `a stack that can be proven: it is looked at again elsewhere, at system calls too${wait}`;
+      return `a stack that can be proven: it is looked at again elsewhere, at system calls too${orBarrier}${wait}`;
     case 'unstoppable':
       return 'its way out of an uninterruptible sleep: a vfork child that executes or exits, a disk or network file system that answers';
     case 'waiting':

@@ -15,6 +15,9 @@ export class TaskRecord {
     | { readonly reason: StragglerReason; readonly timeslices: number | undefined; readonly atMs: number }
     | undefined;
 
+  /** The state that it is known to have been given, or to have set itself. */
+  switchedTo: 0 | 1 | undefined;
+
   /** Of a thread that ran when it was stopped for the install: its walk is rehearsed before it is held for it. */
   stackCopy: StackCopy | undefined;
 

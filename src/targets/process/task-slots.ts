@@ -32,6 +32,8 @@ export interface TaskSlots {
 }
 
 export const SLOT_BYTES = 16;
+/** Of a slot at a GS base: the thread pointer of the thread that it was given to; others may run in it, too. */
+const OWNER_OFFSET = 8;
 
 /** Slots for this many threads, with room for ones to come. */
 export function slotCount(threads: number): number {
@@ -82,6 +84,8 @@ class GsBaseSlots implements TaskSlots {
   readonly #memory: ProcessMemory;
   readonly #slotOf = new Map<number, number>();
   readonly #taken = new Set<number>();
+  /** Of threads that have ended: their owner is still written in them. */
+  readonly #released = new Set<number>();
   #next = 0;
 
   constructor(memory: ProcessMemory, area: SlotArea) {
@@ -91,12 +95,17 @@ class GsBaseSlots implements TaskSlots {
 
   assign(tracee: Tracee, state: 0 | 1): void {
     const current = readRegister(tracee.registers, GS_BASE);
-    const isOurs = isInside(this.area, current);
-    const slot = isOurs && !this.#taken.has(current) ? current : this.#findFree();
+    const owner = readRegister(tracee.registers, FS_BASE);
+    const isOwn =
+      isInside(this.area, current) && !this.#taken.has(current) && this.#ownerOf(current) === owner;
+    const slot = isOwn ? current : this.#findFree();
     this.#taken.add(slot);
     this.#slotOf.set(tracee.tid, slot);
+    const bytes = Buffer.alloc(SLOT_BYTES);
+    bytes[0] = state;
+    bytes.writeBigUInt64LE(BigInt(owner), OWNER_OFFSET);
     // The state first: from the next instruction on, the thread may read it.
-    this.#memory.write(slot, Uint8Array.of(state));
+    this.#memory.write(slot, bytes);
     if (slot !== current) native.pokeRegister(tracee.tid, GS_BASE, slot);
   }
 
@@ -118,7 +127,9 @@ class GsBaseSlots implements TaskSlots {
 
   release(tracee: Tracee): void {
     const slot = this.#slotOf.get(tracee.tid);
-    if (slot !== undefined) this.#taken.delete(slot);
+    if (slot === undefined) return;
+    this.#taken.delete(slot);
+    this.#released.add(slot);
     this.#slotOf.delete(tracee.tid);
   }
 
@@ -126,17 +137,28 @@ class GsBaseSlots implements TaskSlots {
     const base = readRegister(tracee.registers, GS_BASE);
     if (isInside(this.area, base)) {
       native.pokeRegister(tracee.tid, GS_BASE, 0);
+      const slot = this.#slotOf.get(tracee.tid);
+      if (slot !== undefined) this.#memory.write(slot + OWNER_OFFSET, Buffer.alloc(8));
     }
     this.release(tracee);
   }
 
+  #ownerOf(slot: number): number {
+    return Number(this.#memory.readExactly(slot + OWNER_OFFSET, 8).readBigUInt64LE(0));
+  }
+
+  /** One that nobody owns; failing that, one whose owner has ended while nobody watched. */
   #findFree(): number {
     const count = Math.floor(this.area.sizeBytes / SLOT_BYTES);
-    for (let i = 0; i < count; i++) {
-      const slot = this.area.address + ((this.#next + i) % count) * SLOT_BYTES;
-      if (this.#taken.has(slot)) continue;
-      this.#next = (this.#next + i + 1) % count;
-      return slot;
+    for (const mayBeOwned of [false, true]) {
+      for (let i = 0; i < count; i++) {
+        const slot = this.area.address + ((this.#next + i) % count) * SLOT_BYTES;
+        if (this.#taken.has(slot)) continue;
+        if (!mayBeOwned && !this.#released.has(slot) && this.#ownerOf(slot) !== 0) continue;
+        this.#released.delete(slot);
+        this.#next = (this.#next + i + 1) % count;
+        return slot;
+      }
     }
     // More threads than slots: sharing the first would tie two states together, so this must not pass unseen.
     throw new RangeError(`all ${count} task slots at ${targetAddress(this.area.address)} are taken`);

@@ -30,10 +30,20 @@ export function rangesLeaving(
   return direction === 'unpatch' ? [patch.code] : rangesBelow(registry, patch);
 }
 
-/** The function whose trampoline a stopped thread is in behind the reading of its state: it has decided already. */
+/** Everything whose entry a transition changes. */
+export function redirectsOf(
+  patch: RegisteredPatch,
+): readonly Pick<RegisteredFunction, 'name' | 'old' | 'redirect'>[] {
+  return patch.barrier === undefined ? patch.functions : [...patch.functions, patch.barrier];
+}
+
+/**
+ * The function whose trampoline a stopped thread is in behind the reading of its state: it has decided already. In a
+ * barrier's it is about to set its state by itself.
+ */
 export function decidedFunction(tracee: Tracee, patch: RegisteredPatch): string | undefined {
   const ip = readRegister(tracee.registers, RIP);
-  return patch.functions.find(({ redirect: { trampoline } }) => {
+  return redirectsOf(patch).find(({ redirect: { trampoline } }) => {
     return ip > trampoline.address && ip < trampoline.belowEntry;
   })?.name;
 }
@@ -54,4 +64,6 @@ export function leaveTrampoline(
     const { address, belowEntry } = fn.redirect.trampoline;
     if (ip === address) pokeRegister(tracee.tid, RIP, direction === 'patch' ? fn.new.address : belowEntry);
   }
+  const use = patch.barrier?.slotUses.find(({ at }) => at === ip);
+  if (use !== undefined) pokeRegister(tracee.tid, RIP, use.resumeAt);
 }
