@@ -6,6 +6,7 @@ import { x86_64 } from '../arch/x86-64/index.js';
 import { LivegraftError, ParseError } from '../base/errors.js';
 import type { ElfFile } from '../elf/elf-file.js';
 import { parseElf } from '../elf/reader.js';
+import type { PatchDeclarations } from '../patch/manifest.js';
 import type { CompiledPair } from './compiled-pair.js';
 import { findDebugFile } from './debug-files.js';
 import type { BuildEvent } from './events.js';
@@ -20,6 +21,7 @@ export interface BuildOptions {
   /** Names of structures whose layout may change. */
   readonly acceptedTypes: readonly string[];
   readonly name: string;
+  readonly declarations?: PatchDeclarations;
   readonly description: string;
   readonly onEvent: (event: BuildEvent) => void;
 }
@@ -49,6 +51,7 @@ export function buildFromPairs(
     acceptedTypes: options.acceptedTypes,
     digest: sha256,
     createdAt: new Date().toISOString(),
+    ...(options.declarations && { declarations: options.declarations }),
     onEvent: options.onEvent,
   });
 }

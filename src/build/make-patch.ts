@@ -6,6 +6,7 @@ import type { PatchSection, PatchSymbol } from '../patch/content.js';
 import { type Digest, writePatch } from '../patch/file.js';
 import {
   MANIFEST_VERSION,
+  type PatchDeclarations,
   type PatchFunction,
   type PatchManifest,
   type PatchSymbolAddress,
@@ -27,6 +28,7 @@ export interface MakeOptions {
   readonly acceptedTypes: readonly string[];
   readonly digest: Digest;
   readonly createdAt: string;
+  readonly declarations?: PatchDeclarations;
   readonly onEvent: (event: BuildEvent) => void;
 }
 
@@ -120,6 +122,7 @@ export function makePatch(
         symbols: [...targetSymbols.values()],
       },
     ],
+    ...options.declarations,
     newFunctions,
     newData,
     notes,

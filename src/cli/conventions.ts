@@ -20,4 +20,6 @@ export interface BuildCommandOptions {
   readonly acceptLayoutChange?: readonly string[];
   readonly output: string;
   readonly name?: string;
+  readonly replace?: boolean;
+  readonly barrier?: string;
 }

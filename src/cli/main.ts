@@ -118,6 +118,11 @@ function addBuild(program: Command, output: () => Output): void {
     .option('--debug-dir <dir...>', 'where to look for the debug file of a stripped target')
     .requiredOption('-o, --output <file>', 'where to write the patch')
     .option('--name <name>', 'name of the patch (default: from the diff)')
+    .option('--replace', 'a cumulative patch: all older patches of a process go in the same transition')
+    .option(
+      '--barrier <symbol>',
+      'a function that no thread calls while it is in one that the patch replaces',
+    )
     .argument(
       '[command...]',
       'behind --: the command that builds the tree; with --kernel, more objects to compile',
@@ -222,6 +227,7 @@ function addApply(program: Command, output: () => Output, io: Io, setCode: (code
       '--barrier <symbol>',
       'of a process: a function that no thread calls while it is in one that the patch replaces (docs/operations.md)',
     )
+    .option('--replace', 'of a process: all older patches go in the same transition (a cumulative patch)')
     .addHelpText(
       'after',
       `
@@ -230,22 +236,32 @@ Examples:
   $ livegraft apply --pid 1234 --timeout 120 fix.lgp
   $ livegraft apply --gdb unix:/run/guest-gdb --vmlinux vmlinuz fix.lgp`,
     )
-    .action(async (file: string, options: TransitionOptions & { readonly barrier?: string }) => {
-      const subject = subjectOf(options, program);
-      if (subject.kind === 'kernel' && options.barrier !== undefined)
-        program.error('error: --barrier is for processes: a kernel has its own', { exitCode: EXIT.usage });
-      const { applyKernelPatch, applyPatch } = await import('./commands/transition.js');
-      setCode(
-        subject.kind === 'process'
-          ? await applyPatch(
-              file,
-              { ...subject, ...transitionOptions(options), barrier: options.barrier },
-              output(),
-              io,
-            )
-          : await applyKernelPatch(file, { ...subject, ...transitionOptions(options) }, output(), io),
-      );
-    });
+    .action(
+      async (
+        file: string,
+        options: TransitionOptions & { readonly barrier?: string; readonly replace?: boolean },
+      ) => {
+        const subject = subjectOf(options, program);
+        if (subject.kind === 'kernel' && (options.barrier !== undefined || options.replace === true))
+          program.error('error: --barrier and --replace are for processes', { exitCode: EXIT.usage });
+        const { applyKernelPatch, applyPatch } = await import('./commands/transition.js');
+        setCode(
+          subject.kind === 'process'
+            ? await applyPatch(
+                file,
+                {
+                  ...subject,
+                  ...transitionOptions(options),
+                  barrier: options.barrier,
+                  replace: options.replace === true,
+                },
+                output(),
+                io,
+              )
+            : await applyKernelPatch(file, { ...subject, ...transitionOptions(options) }, output(), io),
+        );
+      },
+    );
 }
 
 function addRevert(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {

@@ -23,6 +23,8 @@ export interface ApplyOptions {
   readonly patchPath: string;
   /** Name of a function that no thread calls while it is in a function of the patch: there threads switch themselves. */
   readonly barrier: string | undefined;
+  /** All older patches go in the same transition. */
+  readonly replace: boolean;
   readonly model: ConsistencyModel;
   readonly timeoutMs: number;
   /** Go on although suspended user-level contexts may hold old code. */

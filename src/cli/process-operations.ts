@@ -112,7 +112,10 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
     checkTarget(session, patch);
     session.seize();
     step('prepare', `${session.tracer.tracees.size} threads`);
-    let registered = prepare(session, patch, 'gsBase', options.barrier);
+    // What earlier patches needed counts: their redirects read the states there.
+    const { registry } = session;
+    const kind = registry !== undefined && registry.patches.length > 0 ? registry.slots.kind : 'gsBase';
+    let registered = prepare(session, patch, kind, options);
     if (!options.allowSuspendedContexts) refuseSuspendedContexts(session, registered, notice);
     try {
       return await transit(session, registered, 'patch', options);
@@ -120,7 +123,7 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
       if (!isGsInUse(error)) throw error;
       notice('the process uses its GS register itself: task states are kept in a table instead');
       unload(session, registered);
-      registered = prepare(session, patch, 'threadPointerTable', options.barrier);
+      registered = prepare(session, patch, 'threadPointerTable', options);
       return await transit(session, registered, 'patch', options);
     }
   } finally {
@@ -151,11 +154,14 @@ function prepare(
   session: ProcessSession,
   patch: Patch,
   kind: 'gsBase' | 'threadPointerTable',
-  barrier: string | undefined,
+  options: Pick<ApplyOptions, 'barrier' | 'replace'>,
 ): RegisteredPatch {
   try {
     const { store, registry } = session.expectRegistry(kind);
-    const { registered } = loadPatch(session, patch, registry, barrier);
+    const { registered } = loadPatch(session, patch, registry, {
+      barrier: options.barrier ?? patch.manifest.barrier,
+      replaces: (options.replace || patch.manifest.replace === true) && registry.patches.length > 0,
+    });
     session.registry = { ...registry, patches: [...registry.patches, registered] };
     store.write(session.registry);
     return registered;
@@ -234,8 +240,8 @@ async function transit(
     });
     session.registry = space.registry;
     transition.releaseAll();
-    if (result.kind === 'complete' && result.direction === 'unpatch') {
-      step('cleanup', 'memory of the removed patch');
+    if (result.kind === 'complete' && (result.direction === 'unpatch' || patch.replaces === true)) {
+      step('cleanup', 'memory of removed patches');
       for (const text of tryCleanUp(session)) notice(text);
     }
     return { patch: { id: patch.id, name: patch.name }, result };

@@ -54,6 +54,10 @@ export const manifestSchema = z.strictObject({
   tool: z.string(),
   architecture: z.literal('x86-64'),
   objects: z.array(objectSchema).check(z.minLength(1)),
+  /** Cumulative: whatever older patches a process has go in the transition that brings this one. */
+  replace: z.optional(z.boolean()),
+  /** A function of the object that no thread calls while it is in a function of the patch: the barrier. */
+  barrier: z.optional(z.string().check(z.minLength(1))),
   newFunctions: z.array(z.string()),
   newData: z.array(z.strictObject({ name: z.string(), sizeBytes: z.int().check(z.nonnegative()) })),
   /** What the builder compared and saw: for people. */
@@ -61,6 +65,8 @@ export const manifestSchema = z.strictObject({
 });
 
 export type PatchManifest = z.infer<typeof manifestSchema>;
+/** What whoever builds a patch declares of how it is applied to a process. */
+export type PatchDeclarations = Pick<PatchManifest, 'replace' | 'barrier'>;
 export type PatchObject = z.infer<typeof objectSchema>;
 export type PatchFunction = z.infer<typeof functionSchema>;
 export type PatchSymbolAddress = z.infer<typeof symbolSchema>;

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
 import {
   compilePatch,
+  compilePatchOf,
   type LiveTarget,
   livegraft,
   nextLine,
@@ -235,4 +236,82 @@ describe('the barrier', () => {
     expect(codeOf('--model', 'lazy')).toBe('model-needs-barrier');
     expect(snapshot(target.pid)).toEqual(before);
   });
+});
+
+describe('a stack of patches', () => {
+  const work2 = compilePatchOf('parked.c', 'work2', ['-DWORK=2']);
+  const work3 = compilePatchOf('parked.c', 'work3', ['-DWORK=3'], ['--replace', '--barrier', 'checkpoint']);
+  const work4 = compilePatchOf('parked.c', 'work4', ['-DWORK=4']);
+  const hold2 = compilePatchOf('parked.c', 'hold2', ['-DHOLD=2']);
+  const on = (target: LiveTarget, command: string, ...args: string[]) =>
+    livegraft('--json', command, '--pid', String(target.pid), '--timeout', '0.3', ...args);
+  const namesOf = (target: LiveTarget) => statusOf(target).patches.map(({ name }) => name);
+  const mapped = (target: LiveTarget) =>
+    new Set(readFileSync(`/proc/${target.pid}/maps`, 'utf8').match(/livegraft:\w+/g));
+
+  it('is peeled in the order that the rules allow: what others do not lie upon, first', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    expect(on(target, 'apply', work2).code).toBe(0);
+    expect(on(target, 'apply', work4).code).toBe(0);
+    expect(await nextLine(target)).toBe('4');
+    expect(on(target, 'revert', 'work2').lines.at(-1)).toMatchObject({ code: 'not-on-top' });
+    const run = await startUntilBusy('apply', '--pid', String(target.pid), hold2);
+    letOut(target);
+    expect((await run.done).code).toBe(0);
+    expect(on(target, 'revert', 'work4').code).toBe(0);
+    expect(await nextLine(target)).toBe('2');
+    expect(on(target, 'revert', 'work2').code).toBe(0);
+    expect(namesOf(target)).toEqual(['hold2']);
+    const back = await startUntilBusy('revert', '--pid', String(target.pid));
+    letOut(target);
+    expect((await back.done).code).toBe(0);
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it('is replaced atomically: only the new patch is left, and below it is the original', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    expect(on(target, 'apply', work2).code).toBe(0);
+    // Declared when it was built, with a barrier.
+    const run = startLivegraft('apply', '--pid', String(target.pid), '--model', 'lazy', work3);
+    await pause(500);
+    letOut(target);
+    expect((await run.done).code).toBe(0);
+    expect(await nextLine(target)).toBe('3');
+    expect(namesOf(target)).toEqual(['work3']);
+    expect(mapped(target)).toEqual(new Set(['livegraft:work3', 'livegraft:registry']));
+    expect(on(target, 'revert').code).toBe(0);
+    expect(await nextLine(target)).toBe('1');
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it.each(['', 'gs'])(
+    'goes back to the original where the new patch has no version, and can be turned around meanwhile (kind "%s")',
+    async (kind) => {
+      const target = await startForTest(parked.program, '60', '3', kind);
+      const before = snapshot(target.pid);
+      expect(on(target, 'apply', work2).code).toBe(0);
+      expect(await nextLine(target)).toBe('2');
+      expect(on(target, 'apply', '--replace', hold2).code).toBe(3);
+      expect(namesOf(target)).toEqual(['work2', 'hold2']);
+      expect(await nextLine(target)).toBe('1');
+      expect(on(target, 'revert').code).toBe(0);
+      expect(namesOf(target)).toEqual(['work2']);
+      expect(await nextLine(target)).toBe('2');
+      const run = await startUntilBusy('apply', '--pid', String(target.pid), '--replace', hold2);
+      letOut(target);
+      const { code, stderr } = await run.done;
+      expect(stderr).toBe('');
+      expect(code).toBe(0);
+      expect(await nextLine(target)).toBe('1');
+      expect(namesOf(target)).toEqual(['hold2']);
+      expect(mapped(target)).toEqual(new Set(['livegraft:hold2', 'livegraft:registry']));
+      const back = await startUntilBusy('revert', '--pid', String(target.pid));
+      letOut(target);
+      expect((await back.done).code).toBe(0);
+      if (kind === '') expect(snapshot(target.pid)).toEqual(before);
+      expect(target.isAlive()).toBe(true);
+    },
+  );
 });

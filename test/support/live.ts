@@ -67,6 +67,23 @@ export function compilePatch(
   return { program, patch };
 }
 
+/** Builds a patch of a target from the compilation with these flags, under a name of its own. */
+export function compilePatchOf(
+  source: string,
+  name: string,
+  flags: readonly string[],
+  options: readonly string[] = [],
+): string {
+  const sections = ['-ffunction-sections', '-fdata-sections'];
+  const orig = compile(source, 'object', sections);
+  const patched = compile(source, 'object', [...sections, ...flags]);
+  const patch = `${patched}.${process.pid}.${name}.lgp`;
+  const files = ['--orig', orig, '--patched', patched, '--target', compile(source, 'program')];
+  const built = livegraft('build', ...files, '-o', patch, '--name', name, ...options);
+  if (built.code !== 0) throw new Error(built.stderr);
+  return patch;
+}
+
 export interface Run {
   readonly code: number;
   readonly stdout: string;

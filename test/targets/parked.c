@@ -1,7 +1,7 @@
 /* Threads that can be held inside of an old version. One of them parks in hold() until SIGUSR1 lets it out of there once;
  * the others call work() often. Between two calls every thread goes through checkpoint(), where it holds neither.
  *   parked SECONDS [THREADS] [gs]
- * Compiled with -DPATCHED for the new versions. Prints "ready PID", then once in 20 ms the version that main sees; the
+ * Compiled with -DPATCHED for the new versions, or -DWORK=n, -DHOLD=n for those of one. Prints "ready PID", then once in 20 ms the version that main sees; the
  * parked thread prints "out VERSION" whenever it comes out of hold(). */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
@@ -18,6 +18,12 @@
 #else
 #define VERSION 1
 #endif
+#ifndef WORK
+#define WORK VERSION
+#endif
+#ifndef HOLD
+#define HOLD VERSION
+#endif
 
 static volatile int zero;
 static int ends[2];
@@ -26,12 +32,12 @@ __attribute__((noinline, noipa)) void checkpoint(int unused) {
   if (unused) abort();
 }
 
-__attribute__((noinline, noipa)) int work(int value) { return value * 0 + VERSION + zero; }
+__attribute__((noinline, noipa)) int work(int value) { return value * 0 + WORK + zero; }
 
 __attribute__((noinline, noipa)) int hold(int fd) {
   char byte;
   while (read(fd, &byte, 1) != 1) {}
-  return VERSION + zero;
+  return HOLD + zero;
 }
 
 static void *parking(void *unused) {

@@ -36,11 +36,20 @@ export async function build(
     debugDirs: options.debugDir ?? [],
     acceptedTypes: options.acceptLayoutChange ?? [],
     description: '',
+    declarations: {
+      ...(options.replace === true && { replace: true }),
+      ...(options.barrier !== undefined && { barrier: options.barrier }),
+    },
     onEvent,
   };
   const nameOf = (path: string) => options.name ?? basename(path).replace(/\.(patch|diff|o)$/, '');
   if (options.format === 'klp' && options.kernel !== true && replacement === undefined)
     usage('--format klp is for kernels: give --kernel or --replacement');
+  if (
+    (options.replace === true || options.barrier !== undefined) &&
+    (options.kernel === true || replacement !== undefined)
+  )
+    usage('--replace and --barrier are for processes');
   expectWritable(options.output);
   let result: { readonly bytes: Uint8Array; readonly manifest: PatchManifest };
   const isPair = orig !== undefined && patched !== undefined;

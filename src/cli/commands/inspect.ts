@@ -57,6 +57,8 @@ export async function inspect(
     for (const symbol of object.symbols)
       output.text(`    uses ${symbol.kind} ${symbol.name} at ${symbol.address}`);
   }
+  if (manifest.replace === true) output.text('  replaces all older patches');
+  if (manifest.barrier !== undefined) output.text(`  threads may switch themselves in ${manifest.barrier}`);
   for (const name of manifest.newFunctions) output.text(`  adds function ${name}`);
   for (const data of manifest.newData) output.text(`  adds data ${data.name}, ${data.sizeBytes} bytes`);
   for (const note of manifest.notes) output.text(`  note: ${note}`);

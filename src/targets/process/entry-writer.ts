@@ -19,18 +19,18 @@ export interface EntryWrite {
  */
 export function planEntryWrites(
   memory: ProcessMemory,
-  functions: readonly Pick<RegisteredFunction, 'name' | 'redirect'>[],
+  functions: readonly Pick<RegisteredFunction, 'name' | 'redirect' | 'restores'>[],
   to: EntryState,
 ): readonly EntryWrite[] {
   const writes: EntryWrite[] = [];
-  for (const { name, redirect } of functions) {
+  for (const { name, redirect, restores } of functions) {
     const site = expectKnownEntry(memory, name, redirect.site, redirect, to);
     const hop =
       redirect.hop === undefined
         ? undefined
         : expectKnownEntry(memory, name, redirect.hop.site, redirect.hop, to);
-    for (const write of to === 'below' ? [site, hop] : [hop, site])
-      if (write !== undefined) writes.push(write);
+    const disappears = to === 'below' || (to === 'direct' && restores === true);
+    for (const write of disappears ? [site, hop] : [hop, site]) if (write !== undefined) writes.push(write);
   }
   return writes;
 }
@@ -47,7 +47,7 @@ export function entryState(
   if (now === jump.below) return 'below';
   if (now !== jump.choosing && now !== jump.direct) return 'foreign';
   // The long jump in the padding counts only once the short one leads there.
-  if (hop !== undefined && holds(redirect.site) !== redirect.direct) return 'below';
+  if (hop !== undefined && holds(redirect.site) !== redirect.choosing) return 'below';
   return now === jump.choosing ? 'choosing' : 'direct';
 }
 

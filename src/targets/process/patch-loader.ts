@@ -9,7 +9,7 @@ import type { PatchFunction, PatchObject } from '../../patch/manifest.js';
 import type { LoadedModule } from './modules.js';
 import { findFreeRange } from './placement.js';
 import type { ProcessSession } from './process-session.js';
-import { planBarrier, planRedirect, TRAMPOLINE_BYTES, toHex } from './redirect-plan.js';
+import { planBarrier, planRedirect, planRestore, TRAMPOLINE_BYTES, toHex } from './redirect-plan.js';
 import type {
   MemoryRange,
   RegisteredBarrier,
@@ -118,6 +118,12 @@ export interface LoadedPatch {
   readonly registered: RegisteredPatch;
 }
 
+export interface LoadOptions {
+  readonly barrier: string | undefined;
+  /** The older patches go with the transition that brings this one. */
+  readonly replaces: boolean;
+}
+
 /**
  * Maps memory near the object and puts the relocated patch and its trampolines there. Nothing runs it yet. Everything
  * that can be refused is refused before the memory is mapped; a failure afterwards unmaps it.
@@ -126,7 +132,7 @@ export function loadPatch(
   session: ProcessSession,
   patch: Patch,
   registry: Registry,
-  barrierName: string | undefined,
+  { barrier: barrierName, replaces }: LoadOptions,
 ): LoadedPatch {
   const [object] = patch.manifest.objects;
   if (object === undefined || patch.manifest.objects.length > 1) {
@@ -140,10 +146,10 @@ export function loadPatch(
   }
   const module = expectPatchedModule(session, object);
   expectOldCode(session, object, module);
-  const layout = layoutPatch(
-    patch,
-    (object.functions.length + (barrierName === undefined ? 0 : 1)) * TRAMPOLINE_BYTES,
-  );
+  const restored = replaces ? functionsToRestore(registry, object, module.bias) : [];
+  const trampolines =
+    object.functions.length * (replaces ? 2 : 1) + restored.length + (barrierName === undefined ? 0 : 1);
+  const layout = layoutPatch(patch, trampolines * TRAMPOLINE_BYTES);
   const base = findFreeRange(session.mappings, layout.sizeBytes, { start: module.start, end: module.end });
   const image = linkPatch(
     patch,
@@ -152,17 +158,44 @@ export function loadPatch(
     symbolSource(session, object, module),
     session.arch.redirector,
   );
-  const functions = object.functions.map((fn, index) => {
-    const trampoline = base + layout.redirectOffset + index * TRAMPOLINE_BYTES;
-    const planned = planFunction(session, registry, module, object, fn, image, trampoline);
-    image.bytes.set(planned.trampolineBytes, trampoline - base);
-    return planned.registered;
+  let used = 0;
+  const nextTrampoline = () => base + layout.redirectOffset + used++ * TRAMPOLINE_BYTES;
+  const place = (trampoline: number, bytes: Uint8Array) => image.bytes.set(bytes, trampoline - base);
+  const functions = object.functions.map((fn): RegisteredFunction => {
+    const plan = (below: Registry) => {
+      const trampoline = nextTrampoline();
+      const planned = planFunction(session, below, module, object, fn, image, trampoline);
+      place(trampoline, planned.trampolineBytes);
+      return planned.registered;
+    };
+    const registered = plan(registry);
+    expectEntry(session, registered);
+    return replaces
+      ? { ...registered, afterReplace: plan({ ...registry, patches: [] }).redirect }
+      : registered;
   });
+  for (const earlier of restored) {
+    const trampoline = nextTrampoline();
+    const { old } = earlier;
+    const around = codeAround(module, earlier.name, old);
+    const planned = planRestore(session.arch.redirector, {
+      name: earlier.name,
+      old,
+      ...around,
+      trampoline,
+      slots: registry.slots,
+      earlier,
+    });
+    place(trampoline, planned.trampolineBytes);
+    const { object: of, name, oldParts } = earlier;
+    const { copy, redirect } = planned;
+    functions.push({ object: of, name, old, oldParts, new: copy, newParts: [], redirect, restores: true });
+  }
   let barrier: RegisteredBarrier | undefined;
   if (barrierName !== undefined) {
-    const trampoline = base + layout.redirectOffset + functions.length * TRAMPOLINE_BYTES;
+    const trampoline = nextTrampoline();
     const planned = planBarrierOf(session, module, barrierName, functions, registry, trampoline);
-    image.bytes.set(planned.trampolineBytes, trampoline - base);
+    place(trampoline, planned.trampolineBytes);
     barrier = planned.barrier;
   }
 
@@ -204,6 +237,7 @@ export function loadPatch(
       symbols: image.functions,
       functions,
       ...(barrier === undefined ? {} : { barrier }),
+      ...(replaces ? { replaces } : {}),
     },
   };
 }
@@ -231,15 +265,10 @@ function planBarrierOf(
     [fn.old, ...fn.oldParts].some((range) => callsDirectly(session, range, old.address)),
   );
   if (caller !== undefined) return refuse(`${caller.name}, which is replaced, calls it`);
-  const start = linkAddress(Math.max(0, old.address - module.bias - MARGIN_BYTES));
-  const functionStart = old.address - module.bias - start;
-  const code = module.elf.bytesAt(start, functionStart + old.sizeBytes + MARGIN_BYTES);
-  if (code === undefined) return refuse(`it is not in the code of ${module.path}`);
   return planBarrier(session.arch.redirector, {
     name,
     old,
-    code,
-    functionStart,
+    ...codeAround(module, name, old),
     trampoline,
     slots: registry.slots,
   });
@@ -274,6 +303,58 @@ function callsDirectly(session: ProcessSession, range: MemoryRange, address: num
   return false;
 }
 
+/** What only older patches change, and this one brings back. One that two of them change is led back once, from the newer. */
+function functionsToRestore(
+  registry: Registry,
+  object: PatchObject,
+  bias: number,
+): readonly RegisteredFunction[] {
+  const stack = versionStack(registry.patches);
+  const newest = registry.patches
+    .flatMap((patch) => patch.functions)
+    .filter((fn) => stack.newest(fn.old.address) === fn);
+  const other = newest.find((fn) => fn.object !== object.name);
+  if (other !== undefined) {
+    throw new LivegraftError(
+      'replace-other-object',
+      `the patch is for ${object.name} and can't replace one that changes ${other.object}`,
+      { remedy: 'revert that one first, or apply without replacing', details: { object: other.object } },
+    );
+  }
+  const own = new Set(object.functions.map((fn) => Number(fn.old.address) + bias));
+  return newest.filter((fn) => !own.has(fn.old.address));
+}
+
+/** The file's code of a function and some bytes around it. */
+function codeAround(
+  module: LoadedModule,
+  name: string,
+  old: MemoryRange,
+): { readonly code: Uint8Array; readonly functionStart: number } {
+  const link = old.address - module.bias;
+  const start = linkAddress(Math.max(0, link - MARGIN_BYTES));
+  const functionStart = link - start;
+  const code = module.elf.bytesAt(start, functionStart + old.sizeBytes + MARGIN_BYTES);
+  if (code === undefined) {
+    throw new LivegraftError('patch-malformed', `${name} at ${hex(link)} lies outside of ${module.path}`);
+  }
+  return { code, functionStart };
+}
+
+/** The entry must hold what the registry says of it. */
+function expectEntry(session: ProcessSession, { name, redirect }: RegisteredFunction): void {
+  const held = toHex(session.memory.readExactly(redirect.site.address, redirect.site.sizeBytes));
+  if (held === redirect.below) return;
+  throw new LivegraftError(
+    'code-differs',
+    `function ${name}: its entry holds ${held} instead of ${redirect.below}`,
+    {
+      remedy: 'another tool has changed the code: remove that first',
+      details: { function: name },
+    },
+  );
+}
+
 function planFunction(
   session: ProcessSession,
   registry: Registry,
@@ -295,37 +376,16 @@ function planFunction(
   };
   const link = Number(fn.old.address);
   const old = { address: link + module.bias, sizeBytes: fn.old.sizeBytes };
-  const start = linkAddress(Math.max(0, link - MARGIN_BYTES));
-  const before = link - start;
-  const code = module.elf.bytesAt(start, before + old.sizeBytes + MARGIN_BYTES);
-  if (code === undefined) {
-    throw new LivegraftError(
-      'patch-malformed',
-      `${fn.name} at ${fn.old.address} lies outside of ${module.path}`,
-    );
-  }
   const newRange = find(fn.newSymbol);
   const { redirect, trampolineBytes } = planRedirect(session.arch.redirector, {
     name: fn.name,
     old,
     newAddress: newRange.address,
-    code,
-    functionStart: before,
+    ...codeAround(module, fn.name, old),
     trampoline,
     slots: registry.slots,
     earlier: versionStack(registry.patches).newest(old.address),
   });
-  const ours = toHex(session.memory.readExactly(redirect.site.address, redirect.site.sizeBytes));
-  if (ours !== redirect.below) {
-    throw new LivegraftError(
-      'code-differs',
-      `function ${fn.name}: its entry holds ${ours} instead of ${redirect.below}`,
-      {
-        remedy: 'another tool has changed the code: remove that first',
-        details: { function: fn.name },
-      },
-    );
-  }
   return {
     trampolineBytes,
     registered: {

@@ -20,7 +20,7 @@ import { StragglerLog } from './straggler-log.js';
 import type { TaskRecord } from './task-record.js';
 import { expectGsUnused } from './task-slots.js';
 import type { Tracee, Tracer, TracerEvent } from './tracer.js';
-import { decidedFunction, leaveTrampoline, rangesLeaving, redirectsOf } from './trampolines.js';
+import { asOnlyPatch, decidedFunction, leaveTrampoline, rangesLeaving, retire } from './trampolines.js';
 
 /** System-call stops that a refused thread is watched for: a restarted call's entry and exit, and the next ones. */
 const WATCHED_STOPS = 6;
@@ -320,31 +320,25 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   #record(space: ProcessSpace, direction: Direction): void {
-    if (direction === 'patch') {
+    const patch = this.#patchOf(space);
+    const others = space.registry.patches.filter((other) => other.id !== this.#patchId);
+    if (direction === 'unpatch') {
+      space.updateRegistry({
+        patches: others,
+        transition: undefined,
+        retired: [...space.registry.retired, retire(patch)],
+      });
+    } else if (patch.replaces === true) {
+      // In one update: with the older patches gone, the redirects to them are, too.
+      space.updateRegistry({
+        patches: [{ ...asOnlyPatch(patch), state: 'applied' }],
+        transition: undefined,
+        retired: [...space.registry.retired, ...others.map(retire)],
+      });
+    } else {
       space.updatePatch(this.#patchId, { state: 'applied' });
       space.setTransition(undefined);
-      return;
     }
-    const patch = this.#patchOf(space);
-    space.updateRegistry({
-      patches: space.registry.patches.filter((other) => other.id !== this.#patchId),
-      transition: undefined,
-      retired: [
-        ...space.registry.retired,
-        {
-          ...patch.image,
-          forced: patch.forced,
-          // Until each thread has been looked at: not here, where all are held.
-          inUse: true,
-          textBytes: patch.text.sizeBytes,
-          entries: patch.symbols.map((symbol) => symbol.address),
-          displaced: redirectsOf(patch).map(({ old, redirect }) => ({
-            old,
-            trampoline: redirect.trampoline,
-          })),
-        },
-      ],
-    });
   }
 
   /** See {@link writeWhileStopped}. */

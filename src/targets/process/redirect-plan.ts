@@ -78,6 +78,62 @@ export function planRedirect(redirector: Redirector, request: RedirectRequest): 
   };
 }
 
+/**
+ * Decides how a function is led back from an earlier patch's version to the original, for a patch that replaces that one:
+ * a thread of the new state runs the copy of the first instructions; in the end the entry is the original one.
+ */
+export function planRestore(
+  redirector: Redirector,
+  request: Omit<RedirectRequest, 'newAddress'> & { readonly earlier: RegisteredFunction },
+): PlannedRedirect & { readonly copy: MemoryRange } {
+  const { name, old, code, functionStart, trampoline, earlier, slots } = request;
+  const refuse = (why: string): never => {
+    throw new LivegraftError(
+      'not-redirectable',
+      `function ${name} at ${hex(old.address)} can't be led back to the original: ${why}`,
+      {
+        remedy: 'revert the older patches first',
+        details: { function: name, address: hex(old.address), why },
+      },
+    );
+  };
+  const chosen = redirector.chooseSite(code, functionStart, old.sizeBytes, old.address);
+  if ('refused' in chosen) return refuse(chosen.refused);
+  const testBytes = redirector.encodeStateTest(trampoline, trampoline, slotLocation(slots)).bytes.length;
+  const belowEntry = trampoline + testBytes;
+  const copyAt = belowEntry + 5;
+  const copy = redirector.displace(code, functionStart, chosen, old.address, copyAt);
+  if ('refused' in copy) return refuse(copy.refused);
+  const test = redirector.encodeStateTest(trampoline, copyAt, slotLocation(slots));
+  const trampolineBytes = Buffer.concat([
+    test.bytes,
+    redirector.encodeJump(belowEntry, earlier.new.address, 5),
+    copy.bytes,
+  ]);
+  if (trampolineBytes.length > TRAMPOLINE_BYTES) return refuse('its first instructions are too long to move');
+  const entry = encodeEntry(redirector, { ...request, newAddress: copyAt }, chosen);
+  const original = encodeEntry(redirector, { ...request, newAddress: copyAt, earlier: undefined }, chosen);
+  return {
+    trampolineBytes,
+    copy: { address: copyAt, sizeBytes: copy.bytes.length },
+    redirect: {
+      ...entry,
+      direct: original.below,
+      hop: entry.hop && original.hop && { ...entry.hop, direct: original.hop.below },
+      trampoline: {
+        address: trampoline,
+        sizeBytes: trampolineBytes.length,
+        stateReadAt: test.stateReadAt,
+        belowEntry,
+        displaced: copy.map.map((pair) => ({
+          copy: copyAt + pair.copy,
+          original: old.address + pair.original,
+        })),
+      },
+    },
+  };
+}
+
 export type BarrierRequest = Omit<RedirectRequest, 'newAddress' | 'earlier'>;
 
 /** Decides how the entry of a barrier leads its callers through the code that sets their state. Throws as {@link planRedirect}. */

@@ -56,6 +56,8 @@ export interface RegisteredPatch {
   }[];
   readonly functions: readonly RegisteredFunction[];
   readonly barrier?: RegisteredBarrier;
+  /** Cumulative: all older patches go with the transition that brings this one. Absent once they have gone. */
+  readonly replaces?: boolean;
 }
 
 /**
@@ -83,6 +85,13 @@ export interface RegisteredFunction {
   readonly new: MemoryRange;
   readonly newParts: readonly MemoryRange[];
   readonly redirect: Redirect;
+  /**
+   * Of a patch that replaces older ones, a function that only those changed: its new version is the original, run from the
+   * copy of its first instructions while the transition runs; `redirect.direct` is the original entry.
+   */
+  readonly restores?: boolean;
+  /** Of a patch that replaces older ones: what takes the place of `redirect` once they have gone. */
+  readonly afterReplace?: Redirect;
 }
 
 export interface Redirect {

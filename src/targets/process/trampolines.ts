@@ -2,7 +2,14 @@ import type { Direction } from '../../engine/target.js';
 import { VersionStack } from '../../engine/version-stack.js';
 import { pokeRegister } from './native.js';
 import { RIP, readRegister } from './registers.js';
-import type { MemoryRange, RegisteredFunction, RegisteredPatch, Registry, SlotArea } from './registry.js';
+import type {
+  MemoryRange,
+  RegisteredFunction,
+  RegisteredPatch,
+  Registry,
+  RetiredImage,
+  SlotArea,
+} from './registry.js';
 import type { Tracee } from './tracer.js';
 
 /** The versions of every patched function, by the address of the original. */
@@ -15,10 +22,15 @@ export function versionStack(
 /** What each function of a patch takes the place of: the code that no switched task may hold on its stack. */
 export function rangesBelow(registry: Registry, patch: RegisteredPatch): readonly MemoryRange[] {
   const stack = versionStack(registry.patches);
-  return patch.functions.flatMap((fn) => {
-    const below = stack.below(patch.id, fn.old.address);
-    return below === undefined ? [fn.old, ...fn.oldParts] : [below.new, ...below.newParts];
-  });
+  // With a patch that is replaced all of its code goes, also what it only added.
+  const replaced = patch.replaces === true ? registry.patches.filter((p) => p.id !== patch.id) : [];
+  return [
+    ...replaced.map((older) => older.code),
+    ...patch.functions.flatMap((fn) => {
+      const below = stack.below(patch.id, fn.old.address);
+      return below === undefined ? [fn.old, ...fn.oldParts] : [below.new, ...below.newParts];
+    }),
+  ];
 }
 
 /** Everything that a switched thread must not return into: the versions that the direction takes away. */
@@ -27,7 +39,34 @@ export function rangesLeaving(
   patch: RegisteredPatch,
   direction: Direction,
 ): readonly MemoryRange[] {
-  return direction === 'unpatch' ? [patch.code] : rangesBelow(registry, patch);
+  if (direction === 'patch') return rangesBelow(registry, patch);
+  const restored = patch.functions.filter((fn) => fn.restores === true);
+  return [patch.code, ...restored.flatMap((fn) => [fn.old, ...fn.oldParts])];
+}
+
+/** The record of a removed patch's memory; `inUse` until each thread has been looked at. */
+export function retire(patch: RegisteredPatch): RetiredImage {
+  return {
+    ...patch.image,
+    forced: patch.forced,
+    inUse: true,
+    textBytes: patch.text.sizeBytes,
+    entries: patch.symbols.map((symbol) => symbol.address),
+    displaced: redirectsOf(patch).map(({ old, redirect }) => ({ old, trampoline: redirect.trampoline })),
+  };
+}
+
+/** A patch that has replaced all others, as if it had been alone from the beginning. */
+export function asOnlyPatch(patch: RegisteredPatch): RegisteredPatch {
+  const { replaces, ...rest } = patch;
+  return {
+    ...rest,
+    functions: patch.functions
+      .filter((fn) => fn.restores !== true)
+      .map(({ afterReplace, ...fn }) =>
+        afterReplace === undefined ? fn : { ...fn, redirect: afterReplace },
+      ),
+  };
 }
 
 /** Everything whose entry a transition changes. */
