@@ -31,13 +31,21 @@ export class CompilerCapture {
   readonly #command: readonly string[];
   readonly #directory: string;
   readonly #sourceDir: string;
+  readonly #includeDir: string;
 
-  /** The command runs in `directory`, the copy of `sourceDir`. */
-  constructor(folder: string, command: readonly string[], directory: string, sourceDir: string) {
+  /** The command runs in `directory`, the copy of `sourceDir`; `includeDir` holds headers for the code of patches. */
+  constructor(
+    folder: string,
+    command: readonly string[],
+    directory: string,
+    sourceDir: string,
+    includeDir: string,
+  ) {
     this.#folder = folder;
     this.#command = command;
     this.#directory = directory;
     this.#sourceDir = sourceDir;
+    this.#includeDir = includeDir;
     // __FILE__ is what the target's build had: the path in the tree itself.
     // Debug information tells how types are laid out; it changes no code (GCC manual, -fcompare-debug).
     const flags = [
@@ -74,6 +82,8 @@ export class CompilerCapture {
         PATH: `${join(this.#folder, 'bin')}${delimiter}${process.env.PATH ?? ''}`,
         COMPILER_PATH: [join(this.#folder, 'gcc'), process.env.COMPILER_PATH].filter(Boolean).join(delimiter),
         LIVEGRAFT_CAPTURE: captured,
+        // Searched by GCC and clang behind every -I of the build.
+        CPATH: [process.env.CPATH, this.#includeDir].filter(Boolean).join(delimiter),
         // A compiler cache would answer with objects that our flags are not in.
         CCACHE_DISABLE: '1',
         SCCACHE_RECACHE: '1',

@@ -14,6 +14,8 @@ import {
 import { SourceWorkspace } from './source-workspace.js';
 
 export interface SourceBuildOptions extends BuildOptions {
+  /** Where livegraft.h is. */
+  readonly includeDir: string;
   readonly sourceDir: string;
   readonly diffPath: string;
   /** The build command and its arguments, run in the copy of the tree. */
@@ -40,6 +42,7 @@ export async function buildFromSource(options: SourceBuildOptions): Promise<Buil
       options.command,
       workspace.directory,
       options.sourceDir,
+      options.includeDir,
     );
     // Only what depends on the changed files need be compiled in a tree that is built already.
     workspace.touchChangedFiles();

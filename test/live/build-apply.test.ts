@@ -114,6 +114,33 @@ describe('a patch from source, in a running program', () => {
     expect(target.isAlive()).toBe(true);
   });
 
+  it('with a shadow variable for each object', async () => {
+    const text = (fixed: boolean) => `${fixed ? '#include <livegraft.h>' : ''}
+#include <stdio.h>
+static int objects[8];
+const char *work(int n) {
+  static char text[40];
+  ${
+    fixed
+      ? 'int *count = livegraft_shadow_get_or_alloc(&objects[n], 1, sizeof *count, NULL, NULL); sprintf(text, "%d:%d", n, *count += n);'
+      : 'sprintf(text, "%d:%d", n, objects[n]);'
+  }
+  return text;
+}
+`;
+    const tree = makeTree({ files: { 'a.c': text(false), 'main.c': MAIN }, change: { 'a.c': text(true) } });
+    const { output } = await expectPatch(tree);
+    const target = await startForTest(tree.target);
+    expect(await nextLine(target)).toMatch(/^0:0 1:0 2:0 /);
+    const applied = livegraft('apply', '--pid', String(target.pid), output);
+    expect(applied.stderr).toBe('');
+    const [, one, two, seven] = /^0:0 1:(\d+) 2:(\d+) .* 7:(\d+)$/.exec(await nextLine(target)) ?? [];
+    expect(Number(one)).toBeGreaterThan(0);
+    expect([Number(two), Number(seven)]).toEqual([Number(one) * 2, Number(one) * 7]);
+    expect(livegraft('revert', '--pid', String(target.pid)).code).toBe(0);
+    expect(await nextLine(target)).toMatch(/^0:0 1:0 2:0 /);
+  });
+
   it('functions shorter than a jump, down to a single ret', async () => {
     const text = (fixed: boolean) => `#include <stdio.h>
 int seen; ${NOINLINE} void nothing(void) { ${fixed ? 'seen++;' : ''} }

@@ -17,6 +17,8 @@ import { fileURLToPath } from 'node:url';
 /** Support of the live tests: compiling targets, starting them as nobody's children, running the command line. */
 
 export const ROOT = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+/** For objects that use livegraft.h. */
+export const PATCH_INCLUDES = `-I${join(ROOT, 'include')}`;
 const CACHE = join(tmpdir(), `livegraft-test-${process.getuid?.() ?? 0}`);
 
 /** Compiles with gcc into a cache keyed by source and flags; returns the output's path. */
@@ -24,6 +26,7 @@ export function compile(source: string, kind: 'program' | 'object', flags: reado
   const path = join(ROOT, 'test/targets', source);
   const key = createHash('sha256')
     .update(readFileSync(path))
+    .update(flags.includes(PATCH_INCLUDES) ? readFileSync(join(ROOT, 'include/livegraft.h')) : '')
     .update(JSON.stringify([kind, flags]))
     .digest('hex')
     .slice(0, 16);

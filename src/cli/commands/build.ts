@@ -1,5 +1,6 @@
-import { accessSync, constants, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { basename, dirname } from 'node:path';
+import { accessSync, constants, existsSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { CommanderError } from 'commander';
 import { LivegraftError } from '../../base/errors.js';
 import type { BuildEvent } from '../../build/events.js';
@@ -82,6 +83,7 @@ export async function build(
       sourceDir: source,
       diffPath: diff,
       command,
+      includeDir: includeDir(),
       name: nameOf(diff),
     });
   } else if (isPair && source === undefined && diff === undefined) {
@@ -110,6 +112,15 @@ export async function build(
   output.text(`${output.colors.green('built')} ${options.output}: replaces ${functions.join(', ')}`);
   if (newFunctions.length > 0) output.text(`  adds ${newFunctions.join(', ')}`);
   for (const note of notes) output.text(`  note: ${note}`);
+}
+
+/** The package's folder of headers for patch code, above this file, compiled or not. */
+function includeDir(): string {
+  for (let folder = dirname(fileURLToPath(import.meta.url)); ; folder = dirname(folder)) {
+    const found = join(folder, 'include');
+    if (existsSync(join(found, 'livegraft.h'))) return found;
+    if (folder === dirname(folder)) throw new Error('the package has lost its include/livegraft.h');
+  }
 }
 
 /** Before a long build, instead of behind it. */

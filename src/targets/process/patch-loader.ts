@@ -150,12 +150,13 @@ export function loadPatch(
   const trampolines =
     object.functions.length * (replaces ? 2 : 1) + restored.length + (barrierName === undefined ? 0 : 1);
   const layout = layoutPatch(patch, trampolines * TRAMPOLINE_BYTES);
+  const shadowTable = usesShadowVariables(patch) ? session.expectShadowTable() : undefined;
   const base = findFreeRange(session.mappings, layout.sizeBytes, { start: module.start, end: module.end });
   const image = linkPatch(
     patch,
     layout,
     base,
-    symbolSource(session, object, module),
+    symbolSource(session, object, module, shadowTable),
     session.arch.redirector,
   );
   let used = 0;
@@ -400,13 +401,26 @@ function planFunction(
   };
 }
 
-function symbolSource(session: ProcessSession, object: PatchObject, module: LoadedModule): SymbolSource {
+/** The name under which patch code knows the page of shadow variables (include/livegraft.h). */
+const SHADOW_TABLE = 'livegraft_shadow_table';
+
+function usesShadowVariables(patch: Patch): boolean {
+  return patch.symbols.some((symbol) => symbol.kind === 'external' && symbol.name === SHADOW_TABLE);
+}
+
+function symbolSource(
+  session: ProcessSession,
+  object: PatchObject,
+  module: LoadedModule,
+  shadowTable: number | undefined,
+): SymbolSource {
   const others = session.modules.filter((m) => m.name !== '[vdso]');
   const resolver = new SymbolResolver(session.memory, module, others);
   const known = new Map(object.symbols.map((s) => [`${s.name},${s.sympos}`, Number(s.address)]));
   const lookUp = (symbol: ExternalSymbol) => known.get(`${symbol.name},${symbol.sympos}`);
   return {
     resolve(symbol) {
+      if (symbol.name === SHADOW_TABLE) return shadowTable;
       if (symbol.object === '*') return resolver.resolve(symbol.name);
       const link = lookUp(symbol);
       return link === undefined ? undefined : link + module.bias;

@@ -114,6 +114,25 @@ export class ProcessSession {
   }
 
   /**
+   * The page of shadow variables (include/livegraft.h), mapped when the first patch needs it. It stays as long as there is
+   * a patch or it holds variables, so that the next patch finds them.
+   */
+  expectShadowTable(): number {
+    this.refreshMappings();
+    const known = this.mappings.find(isShadowTable);
+    if (known !== undefined) return known.start;
+    const sizeBytes = SHADOW_TABLE_BYTES;
+    const address = findAnywhere(this.mappings, sizeBytes);
+    this.targetMemory().map('shadow', [{ address, sizeBytes, protection: PROT_READ | PROT_WRITE }]);
+    this.refreshMappings();
+    return address;
+  }
+
+  #holdsShadowVariables(table: Mapping): boolean {
+    return this.memory.readExactly(table.start, SHADOW_TABLE_BYTES).some((byte) => byte !== 0);
+  }
+
+  /**
    * Where every thread's stack is now; running ones are stopped for a moment to tell. A stack that was left out would
    * pass for other memory, so `thread-stuck` is thrown for a thread that can't be stopped.
    */
@@ -158,6 +177,7 @@ export class ProcessSession {
     const registryMapping = this.#registryMapping;
     const isKept = (mapping: Mapping) =>
       mapping.start === registryMapping?.start ||
+      (isShadowTable(mapping) && (kept.length > 0 || this.#holdsShadowVariables(mapping))) ||
       kept.some(
         (range) => mapping.start >= range.address && mapping.end <= range.address + roundUp(range.sizeBytes),
       );
@@ -202,6 +222,14 @@ export class ProcessSession {
   threadName(tid: number): string {
     return readThreadStat(this.pid, tid)?.name ?? '?';
   }
+}
+
+const SHADOW_TABLE_BYTES = 4096;
+
+function isShadowTable(mapping: Mapping): boolean {
+  return (
+    isOwnMapping(mapping) && mapping.name.startsWith('/memfd:livegraft:shadow ') && mapping.fileOffset === 0
+  );
 }
 
 function goneError(pid: number): LivegraftError {
