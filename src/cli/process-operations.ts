@@ -99,7 +99,11 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
       session.seize();
       return await transit(session, expectPatch(session.registry, patch.id), 'patch', options);
     }
-    if (known !== undefined) {
+    if (known?.state === 'applying') {
+      session.seize();
+      unload(session, known);
+      notice('the patch had been loaded but not installed by a run that ended early: it is loaded afresh');
+    } else if (known !== undefined) {
       throw new LivegraftError(
         'already-applied',
         `process ${options.pid}: patch ${known.name} is applied already`,

@@ -4,6 +4,7 @@ import { jsonLineSchema } from '../../src/cli/json-schema.js';
 import {
   compilePatch,
   compilePatchOf,
+  hurtLivegraft,
   type LiveTarget,
   livegraft,
   nextLine,
@@ -78,7 +79,7 @@ describe('status --explain', () => {
 });
 
 describe('a transition that a thread holds up', () => {
-  it('is reversed in mid-transition by SIGQUIT, and nothing of the patch is left', async () => {
+  it('busy target module: is reversed in mid-transition by SIGQUIT, and nothing of the patch is left', async () => {
     const target = await start();
     const before = snapshot(target.pid);
     const run = await startUntilBusy('apply', '--pid', String(target.pid), parked.patch);
@@ -238,6 +239,7 @@ describe('the barrier', () => {
   });
 });
 
+/** Scenarios of the kernel's livepatch selftests (tools/testing/selftests/livepatch) on a process, by their names there. */
 describe('a stack of patches', () => {
   const work2 = compilePatchOf('parked.c', 'work2', ['-DWORK=2']);
   const work3 = compilePatchOf('parked.c', 'work3', ['-DWORK=3'], ['--replace', '--barrier', 'checkpoint']);
@@ -249,7 +251,7 @@ describe('a stack of patches', () => {
   const mapped = (target: LiveTarget) =>
     new Set(readFileSync(`/proc/${target.pid}/maps`, 'utf8').match(/livegraft:\w+/g));
 
-  it('is peeled in the order that the rules allow: what others do not lie upon, first', async () => {
+  it('multiple livepatches: is peeled in the order that the rules allow, what others do not lie upon first', async () => {
     const target = await start();
     const before = snapshot(target.pid);
     expect(on(target, 'apply', work2).code).toBe(0);
@@ -269,7 +271,7 @@ describe('a stack of patches', () => {
     expect(snapshot(target.pid)).toEqual(before);
   });
 
-  it('is replaced atomically: only the new patch is left, and below it is the original', async () => {
+  it('atomic replace livepatch: only the new patch is left, and below it is the original', async () => {
     const target = await start();
     const before = snapshot(target.pid);
     expect(on(target, 'apply', work2).code).toBe(0);
@@ -287,7 +289,7 @@ describe('a stack of patches', () => {
   });
 
   it.each(['', 'gs'])(
-    'goes back to the original where the new patch has no version, and can be turned around meanwhile (kind "%s")',
+    'atomic replace with a busy target: goes back to the original where the new patch has no version, can be turned around (kind "%s")',
     async (kind) => {
       const target = await startForTest(parked.program, '60', '3', kind);
       const before = snapshot(target.pid);
@@ -314,4 +316,36 @@ describe('a stack of patches', () => {
       expect(target.isAlive()).toBe(true);
     },
   );
+
+  it('killed at any step of a replacement with a barrier, is completed or turned around by the next run', async () => {
+    // All steps take minutes: LIVEGRAFT_KILL_EVERY=1.
+    const every = Number(process.env.LIVEGRAFT_KILL_EVERY ?? 37);
+    const work5 = compilePatchOf('parked.c', 'work5', ['-DWORK=5'], ['--replace', '--barrier', 'checkpoint']);
+    const target = await startForTest(parked.program, '1000', '3');
+    const before = snapshot(target.pid);
+    let killed = 0;
+    for (let step = 3; ; step += every) {
+      expect(on(target, 'apply', work2).code).toBe(0);
+      const run = hurtLivegraft({ kind: 'kill-before', step }, 'apply', '--pid', String(target.pid), work5);
+      if (run.code !== 'killed') break;
+      expect(target.isAlive()).toBe(true);
+      if (killed++ % 2 === 0) {
+        const again = on(target, 'apply', work5);
+        if (again.code !== 0) expect(again.lines.at(-1)).toMatchObject({ code: 'already-applied' });
+        expect(statusOf(target)).toMatchObject({ patches: [{ state: 'applied' }], transition: null });
+        expect(await nextLine(target)).toBe('5');
+        expect(namesOf(target)).toEqual(['work5']);
+      } else {
+        const back = on(target, 'revert', 'work5');
+        if (back.code !== 0) expect(back.lines.at(-1)).toMatchObject({ code: 'no-such-patch' });
+        const left = namesOf(target);
+        expect([[], ['work2']]).toContainEqual(left);
+        expect(await nextLine(target)).toBe(left.length === 0 ? '1' : '2');
+      }
+      if (namesOf(target).length > 0) expect(on(target, 'revert').code).toBe(0);
+      expect(await nextLine(target)).toBe('1');
+      expect(snapshot(target.pid), `killed at step ${step}`).toEqual(before);
+    }
+    expect(killed).toBeGreaterThan(100 / every);
+  }, 900_000);
 });
