@@ -54,7 +54,7 @@ export class ProcessTransition implements TransitionTarget {
 
   get barrier(): string | undefined {
     const [space] = this.#spaces;
-    return space === undefined ? undefined : this.#barrierOf(space)?.name;
+    return space === undefined || !this.#usesBarrier ? undefined : this.#barrierOf(space)?.name;
   }
 
   get spaces(): readonly ProcessSpace[] {
@@ -281,6 +281,11 @@ export class ProcessTransition implements TransitionTarget {
     this.#tracer.detachAll(1000);
   }
 
+  /** Where all switch together, none may go ahead. A barrier that another run has put there is taken away. */
+  get #usesBarrier(): boolean {
+    return this.#model === 'hybrid' || this.#model === 'lazy';
+  }
+
   /** The patch's barrier, unless something else has changed its entry (a later patch that replaces it). */
   #barrierOf(space: ProcessSpace): RegisteredBarrier | undefined {
     const { barrier } = this.#patchOf(space);
@@ -357,7 +362,7 @@ export class ProcessTransition implements TransitionTarget {
         const entries = planEntryWrites(space.memory, functions, state);
         if (barrier === undefined) return entries;
         // A thread sets its state only while the entries choose by it.
-        if (state === 'choosing')
+        if (state === 'choosing' && this.#usesBarrier)
           return [...entries, ...planEntryWrites(space.memory, [barrier], 'choosing')];
         return [...planEntryWrites(space.memory, [barrier], 'below'), ...entries];
       },
