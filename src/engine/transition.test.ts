@@ -17,6 +17,7 @@ const BUSY: StragglerReason = { kind: 'busy', function: 'f', frame: 1, frames: [
 /** A target whose tasks are busy for a number of tries; its clock moves only when the engine waits. */
 class FakeTarget implements TransitionTarget {
   readonly name = 'fake';
+  barrier: string | undefined;
   readonly log: string[] = [];
   readonly states = new Map<TaskId, 'unpatched' | 'patched'>();
   readonly busyFor = new Map<TaskId, number>();
@@ -201,5 +202,33 @@ describe('runTransition', () => {
       code: 'model-needs-barrier',
     });
     expect(target.log).toEqual([]);
+  });
+
+  it('tries nothing in the lazy model: tasks switch themselves, and the rest is named with the barrier', async () => {
+    const target = new FakeTarget({ a: 0, b: 0 });
+    target.barrier = 'turn';
+    target.whileWaiting = () => {
+      target.states.set(taskId('a'), 'patched');
+      target.events.push({ kind: 'taskSwitched', task: taskId('a') });
+    };
+    const { result, events } = run(target, { model: 'lazy', timeoutMs: 200 });
+    expect(await result).toMatchObject({
+      kind: 'incomplete',
+      switched: 1,
+      stragglers: [{ task: 'b', attempts: 0, reason: { kind: 'beforeBarrier', barrier: 'turn' } }],
+    });
+    expect(events).toContainEqual(expect.objectContaining({ kind: 'taskSwitched', task: 'a', attempts: 0 }));
+    expect(target.log).toEqual(['install patch']);
+  });
+
+  it('switches the rest unchecked when a lazy transition is forced', async () => {
+    const target = new FakeTarget({ a: 5, b: 5 });
+    target.barrier = 'turn';
+    const control = new TransitionControl();
+    target.whileWaiting = () => control.force();
+    expect(await run(target, { model: 'lazy', control }).result).toMatchObject({
+      kind: 'complete',
+      forced: true,
+    });
   });
 });
