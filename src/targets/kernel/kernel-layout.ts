@@ -46,6 +46,49 @@ export class KernelLayout {
     );
   }
 
+  /**
+   * The first aligned place of so many bytes (a power of 2) between members of a structure, where no member is: what a
+   * copy of the whole structure takes along, and nothing else ever touches. Undefined when it has none. What lies behind
+   * the last member does not count, nor what shares 8 bytes with a bit field: a store to that may be as wide (C11,
+   * 3.14: a memory location).
+   */
+  findPadding(struct: string, sizeBytes: number): FieldPlace | undefined {
+    const id = this.#btf.findType('struct', struct);
+    const ranges = id === undefined ? undefined : this.#occupied(id, 0);
+    if (ranges === undefined) return undefined;
+    ranges.sort((a, b) => a.start - b.start);
+    let free = 0;
+    for (const { start, end } of ranges) {
+      const offset = Math.ceil(free / sizeBytes) * sizeBytes;
+      if (offset + sizeBytes <= start) return { offset, sizeBytes };
+      free = Math.max(free, end);
+    }
+    return undefined;
+  }
+
+  /** Bytes that members take, those of unnamed structures one by one; undefined when the size of one is not known. */
+  #occupied(structId: number, base: number): { start: number; end: number }[] | undefined {
+    const type = this.#btf.type(structId);
+    if (type.kind !== 'struct') return undefined;
+    const ranges: { start: number; end: number }[] = [];
+    for (const { name, typeId, bitOffset, bitFieldSize } of type.members) {
+      const start = base + bitOffset / 8;
+      const resolved = this.#btf.resolve(typeId);
+      // The fields that a randomised layout moves are one unnamed structure.
+      const inner =
+        name === '' && this.#btf.type(resolved).kind === 'struct'
+          ? this.#occupied(resolved, start)
+          : undefined;
+      const size = bitFieldSize > 0 ? bitFieldSize / 8 : this.#btf.sizeOf(typeId);
+      if (size === undefined) return undefined;
+      const unit = bitFieldSize > 0 || bitOffset % 8 !== 0 ? 8 : 1;
+      if (inner !== undefined) ranges.push(...inner);
+      else
+        ranges.push({ start: Math.floor(start / unit) * unit, end: Math.ceil((start + size) / unit) * unit });
+    }
+    return ranges;
+  }
+
   /** Names of the members of a structure that begin and end so, in order. */
   members(struct: string): readonly string[] {
     const id = this.#btf.findType('struct', struct);

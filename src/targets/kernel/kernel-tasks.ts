@@ -43,6 +43,8 @@ export interface KernelTask {
 }
 
 const PF_KTHREAD = 0x20_0000;
+/** `patch_state` is an int. */
+const STATE_BYTES = 4;
 const MAX_TASKS = 4_000_000;
 const MAX_CPUS = 8192;
 /** Letters by the lowest bit of `__state | exit_state` (fs/proc/array.c, task_state_array). */
@@ -77,7 +79,7 @@ export class TaskReader {
       savedStackPointer: task('thread.sp'),
       onCpu: layout.find('task_struct', 'on_cpu'),
       threadHead: layout.expect('signal_struct', 'thread_head'),
-      patchState: layout.find('task_struct', 'patch_state'),
+      patchState: layout.find('task_struct', 'patch_state') ?? layout.findPadding('task_struct', STATE_BYTES),
       idle: layout.expect('rq', 'idle'),
       currentInHot: layout.find('pcpu_hot', 'current_task'),
     };
@@ -187,13 +189,19 @@ export class TaskReader {
     return task.stack === 0 ? undefined : task;
   }
 
-  /** Where livegraft keeps what a task has switched to: a field of the kernel's own livepatching. */
+  /**
+   * Where livegraft keeps what a task has switched to: the field of the kernel's own livepatching or, without
+   * CONFIG_LIVEPATCH, padding of the task_struct. A new task gets either from its parent, since `arch_dup_task_struct`
+   * copies the whole structure as bytes.
+   */
   get stateField(): FieldPlace {
     const { patchState } = this.#place;
     if (patchState !== undefined) return patchState;
-    throw new LivegraftError('kernel-unsupported', 'tasks of this kernel have no patch_state', {
-      remedy: 'it was built without CONFIG_LIVEPATCH: livegraft can show its stacks, but not patch it yet',
-    });
+    throw new LivegraftError(
+      'kernel-unsupported',
+      'tasks of this kernel have neither patch_state nor padding that could take its place',
+      { remedy: 'it was built without CONFIG_LIVEPATCH: livegraft can show its stacks, but not patch it' },
+    );
   }
 
   async setPatchState(task: KernelTask, value: number): Promise<void> {
