@@ -314,8 +314,8 @@ class Transition {
     if (task === undefined || task.isSwitched) {
       // A target may hold the task until it is tried, also one that has nothing left to switch.
       await this.#target.trySwitch(id, this.#to, this.#check);
-    } else if (this.#waitsForBarrier) return;
-    else if (this.#isPerTask) {
+    } else if (this.#isPerTask) {
+      // In the lazy model only a task that was to be forced has been watched; it is held, and a checked try is as safe.
       // An attempt on top of those that time brings: it leaves their schedule alone.
       await this.#tryTask(task);
     } else this.#together.makeDue(this.#now());

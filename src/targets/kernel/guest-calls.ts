@@ -8,12 +8,21 @@ import type { KernelAddresses } from './running-kernel.js';
 /** Registers that a call changes; the others belong to the CPU that a task happens to have. */
 const GENERAL = 'rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags'.split(' ');
 const ARGUMENTS = ['rdi', 'rsi', 'rdx', 'rcx'] as const;
-/** "lgborrow": in front of the saved registers on a borrowed stack. */
-const FRAME_MAGIC = 0x776f72726f62676cn;
+/** In front of the saved registers on a borrowed stack: how far the borrowing has come. */
+const Phase = {
+  /** "lgborrow": the task is where it was. */
+  saved: 0x776f72726f62676cn,
+  /** "lgcalled": it is sent to a function, or will be with the next packet. */
+  called: 0x64656c6c6163676cn,
+  /** "lggiving": it is given back, or will be with the next packet. */
+  givenBack: 0x676e69766967676cn,
+} as const;
 /** Room left between a borrowed task's stack and what is put below it. */
 const STACK_GAP_BYTES = 512;
 /** How long a function that is called in the guest may take: an allocator may wait for memory. */
 const CALL_TIMEOUT_MS = 20_000;
+/** How long a task is looked for that may have been given back: one that was not waits in a loop and needs no time. */
+const GIVEN_BACK_TIMEOUT_MS = 500;
 const INTERRUPTS_ON = 0x200n;
 const DIRECTION_FLAG = 0x400n;
 
@@ -56,29 +65,57 @@ export class GuestCalls {
     let at = await this.#waitForSystemCall(timeoutMs);
     const saved = at.registers;
     const frame = await this.#save(saved);
+    // A task that has not come back from a call may sleep: its CPU is another task's by then. The record stays.
+    let isAway = false;
     try {
       return await use(async (address, ...args) => {
+        isAway = true;
         at = await this.#call(at, frame, address, args);
+        isAway = false;
         return at.registers.get('rax');
       });
     } finally {
-      await this.#giveBack(at, saved);
+      if (!isAway) await this.#giveBack(at, saved, frame);
     }
   }
 
   /** Gives a task back that a livegraft borrowed which did not live to do so. */
   async recover(frame: number): Promise<void> {
-    const header = await this.#client.readMemory(frame, 16);
-    const view = new DataView(header.buffer, header.byteOffset, 16);
-    if (view.getBigUint64(0, true) === FRAME_MAGIC) {
-      const sizeBytes = Number(view.getBigUint64(8, true));
+    const phase = await this.#readPhase(frame);
+    if (phase === Phase.called || phase === Phase.givenBack) {
+      const header = await this.#client.readMemory(frame, 16);
+      const sizeBytes = Number(new DataView(header.buffer, header.byteOffset, 16).getBigUint64(8, true));
       const bytes = await this.#client.readMemory(frame + 16, sizeBytes);
       const [anyVcpu] = await this.#client.vcpus();
       const saved = (await this.#client.readRegisters(anyVcpu as string)).withBytes(bytes);
-      const isBack = await this.#isAt(saved);
-      if (isBack) await this.#record.noteBorrowed(0);
-      else await this.#giveBack(await this.#waitForReturn(frame), saved);
-    } else await this.#record.noteBorrowed(0);
+      const parked = (await this.#isAt(saved)) ? undefined : await this.#findParked(frame, phase);
+      if (parked !== undefined) return this.#giveBack(parked, saved, frame);
+    }
+    await this.#record.noteBorrowed(0);
+  }
+
+  /** Undefined when the stack is gone that the frame lay on: its task has ended, so it had been given back. */
+  async #readPhase(frame: number): Promise<bigint | undefined> {
+    try {
+      const header = await this.#client.readMemory(frame, 8);
+      return new DataView(header.buffer, header.byteOffset, 8).getBigUint64(0, true);
+    } catch (error) {
+      if (!(error instanceof LivegraftError) || error.code !== 'guest-memory') throw error;
+      // Where the kernel's text can't be read either, the answer says nothing about the stack.
+      await this.#client.readMemory(this.#parking, PARKING_LOOP.length);
+      return undefined;
+    }
+  }
+
+  /** Where a borrowed task waits to be given back; undefined when it was given back already. */
+  async #findParked(frame: number, phase: bigint): Promise<Borrowed | undefined> {
+    if (phase === Phase.called) return this.#waitForReturn(frame, CALL_TIMEOUT_MS);
+    try {
+      return await this.#waitForReturn(frame, GIVEN_BACK_TIMEOUT_MS);
+    } catch (error) {
+      if (error instanceof LivegraftError && error.code === 'guest-call-stuck') return undefined;
+      throw error;
+    }
   }
 
   /** Whether a CPU stands where a task was borrowed: it was not sent away yet, or has been given back. */
@@ -124,12 +161,18 @@ export class GuestCalls {
     const frame = Math.floor((saved.address('rsp') - STACK_GAP_BYTES - bytes.length - 16) / 64) * 64;
     const content = new Uint8Array(16 + bytes.length);
     const view = new DataView(content.buffer);
-    view.setBigUint64(0, FRAME_MAGIC, true);
+    view.setBigUint64(0, Phase.saved, true);
     view.setBigUint64(8, BigInt(bytes.length), true);
     content.set(bytes, 16);
     await this.#client.writeMemory(frame, content);
     await this.#record.noteBorrowed(frame);
     return frame;
+  }
+
+  async #notePhase(frame: number, phase: bigint): Promise<void> {
+    const word = new Uint8Array(8);
+    new DataView(word.buffer).setBigUint64(0, phase, true);
+    await this.#client.writeMemory(frame, word);
   }
 
   async #call(
@@ -143,17 +186,18 @@ export class GuestCalls {
     await this.#client.writeMemory(frame - 8, returnTo);
     const values = Object.fromEntries(args.map((value, i) => [ARGUMENTS[i] as string, value]));
     const eflags = registers.get('eflags') & ~DIRECTION_FLAG;
+    await this.#notePhase(frame, Phase.called);
     await this.#client.writeRegisters(
       vcpu,
       registers.with({ ...values, rax: 0, rip: address, rsp: frame - 8, eflags }),
     );
-    return this.#waitForReturn(frame);
+    return this.#waitForReturn(frame, CALL_TIMEOUT_MS);
   }
 
-  async #waitForReturn(frame: number): Promise<Borrowed> {
+  async #waitForReturn(frame: number, timeoutMs: number): Promise<Borrowed> {
     await this.#client.insertBreakpoint(this.#parking, 'software');
     try {
-      const deadline = performance.now() + CALL_TIMEOUT_MS;
+      const deadline = performance.now() + timeoutMs;
       for (;;) {
         // A task that was left alone may wait there already.
         const vcpus = await this.#client.vcpus();
@@ -184,7 +228,8 @@ export class GuestCalls {
     }
   }
 
-  async #giveBack({ vcpu, registers }: Borrowed, saved: GuestRegisters): Promise<void> {
+  async #giveBack({ vcpu, registers }: Borrowed, saved: GuestRegisters, frame: number): Promise<void> {
+    await this.#notePhase(frame, Phase.givenBack);
     await this.#client.writeRegisters(
       vcpu,
       registers.with(Object.fromEntries(GENERAL.map((name) => [name, saved.get(name)]))),

@@ -131,8 +131,15 @@ export class KernelPatcher {
       if (!this.#store.hasMemory) await this.#store.useMemory(await this.#allocate(call, REGISTRY_BYTES));
       const allocated = await this.#allocate(call, layout.sizeBytes);
       const textPages = Math.ceil(layout.text.sizeBytes / PAGE_BYTES);
-      for (const name of ['set_memory_ro', 'set_memory_x'])
-        await call(session.kernel.expect(name), allocated, textPages);
+      for (const name of ['set_memory_ro', 'set_memory_x']) {
+        const result = BigInt.asIntN(32, await call(session.kernel.expect(name), allocated, textPages));
+        if (result !== 0n) {
+          throw new LivegraftError('guest-no-memory', `${name} failed in the guest with ${result}`, {
+            remedy: `free memory in the guest; ${layout.sizeBytes} bytes of it stay allocated, and nothing uses them`,
+            details: { function: name, result: Number(result) },
+          });
+        }
+      }
       return allocated;
     });
     session.resume();
