@@ -1,13 +1,14 @@
 import { gunzipSync, inflateSync } from 'node:zlib';
 import { lzma2 } from '@napi-rs/lzma';
-import { decompress as decompressZstd, Decompress as ZstdStream } from 'fzstd';
+import { Decompress as ZstdStream } from 'fzstd';
 import type { ElfReaderOptions } from '../elf/reader.js';
 import type { Decompressors } from '../kernel-image/decompress.js';
+import { MAX_UNPACKED_BYTES } from '../kernel-image/limits.js';
 
 /** The libraries behind packed kernels and modules. */
 export const decompressors: Decompressors = {
-  gzip: (bytes) => gunzipSync(bytes),
-  zstd: decompressZstd,
+  gzip: (bytes) => gunzipSync(bytes, { maxOutputLength: MAX_UNPACKED_BYTES }),
+  zstd: unpackBounded,
   lzma2: (bytes) => new Uint8Array(lzma2.decompressSync(bytes)),
 };
 
@@ -28,4 +29,24 @@ function unpackZstd(bytes: Uint8Array, sizeBytes: number): Uint8Array {
   });
   stream.push(bytes, true);
   return unpacked.subarray(0, at);
+}
+
+/** The same where nothing promises a size. */
+function unpackBounded(bytes: Uint8Array): Uint8Array {
+  const pieces: Uint8Array[] = [];
+  let total = 0;
+  const stream = new ZstdStream((piece) => {
+    total += piece.length;
+    if (total > MAX_UNPACKED_BYTES) throw new RangeError(`unpacks to more than ${MAX_UNPACKED_BYTES} bytes`);
+    // The library goes on to use what it hands out.
+    pieces.push(piece.slice());
+  });
+  stream.push(bytes, true);
+  const unpacked = new Uint8Array(total);
+  let at = 0;
+  for (const piece of pieces) {
+    unpacked.set(piece, at);
+    at += piece.length;
+  }
+  return unpacked;
 }

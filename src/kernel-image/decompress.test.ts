@@ -3,6 +3,8 @@ import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { decompressors } from '../cli/decompressors.js';
 import { decompress, extractVmlinux } from './decompress.js';
+import { decompressLz4Legacy } from './lz4.js';
+import { decompressXz } from './xz.js';
 
 /** Real code, so that the x86 filter has something to do. */
 const CODE = new Uint8Array(readFileSync('/usr/lib/x86_64-linux-gnu/libc.so.6')).slice(200_000, 700_000);
@@ -50,6 +52,18 @@ describe('decompress', () => {
     expect(Buffer.compare(extractVmlinux(image, 'vmlinuz', decompressors), CODE)).toBe(0);
     image.fill(0, 0x8000);
     expect(() => extractVmlinux(image, 'vmlinuz', decompressors)).toThrow('in no known format');
+  });
+
+  it('refuses what unpacks to too much, before it has unpacked it all', () => {
+    const lz4 = pack('lz4', '-l', '-9', '-c');
+    expect(() => decompressLz4Legacy(lz4, 'bomb', CODE.length - 1)).toThrow(
+      'unpacks to more than 499999 bytes',
+    );
+    expect(decompressLz4Legacy(lz4, 'kernel', CODE.length)).toHaveLength(CODE.length);
+    const xz = pack('xz', '--check=crc32', '--block-size=200000');
+    const never = () => expect.unreachable('the blocks say how long they are');
+    expect(() => decompressXz(xz, 'bomb', never, 199_999)).toThrow('unpacks to more than 199999 bytes');
+    expect(decompressXz(xz, 'kernel', decompressors.lzma2, CODE.length)).toHaveLength(CODE.length);
   });
 
   it('refuses what it can not read by name', () => {

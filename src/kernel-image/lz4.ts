@@ -1,4 +1,5 @@
 import { ByteReader } from '../base/byte-reader.js';
+import { MAX_UNPACKED_BYTES } from './limits.js';
 
 const LEGACY_MAGIC = 0x184c2102;
 /** The legacy frame cuts its input into pieces of 8 MiB. */
@@ -10,7 +11,11 @@ const LONG_COPY_BYTES = 48;
  * Decompresses LZ4's legacy frame, the form in which kernels are packed (lz4_Frame_format.md, "Legacy frame"): a magic
  * number, then blocks, each with its compressed size. Throws a ParseError, whatever the bytes.
  */
-export function decompressLz4Legacy(bytes: Uint8Array, source: string): Uint8Array {
+export function decompressLz4Legacy(
+  bytes: Uint8Array,
+  source: string,
+  maxBytes = MAX_UNPACKED_BYTES,
+): Uint8Array {
   const reader = new ByteReader(bytes, source);
   if (reader.readU32() !== LEGACY_MAGIC) reader.fail('no legacy LZ4 frame');
   const blocks: Uint8Array[] = [];
@@ -24,6 +29,7 @@ export function decompressLz4Legacy(bytes: Uint8Array, source: string): Uint8Arr
     );
     blocks.push(block);
     total += block.length;
+    if (total > maxBytes) reader.fail(`its LZ4 data unpacks to more than ${maxBytes} bytes`);
     if (block.length < BLOCK_BYTES) break;
   }
   const result = new Uint8Array(total);

@@ -1,5 +1,6 @@
 import { ByteReader } from '../base/byte-reader.js';
 import { crc32 } from '../base/crc32.js';
+import { MAX_UNPACKED_BYTES } from './limits.js';
 
 const MAGIC = [0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00];
 const FILTER_X86 = 0x04;
@@ -17,6 +18,7 @@ export function decompressXz(
   bytes: Uint8Array,
   source: string,
   lzma2: (bytes: Uint8Array) => Uint8Array,
+  maxBytes = MAX_UNPACKED_BYTES,
 ): Uint8Array {
   const reader = new ByteReader(bytes, source);
   if (!MAGIC.every((byte) => reader.readU8() === byte)) reader.fail('no xz stream');
@@ -24,13 +26,17 @@ export function decompressXz(
   const check = reader.readU8() & 15;
   reader.skip(4);
   const blocks: Uint8Array[] = [];
+  let unpackedBytes = 0;
   for (;;) {
     const start = reader.offset;
     const headerSize = reader.readU8();
     if (headerSize === 0) break;
     reader.seek(start);
     const usesX86 = readBlockHeader(reader.readReader((headerSize + 1) * 4));
-    const data = reader.readBytes(lzma2Size(bytes.subarray(reader.offset), reader));
+    const stream = measureLzma2(bytes.subarray(reader.offset), reader);
+    unpackedBytes += stream.unpackedBytes;
+    if (unpackedBytes > maxBytes) reader.fail(`its xz data unpacks to more than ${maxBytes} bytes`);
+    const data = reader.readBytes(stream.sizeBytes);
     let block: Uint8Array;
     try {
       block = lzma2(data);
@@ -71,15 +77,25 @@ function readBlockHeader(header: ByteReader): boolean {
   return filters.length === 1;
 }
 
-/** Bytes up to and with the end marker: chunks say their sizes (the control byte, as in the kernel's xz_dec_lzma2.c). */
-function lzma2Size(bytes: Uint8Array, reader: ByteReader): number {
+/** Up to and with the end marker: chunks say their sizes, packed and not (as in the kernel's xz_dec_lzma2.c). */
+function measureLzma2(
+  bytes: Uint8Array,
+  reader: ByteReader,
+): { readonly sizeBytes: number; readonly unpackedBytes: number } {
+  const sizeAt = (at: number) => ((bytes[at] ?? 0) << 8) + (bytes[at + 1] ?? 0) + 1;
+  let unpackedBytes = 0;
   let at = 0;
   for (;;) {
     const control = bytes[at];
     if (control === undefined) return reader.fail('its LZMA2 data has no end');
-    if (control === 0) return at + 1;
-    if (control < 0x80) at += 3 + ((bytes[at + 1] ?? 0) << 8) + (bytes[at + 2] ?? 0) + 1;
-    else at += (control >= 0xc0 ? 6 : 5) + ((bytes[at + 3] ?? 0) << 8) + (bytes[at + 4] ?? 0) + 1;
+    if (control === 0) return { sizeBytes: at + 1, unpackedBytes };
+    if (control < 0x80) {
+      unpackedBytes += sizeAt(at + 1);
+      at += 3 + sizeAt(at + 1);
+    } else {
+      unpackedBytes += ((control & 0x1f) << 16) + sizeAt(at + 1);
+      at += (control >= 0xc0 ? 6 : 5) + sizeAt(at + 3);
+    }
   }
 }
 
