@@ -16,6 +16,7 @@ const TASKS = {
   demo: ['--import', 'tsx', 'examples/kvserver/demo.ts'],
   'demo:redis': ['--import', 'tsx', 'examples/redis/demo.ts'],
   'bench:apply': ['--import', 'tsx', 'bench/apply.ts'],
+  'bench:engine': ['--import', 'tsx', 'bench/engine.ts'],
   'bench:stack': ['--import', 'tsx', 'bench/stack.ts'],
   'bench:validate': ['--import', 'tsx', 'bench/validate.ts'],
   'demo:kernel': ['--import', 'tsx', 'examples/kernel/demo.ts'],

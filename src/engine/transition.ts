@@ -1,6 +1,7 @@
 import { LivegraftError } from '../base/errors.js';
 import { Backoff, type RetryPolicy } from './backoff.js';
 import { TransitionControl } from './control.js';
+import { DueQueue } from './due-queue.js';
 import type { Straggler, TransitionEvent, TransitionResult } from './events.js';
 import type {
   ConsistencyModel,
@@ -40,7 +41,6 @@ export interface TransitionOptions {
 interface TaskEntry {
   readonly id: TaskId;
   readonly name: string;
-  isSwitched: boolean;
   attempts: number;
   readonly backoff: Backoff;
   readonly sinceMs: number;
@@ -70,6 +70,8 @@ class Transition {
   readonly #control: TransitionControl;
   readonly #startMs: number;
   readonly #tasks = new Map<TaskId, TaskEntry>();
+  /** Those that have not switched. Nothing that happens for each task may cost a pass over all of them. */
+  readonly #pending = new DueQueue<TaskEntry>();
   /** Of the models that switch all tasks together. */
   #together: Backoff;
   #direction: Direction;
@@ -109,7 +111,7 @@ class Transition {
       if (!(await this.#settle())) {
         // Tasks may have gone, or switched themselves, since they were last heard of: stragglers are named for certain.
         await this.#relist();
-        if (this.#pendingTasks().length > 0) return this.#incomplete();
+        if (this.#pending.size > 0) return this.#incomplete();
       }
     } while (!(await this.#isSettled()));
     const tasks = this.#tasks.size;
@@ -143,13 +145,13 @@ class Transition {
 
   /** Tries until no known task is pending (true), or until time ran out or the caller asked to stop (false). */
   async #settle(): Promise<boolean> {
-    while (this.#pendingTasks().length > 0) {
+    while (this.#pending.size > 0) {
       await this.#obey();
       if (this.#mustStop()) return false;
       if (this.#waitsForBarrier) this.#hasTried = true;
       else if (this.#isPerTask) await this.#tryDueTasks();
       else await this.#tryTogether();
-      if (this.#pendingTasks().length > 0) {
+      if (this.#pending.size > 0) {
         for (const event of await this.#target.waitForEvents(this.#waitMs())) await this.#note(event);
       }
       this.#reportProgress();
@@ -163,7 +165,7 @@ class Transition {
    */
   async #isSettled(): Promise<boolean> {
     await this.#relist();
-    if (this.#pendingTasks().length > 0) return false;
+    if (this.#pending.size > 0) return false;
     const why = this.#control.takeReverse();
     if (why === undefined) return true;
     await this.#reverse(why);
@@ -177,7 +179,10 @@ class Transition {
     this.#check = 'unchecked';
     const now = this.#now();
     this.#together.makeDue(now);
-    for (const task of this.#pendingTasks()) task.backoff.makeDue(now);
+    for (const task of this.#pendingTasks()) {
+      task.backoff.makeDue(now);
+      this.#pending.set(task, now);
+    }
   }
 
   async #reverse(why: string): Promise<void> {
@@ -187,6 +192,7 @@ class Transition {
     this.#emit({ kind: 'reversing', direction: this.#direction, why, atMs: this.#elapsedMs() });
     this.#together = new Backoff(this.#retry, this.#now());
     this.#tasks.clear();
+    this.#pending.clear();
     await this.#learnTasks();
   }
 
@@ -211,11 +217,11 @@ class Transition {
       listed.add(info.id);
       const task = this.#tasks.get(info.id);
       if (task === undefined) this.#noteCreated(info);
-      else if (!task.isSwitched && info.state === this.#to) this.#noteSwitched(task);
-      else if (task.isSwitched && info.state !== this.#to) {
+      else if (this.#pending.has(task)) {
+        if (info.state === this.#to) this.#noteSwitched(task);
+      } else if (info.state !== this.#to) {
         // The target takes back what it said: it is asked again, but not faster than any other refused task.
-        task.isSwitched = false;
-        task.backoff.postpone(this.#now());
+        this.#postpone(task);
         isTakenBack = true;
       }
     }
@@ -225,10 +231,9 @@ class Transition {
 
   #add(info: TaskInfo): void {
     const now = this.#now();
-    this.#tasks.set(info.id, {
+    const task: TaskEntry = {
       id: info.id,
       name: info.name,
-      isSwitched: info.state === this.#to,
       attempts: 0,
       backoff: new Backoff(this.#retry, now),
       sinceMs: now,
@@ -236,18 +241,25 @@ class Transition {
         this.#options.model === 'lazy' && this.#target.barrier !== undefined
           ? { kind: 'beforeBarrier', barrier: this.#target.barrier }
           : { kind: 'waiting' },
-    });
+    };
+    this.#tasks.set(info.id, task);
+    if (info.state !== this.#to) this.#pending.set(task, now);
   }
 
+  /** In the order in which they became known. A pass over all tasks. */
   #pendingTasks(): TaskEntry[] {
-    return [...this.#tasks.values()].filter((task) => !task.isSwitched);
+    return [...this.#tasks.values()].filter((task) => this.#pending.has(task));
+  }
+
+  #postpone(task: TaskEntry): void {
+    task.backoff.postpone(this.#now());
+    this.#pending.set(task, task.backoff.dueMs);
   }
 
   async #tryDueTasks(): Promise<void> {
-    for (const task of this.#pendingTasks()) {
-      if (task.backoff.dueMs > this.#now()) continue;
+    for (const task of this.#pending.due(this.#now())) {
       if (this.#control.isPending || this.#isLate()) return;
-      if (!(await this.#tryTask(task))) task.backoff.postpone(this.#now());
+      if (!(await this.#tryTask(task))) this.#postpone(task);
     }
   }
 
@@ -301,7 +313,7 @@ class Transition {
         return;
       case 'taskSwitched': {
         const task = this.#tasks.get(event.task);
-        if (task !== undefined && !task.isSwitched) this.#noteSwitched(task);
+        if (task !== undefined && this.#pending.has(task)) this.#noteSwitched(task);
         return;
       }
       case 'targetGone':
@@ -311,7 +323,7 @@ class Transition {
 
   async #noteMoved(id: TaskId): Promise<void> {
     const task = this.#tasks.get(id);
-    if (task === undefined || task.isSwitched) {
+    if (task === undefined || !this.#pending.has(task)) {
       // A target may hold the task until it is tried, also one that has nothing left to switch.
       await this.#target.trySwitch(id, this.#to, this.#check);
     } else if (this.#isPerTask) {
@@ -333,11 +345,15 @@ class Transition {
   }
 
   #noteExited(id: TaskId): void {
-    if (this.#tasks.delete(id)) this.#emit({ kind: 'taskExited', task: id, atMs: this.#elapsedMs() });
+    const task = this.#tasks.get(id);
+    if (task === undefined) return;
+    this.#tasks.delete(id);
+    this.#pending.delete(task);
+    this.#emit({ kind: 'taskExited', task: id, atMs: this.#elapsedMs() });
   }
 
   #noteSwitched(task: TaskEntry): void {
-    task.isSwitched = true;
+    this.#pending.delete(task);
     this.#emit({
       kind: 'taskSwitched',
       task: task.id,
@@ -366,16 +382,14 @@ class Transition {
   #waitMs(): number {
     if (this.#waitsForBarrier)
       return Math.max(0, Math.min(LONGEST_WAIT_MS, this.#options.timeoutMs - this.#elapsedMs()));
-    const dueMs = this.#isPerTask
-      ? this.#pendingTasks().reduce((least, { backoff }) => Math.min(least, backoff.dueMs), Infinity)
-      : this.#together.dueMs;
+    const dueMs = this.#isPerTask ? this.#pending.earliestMs : this.#together.dueMs;
     const leftMs = this.#options.timeoutMs - this.#elapsedMs();
     return Math.max(0, Math.min(dueMs - this.#now(), leftMs, LONGEST_WAIT_MS));
   }
 
   #reportProgress(): void {
     const total = this.#tasks.size;
-    const switched = total - this.#pendingTasks().length;
+    const switched = total - this.#pending.size;
     const progress = `${switched}/${total}`;
     if (progress === this.#reportedProgress) return;
     this.#reportedProgress = progress;

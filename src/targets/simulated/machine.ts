@@ -52,7 +52,6 @@ export interface SimulatedTask {
   stack: readonly SimulatedFrame[];
   /** What its redirects read. */
   isPatched: boolean;
-  isAlive: boolean;
   /** Instants for which it sleeps where it is. */
   sleepsFor: number;
 }
@@ -78,6 +77,8 @@ export interface MachineOptions {
   readonly functions: readonly string[];
   /** How long a task may sleep inside a function, in instants. */
   readonly longestSleep: number;
+  /** No more are created than there may be at a time: 12 unless given. */
+  readonly mostTasks?: number;
 }
 
 const DEEPEST = 6;
@@ -88,7 +89,9 @@ export class ConsistencyViolation extends Error {}
 
 export class SimulatedMachine {
   readonly random: Random;
-  readonly tasks: SimulatedTask[] = [];
+  /** Those that live, in no order. */
+  readonly #alive: SimulatedTask[] = [];
+  readonly #places = new Map<number, number>();
   readonly registry: SimulatedRegistry = { patches: [], transition: undefined, entries: 'below' };
   readonly #options: MachineOptions;
   #nextId = 1;
@@ -106,7 +109,12 @@ export class SimulatedMachine {
   }
 
   get alive(): readonly SimulatedTask[] {
-    return this.tasks.filter((task) => task.isAlive);
+    return this.#alive;
+  }
+
+  find(id: number): SimulatedTask | undefined {
+    const place = this.#places.get(id);
+    return place === undefined ? undefined : this.#alive[place];
   }
 
   get versions(): VersionStack<SimulatedFunction> {
@@ -120,8 +128,7 @@ export class SimulatedMachine {
   /** Lets `instants` pass, in each of which one task does one thing. */
   run(instants: number): void {
     for (let i = 0; i < instants; i++) {
-      const alive = this.alive;
-      const task = alive[this.random.below(alive.length)];
+      const task = this.#alive[this.random.below(this.#alive.length)];
       if (task !== undefined) this.#step(task);
     }
   }
@@ -137,7 +144,7 @@ export class SimulatedMachine {
     else if (what < 0.85) task.stack = task.stack.slice(0, -1);
     else if (what < 0.95) task.sleepsFor = this.random.below(this.#options.longestSleep) + 1;
     else if (what < 0.98) this.#cloneOrFork(task);
-    else if (this.alive.length > 1) this.#exit(task);
+    else if (this.#alive.length > 1) this.#exit(task);
   }
 
   #call(task: SimulatedTask): void {
@@ -173,7 +180,7 @@ export class SimulatedMachine {
 
   /** A version is gone: nobody may be inside, or return into it. */
   expectUnused(version: string | undefined, names: readonly string[]): void {
-    for (const task of this.alive) {
+    for (const task of this.#alive) {
       if (task.stack.some((frame) => frame.version === version && names.includes(frame.name))) {
         throw new ConsistencyViolation(
           `task ${task.id} returns into ${version ?? 'the original'}: ${describe(task)}`,
@@ -184,20 +191,26 @@ export class SimulatedMachine {
 
   /** A thread starts with an empty stack, a forked process with a copy of its parent's. Both inherit the state. */
   #cloneOrFork(parent: SimulatedTask): void {
-    if (this.alive.length >= MOST_TASKS) return;
+    if (this.#alive.length >= (this.#options.mostTasks ?? MOST_TASKS)) return;
     const child = this.#create(this.random.chance(0.5) ? parent.stack : [], parent.isPatched);
     this.onEvent('created', child, parent);
   }
 
   #create(stack: readonly SimulatedFrame[], isPatched: boolean): SimulatedTask {
-    const task = { id: this.#nextId++, stack, isPatched, isAlive: true, sleepsFor: 0 };
-    this.tasks.push(task);
+    const task = { id: this.#nextId++, stack, isPatched, sleepsFor: 0 };
+    this.#places.set(task.id, this.#alive.length);
+    this.#alive.push(task);
     return task;
   }
 
   #exit(task: SimulatedTask): void {
-    task.isAlive = false;
-    this.tasks.splice(this.tasks.indexOf(task), 1);
+    const place = this.#places.get(task.id) as number;
+    const last = this.#alive.pop() as SimulatedTask;
+    if (last !== task) {
+      this.#alive[place] = last;
+      this.#places.set(last.id, place);
+    }
+    this.#places.delete(task.id);
     this.onEvent('exited', task, undefined);
   }
 }

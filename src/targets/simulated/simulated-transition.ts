@@ -23,6 +23,8 @@ export interface SimulatedTransitionOptions {
   readonly unreliableChance: number;
   /** Of every stop: the probability that the task does not stop in time. */
   readonly unstoppableChance: number;
+  /** How many things happen in the machine in a millisecond of waiting: 4 unless given. */
+  readonly instantsPerMs?: number;
 }
 
 /**
@@ -80,7 +82,7 @@ export class SimulatedTransition implements TransitionTarget {
 
   trySwitch(id: TaskId, to: 'unpatched' | 'patched', check: 'checked' | 'unchecked'): SwitchOutcome {
     this.#step();
-    const task = this.#machine.alive.find((candidate) => idOf(candidate) === id);
+    const task = this.#machine.find(Number(id));
     if (task === undefined) return { kind: 'gone' };
     const reason = check === 'checked' ? this.#refusal(task) : undefined;
     if (reason !== undefined) return { kind: 'refused', reason };
@@ -113,7 +115,7 @@ export class SimulatedTransition implements TransitionTarget {
 
   waitForEvents(timeoutMs: number): readonly TargetEvent[] {
     this.nowMs += Math.max(timeoutMs, 0.05);
-    this.#machine.run(Math.ceil(timeoutMs * 4));
+    this.#machine.run(Math.ceil(timeoutMs * (this.#options.instantsPerMs ?? 4)));
     this.#step();
     const events = this.#events;
     this.#events = [];

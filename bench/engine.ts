@@ -1,0 +1,89 @@
+import { runTransition } from '../src/engine/transition.js';
+import { SimulatedMachine } from '../src/targets/simulated/machine.js';
+import { SimulatedTransition } from '../src/targets/simulated/simulated-transition.js';
+import { medianOf, publish } from './support.js';
+
+/**
+ * `npm run -s bench:engine -- --json`: transitions of 10 to 10,000 simulated tasks that call, return, sleep, are created
+ * and end meanwhile, a tenth of the walks unreliable. Counted is the engine with the target's side of each call; what the
+ * simulated program itself does meanwhile is not. `microsecondsPerTask` is what must not grow; the slowest of many tasks
+ * is slower than the slowest of few, so that `simulatedMs` does.
+ */
+const FUNCTIONS = ['main', 'f', 'g', 'h', 'leaf'];
+const PATCH = {
+  id: 'fix',
+  functions: ['f', 'g'].map((name) => ({ name, patch: 'fix' })),
+};
+const SIZES = [10, 100, 1000, 10_000];
+const runsOf = (tasks: number) => (tasks < 10_000 ? 15 : 5);
+
+/** Knows how long the program itself ran: that is no work of the engine's. */
+class TimedMachine extends SimulatedMachine {
+  ranMs = 0;
+
+  override run(instants: number): void {
+    const start = performance.now();
+    super.run(instants);
+    this.ranMs += performance.now() - start;
+  }
+}
+
+interface Measured {
+  readonly wallMs: number;
+  readonly tasks: number;
+  readonly attempts: number;
+  readonly simulatedMs: number;
+}
+
+async function transition(tasks: number, seed: number): Promise<Measured> {
+  const machine = new TimedMachine({
+    seed,
+    tasks,
+    functions: FUNCTIONS,
+    longestSleep: 10,
+    mostTasks: tasks + 8,
+  });
+  machine.run(tasks * 20);
+  machine.ranMs = 0;
+  const target = new SimulatedTransition({
+    machine,
+    patch: PATCH,
+    deathChance: 0,
+    unreliableChance: 0.1,
+    unstoppableChance: 0,
+    // Each task does about the same in a millisecond, however many there are.
+    instantsPerMs: tasks,
+  });
+  let attempts = 0;
+  const start = performance.now();
+  const result = await runTransition(target, {
+    direction: 'patch',
+    model: 'hybrid',
+    timeoutMs: 60_000,
+    clock: { nowMs: () => target.nowMs },
+    onEvent: (event) => {
+      if (event.kind === 'taskSwitched' || event.kind === 'taskWaiting') attempts += 1;
+    },
+  });
+  const wallMs = performance.now() - start - machine.ranMs;
+  if (result.kind !== 'complete') throw new Error(`${tasks} tasks: not complete in a minute`);
+  return { wallMs, tasks: result.tasks, attempts, simulatedMs: result.durationMs };
+}
+
+const rows = [];
+// The just-in-time compiler has seen everything before the first row.
+for (let seed = 1; seed <= 300; seed++) await transition(30, seed);
+for (const size of SIZES) {
+  const runs: Measured[] = [];
+  for (let seed = 1; seed <= runsOf(size); seed++) runs.push(await transition(size, seed));
+  const wallMs = medianOf(runs.map((run) => run.wallMs));
+  rows.push({
+    tasks: size,
+    runs: runs.length,
+    attemptsPerTask: medianOf(runs.map((run) => run.attempts / run.tasks)),
+    simulatedMs: medianOf(runs.map((run) => run.simulatedMs)),
+    wallMs,
+    microsecondsPerTask: medianOf(runs.map((run) => (run.wallMs * 1000) / run.tasks)),
+  });
+}
+publish('bench:engine', rows);
