@@ -1,6 +1,7 @@
 import { gunzipSync, inflateSync } from 'node:zlib';
 import { lzma2 } from '@napi-rs/lzma';
 import { Decompress as ZstdStream } from 'fzstd';
+import { joinBytes } from '../base/join-bytes.js';
 import type { ElfReaderOptions } from '../elf/reader.js';
 import type { Decompressors } from '../kernel-image/decompress.js';
 import { MAX_UNPACKED_BYTES } from '../kernel-image/limits.js';
@@ -42,11 +43,5 @@ function unpackBounded(bytes: Uint8Array): Uint8Array {
     pieces.push(piece.slice());
   });
   stream.push(bytes, true);
-  const unpacked = new Uint8Array(total);
-  let at = 0;
-  for (const piece of pieces) {
-    unpacked.set(piece, at);
-    at += piece.length;
-  }
-  return unpacked;
+  return joinBytes(pieces);
 }

@@ -1,4 +1,5 @@
 import { ByteReader } from '../base/byte-reader.js';
+import { joinBytes } from '../base/join-bytes.js';
 import { MAX_UNPACKED_BYTES } from './limits.js';
 
 const LEGACY_MAGIC = 0x184c2102;
@@ -32,13 +33,7 @@ export function decompressLz4Legacy(
     if (total > maxBytes) reader.fail(`its LZ4 data unpacks to more than ${maxBytes} bytes`);
     if (block.length < BLOCK_BYTES) break;
   }
-  const result = new Uint8Array(total);
-  let at = 0;
-  for (const block of blocks) {
-    result.set(block, at);
-    at += block.length;
-  }
-  return result;
+  return joinBytes(blocks);
 }
 
 /** One block of sequences: token, literals, match (lz4_Block_format.md). */

@@ -1,5 +1,6 @@
 import { ByteReader } from '../base/byte-reader.js';
 import { crc32 } from '../base/crc32.js';
+import { joinBytes } from '../base/join-bytes.js';
 import { MAX_UNPACKED_BYTES } from './limits.js';
 
 const MAGIC = [0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00];
@@ -50,13 +51,7 @@ export function decompressXz(
       reader.fail('the checksum of a block is wrong');
     blocks.push(block);
   }
-  const result = new Uint8Array(blocks.reduce((sum, block) => sum + block.length, 0));
-  let at = 0;
-  for (const block of blocks) {
-    result.set(block, at);
-    at += block.length;
-  }
-  return result;
+  return joinBytes(blocks);
 }
 
 /** Returns whether the x86 filter was used (section 3.1). */

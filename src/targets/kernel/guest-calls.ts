@@ -81,24 +81,25 @@ export class GuestCalls {
 
   /** Gives a task back that a livegraft borrowed which did not live to do so. */
   async recover(frame: number): Promise<void> {
-    const phase = await this.#readPhase(frame);
-    if (phase === Phase.called || phase === Phase.givenBack) {
-      const header = await this.#client.readMemory(frame, 16);
-      const sizeBytes = Number(new DataView(header.buffer, header.byteOffset, 16).getBigUint64(8, true));
-      const bytes = await this.#client.readMemory(frame + 16, sizeBytes);
+    const header = await this.#readHeader(frame);
+    if (header?.phase === Phase.called || header?.phase === Phase.givenBack) {
+      const bytes = await this.#client.readMemory(frame + 16, header.sizeBytes);
       const [anyVcpu] = await this.#client.vcpus();
       const saved = (await this.#client.readRegisters(anyVcpu as string)).withBytes(bytes);
-      const parked = (await this.#isAt(saved)) ? undefined : await this.#findParked(frame, phase);
+      const parked = (await this.#isAt(saved)) ? undefined : await this.#findParked(frame, header.phase);
       if (parked !== undefined) return this.#giveBack(parked, saved, frame);
     }
     await this.#record.noteBorrowed(0);
   }
 
   /** Undefined when the stack is gone that the frame lay on: its task has ended, so it had been given back. */
-  async #readPhase(frame: number): Promise<bigint | undefined> {
+  async #readHeader(
+    frame: number,
+  ): Promise<{ readonly phase: bigint; readonly sizeBytes: number } | undefined> {
     try {
-      const header = await this.#client.readMemory(frame, 8);
-      return new DataView(header.buffer, header.byteOffset, 8).getBigUint64(0, true);
+      const header = await this.#client.readMemory(frame, 16);
+      const view = new DataView(header.buffer, header.byteOffset, 16);
+      return { phase: view.getBigUint64(0, true), sizeBytes: Number(view.getBigUint64(8, true)) };
     } catch (error) {
       if (!(error instanceof LivegraftError) || error.code !== 'guest-memory') throw error;
       // Where the kernel's text can't be read either, the answer says nothing about the stack.
