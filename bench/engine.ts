@@ -1,17 +1,19 @@
 import { runTransition } from '../src/engine/transition.js';
+import { Choices } from '../src/targets/simulated/choices.js';
 import { SimulatedMachine } from '../src/targets/simulated/machine.js';
 import { SimulatedTransition } from '../src/targets/simulated/simulated-transition.js';
+import { simulate } from '../src/targets/simulated/simulation.js';
 import { medianOf, publish } from './support.js';
 
 /**
  * `npm run -s bench:engine -- --json`: transitions of 10 to 10,000 simulated tasks that call, return, sleep, are created
  * and end meanwhile, a tenth of the walks unreliable. Counted is the engine with the target's side of each call; what the
  * simulated program itself does meanwhile is not. `microsecondsPerTask` is what must not grow; the slowest of many tasks
- * is slower than the slowest of few, so that `simulatedMs` does.
+ * is slower than the slowest of few, so that `simulatedMs` does. `schedules`: whole ones of docs/simulation.md, on one thread.
  */
-const FUNCTIONS = ['main', 'f', 'g', 'h', 'leaf'];
 const PATCH = {
   id: 'fix',
+  replaces: false,
   functions: ['f', 'g'].map((name) => ({ name, patch: 'fix' })),
 };
 const SIZES = [10, 100, 1000, 10_000];
@@ -37,9 +39,8 @@ interface Measured {
 
 async function transition(tasks: number, seed: number): Promise<Measured> {
   const machine = new TimedMachine({
-    seed,
+    choices: Choices.ofSeed(seed),
     tasks,
-    functions: FUNCTIONS,
     longestSleep: 10,
     mostTasks: tasks + 8,
   });
@@ -50,7 +51,7 @@ async function transition(tasks: number, seed: number): Promise<Measured> {
     patch: PATCH,
     deathChance: 0,
     unreliableChance: 0.1,
-    unstoppableChance: 0,
+    hasBarrier: false,
     // Each task does about the same in a millisecond, however many there are.
     instantsPerMs: tasks,
   });
@@ -70,7 +71,7 @@ async function transition(tasks: number, seed: number): Promise<Measured> {
   return { wallMs, tasks: result.tasks, attempts, simulatedMs: result.durationMs };
 }
 
-const rows = [];
+const rows: object[] = [];
 // The just-in-time compiler has seen everything before the first row.
 for (let seed = 1; seed <= 300; seed++) await transition(30, seed);
 for (const size of SIZES) {
@@ -78,6 +79,7 @@ for (const size of SIZES) {
   for (let seed = 1; seed <= runsOf(size); seed++) runs.push(await transition(size, seed));
   const wallMs = medianOf(runs.map((run) => run.wallMs));
   rows.push({
+    what: 'transition',
     tasks: size,
     runs: runs.length,
     attemptsPerTask: medianOf(runs.map((run) => run.attempts / run.tasks)),
@@ -86,4 +88,15 @@ for (const size of SIZES) {
     microsecondsPerTask: medianOf(runs.map((run) => (run.wallMs * 1000) / run.tasks)),
   });
 }
+
+const SCHEDULES = 20_000;
+const start = performance.now();
+const { failed } = await simulate({ firstSeed: 1, schedules: SCHEDULES });
+const wallMs = performance.now() - start;
+if (failed !== undefined) throw new Error(`seed ${failed.seed}: ${failed.violation}`);
+rows.push({
+  what: 'schedules',
+  runs: SCHEDULES,
+  schedulesPerSecond: Math.round((SCHEDULES / wallMs) * 1000),
+});
 publish('bench:engine', rows);

@@ -91,7 +91,7 @@ export function publish(benchmark: string, rows: readonly object[]): void {
 
 function tableOf(rows: readonly object[]): string {
   const flat = rows.map((row) => Object.fromEntries(flatten('', row)));
-  const columns = Object.keys(flat[0] ?? {});
+  const columns = [...new Set(flat.flatMap((row) => Object.keys(row)))];
   const line = (cells: readonly unknown[]) => `| ${cells.join(' | ')} |`;
   return [
     line(columns),

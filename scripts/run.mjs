@@ -22,6 +22,7 @@ const TASKS = {
   'demo:kernel': ['--import', 'tsx', 'examples/kernel/demo.ts'],
   'bench:kernel': ['--import', 'tsx', 'bench/kernel.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
+  simulate: ['--import', 'tsx', 'test/simulation/simulate.ts'],
   fuzz: ['--import', 'tsx', 'fuzz/run.ts'],
 };
 

@@ -1,37 +1,9 @@
 import { VersionStack } from '../../engine/version-stack.js';
+import type { Choices } from './choices.js';
+import { Oracle } from './oracle.js';
+import { frameOf, type SimulatedFrame, type SimulatedTask, stateOf } from './task.js';
 
-/** A simulated program that can be patched: tasks call functions, sleep, are created and end. Seeded, deterministic. */
-
-/** Small, fast and the same everywhere: mulberry32. */
-export class Random {
-  #state: number;
-
-  constructor(seed: number) {
-    this.#state = seed >>> 0;
-  }
-
-  /** In [0, 1). */
-  next(): number {
-    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
-    let t = this.#state;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  }
-
-  below(limit: number): number {
-    return Math.floor(this.next() * limit);
-  }
-
-  chance(probability: number): boolean {
-    return this.next() < probability;
-  }
-}
-
-export interface SimulatedPatch {
-  readonly id: string;
-  readonly functions: readonly SimulatedFunction[];
-}
+/** A simulated program that can be patched. It does what its choices say, one thing at a time, and its oracle watches. */
 
 export interface SimulatedFunction {
   readonly name: string;
@@ -39,182 +11,271 @@ export interface SimulatedFunction {
   readonly patch: string;
 }
 
-/** A function of the program on a task's stack, in the version it was entered in. */
-export interface SimulatedFrame {
-  readonly name: string;
-  /** The patch of the version, undefined for the original. */
-  readonly version: string | undefined;
+export interface SimulatedPatch {
+  readonly id: string;
+  readonly functions: readonly SimulatedFunction[];
+  /** All older patches go in the same transition. */
+  readonly replaces: boolean;
 }
 
-export interface SimulatedTask {
-  readonly id: number;
-  /** Outermost first. */
-  stack: readonly SimulatedFrame[];
-  /** What its redirects read. */
-  isPatched: boolean;
-  /** Instants for which it sleeps where it is. */
-  sleepsFor: number;
+/** Where the first instructions of a function lead. */
+export type SimulatedEntry =
+  | { readonly kind: 'fixed'; readonly version: string | undefined }
+  | {
+      readonly kind: 'choosing';
+      readonly patched: string | undefined;
+      readonly unpatched: string | undefined;
+    };
+
+export interface SimulatedChange {
+  readonly patch: string;
+  readonly direction: 'patch' | 'unpatch';
+  /** Tasks have no states that count before it runs. */
+  readonly phase: 'installing' | 'running';
 }
 
-/** What is written in the target: a later tool knows nothing else. */
-export interface SimulatedRegistry {
-  patches: readonly SimulatedPatch[];
-  transition:
-    | {
-        readonly patch: string;
-        readonly direction: 'patch' | 'unpatch';
-        /** Tasks have no states that count before it runs. */
-        readonly phase: 'installing' | 'running';
-      }
-    | undefined;
-  /** How the entries of the patch in transition are: redirects to nothing, by task, or to the new version. */
-  entries: 'below' | 'choosing' | 'direct';
-}
+export type MachineEvent = 'created' | 'exited' | 'moved' | 'switched';
 
 export interface MachineOptions {
-  readonly seed: number;
+  readonly choices: Choices;
   readonly tasks: number;
-  readonly functions: readonly string[];
-  /** How long a task may sleep inside a function, in instants. */
+  /** No more are created than there may be at a time. */
+  readonly mostTasks: number;
   readonly longestSleep: number;
-  /** No more are created than there may be at a time: 12 unless given. */
-  readonly mostTasks?: number;
+  /** Told what happens, for people. */
+  readonly log?: ((line: string) => void) | undefined;
 }
 
+const FUNCTIONS: readonly string[] = ['f', 'g', 'h', 'leaf', 'other', 'asm'];
+/** Walks do not get through it. */
+export const OPAQUE = 'asm';
+const WITH_COLD_PART: ReadonlySet<string> = new Set(['f', 'g']);
 const DEEPEST = 6;
-const MOST_TASKS = 12;
-
-/** Thrown when a task met what live patching must rule out. */
-export class ConsistencyViolation extends Error {}
 
 export class SimulatedMachine {
-  readonly random: Random;
+  readonly choices: Choices;
+  readonly oracle: Oracle;
   /** Those that live, in no order. */
-  readonly #alive: SimulatedTask[] = [];
-  readonly #places = new Map<number, number>();
-  readonly registry: SimulatedRegistry = { patches: [], transition: undefined, entries: 'below' };
+  readonly alive: SimulatedTask[] = [];
+  /** What is written in the target: a later tool knows nothing else. */
+  patches: readonly SimulatedPatch[] = [];
+  change: SimulatedChange | undefined;
+  forced: ReadonlySet<string> = new Set();
+  readonly entries = new Map<string, SimulatedEntry>();
+  /** What a task that passes the barrier gets, undefined for nothing. */
+  barrierGives: 'patched' | 'unpatched' | undefined;
+  /** A tool lives, and gives new tasks a slot of their own. */
+  isWatched = false;
+  /** The program winds down: tasks return, and vforked ones end. */
+  isCalm = false;
+  onEvent: (kind: MachineEvent, task: SimulatedTask, parent?: SimulatedTask) => void = () => {};
   readonly #options: MachineOptions;
+  readonly #places = new Map<number, number>();
   #nextId = 1;
-  /** Called when something happens that an observer may want to know at once. */
-  onEvent: (
-    kind: 'created' | 'exited' | 'moved',
-    task: SimulatedTask,
-    parent: SimulatedTask | undefined,
-  ) => void = () => {};
+  #turn = 0;
 
   constructor(options: MachineOptions) {
-    this.random = new Random(options.seed);
+    this.choices = options.choices;
     this.#options = options;
-    for (let i = 0; i < options.tasks; i++) this.#create([], false);
+    this.oracle = new Oracle(this);
+    for (const name of FUNCTIONS) this.entries.set(name, { kind: 'fixed', version: undefined });
+    for (let i = 0; i < options.tasks; i++) this.#create(undefined, 'clone');
   }
 
-  get alive(): readonly SimulatedTask[] {
-    return this.#alive;
+  /** Its last task has ended or executed another program. */
+  get isGone(): boolean {
+    return this.alive.length === 0;
+  }
+
+  get versions(): VersionStack<SimulatedFunction, SimulatedPatch> {
+    return new VersionStack(this.patches, (version) => version.name);
   }
 
   find(id: number): SimulatedTask | undefined {
     const place = this.#places.get(id);
-    return place === undefined ? undefined : this.#alive[place];
+    return place === undefined ? undefined : this.alive[place];
   }
 
-  get versions(): VersionStack<SimulatedFunction> {
-    return new VersionStack(this.registry.patches, (version) => version.name);
+  log(line: () => string): void {
+    this.#options.log?.(line());
   }
 
-  patchInTransition(): SimulatedPatch | undefined {
-    return this.registry.patches.find((patch) => patch.id === this.registry.transition?.patch);
+  /** The tool is gone, or has let go: whatever it held goes on. */
+  detach(): void {
+    this.isWatched = false;
+    this.onEvent = () => {};
+    for (const task of this.alive) task.isHeld = false;
+  }
+
+  /** Every task gets a slot of its own, with what it had. */
+  giveSlots(): void {
+    // Those that share one first: they go by what their creator's was given, which then changes.
+    for (const task of this.alive) {
+      const isPatched = stateOf(task);
+      if (task.slot.owner !== task.id) task.slot = { isPatched, given: isPatched, owner: task.id };
+    }
+    for (const { slot } of this.alive) slot.given = slot.isPatched;
   }
 
   /** Lets `instants` pass, in each of which one task does one thing. */
   run(instants: number): void {
-    for (let i = 0; i < instants; i++) {
-      const task = this.#alive[this.random.below(this.#alive.length)];
-      if (task !== undefined) this.#step(task);
+    for (let i = 0; i < instants && !this.isGone; i++) {
+      // That a transition ends can be asked only of a program in which every task has its turn.
+      const task = this.isCalm
+        ? (this.alive[this.#turn++ % this.alive.length] as SimulatedTask)
+        : this.choices.pick(this.alive);
+      if (!task.isHeld && task.vforkChild === undefined) this.#step(task);
     }
   }
 
   #step(task: SimulatedTask): void {
     if (task.sleepsFor > 0) {
       task.sleepsFor -= 1;
-      if (task.sleepsFor === 0) this.onEvent('moved', task, undefined);
+      if (task.sleepsFor === 0) this.onEvent('moved', task);
       return;
     }
-    const what = this.random.next();
-    if (what < 0.45 && task.stack.length < DEEPEST) this.#call(task);
-    else if (what < 0.85) task.stack = task.stack.slice(0, -1);
-    else if (what < 0.95) task.sleepsFor = this.random.below(this.#options.longestSleep) + 1;
-    else if (what < 0.98) this.#cloneOrFork(task);
-    else if (this.#alive.length > 1) this.#exit(task);
+    const top = task.stack[task.stack.length - 1];
+    if (top?.part === 'entry') {
+      task.stack[task.stack.length - 1] = frameOf(top.name, 'body', top.version);
+      this.log(() => `task ${task.id} enters ${top.name}@${top.version ?? 'original'}`);
+      return;
+    }
+    this.#act(task, top);
+    this.oracle.expectTask(task);
+  }
+
+  #act(task: SimulatedTask, top: SimulatedFrame | undefined): void {
+    const what = this.choices.next();
+    if (this.isCalm) {
+      if (what < 0.9) this.#return(task);
+      else if (task.isVforked) this.#exit(task);
+      return;
+    }
+    if (what < 0.4) this.#return(task);
+    else if (what < 0.76) this.#call(task);
+    else if (what < 0.82) this.#sleep(task);
+    else if (what < 0.86) this.#enterColdPart(task, top);
+    else if (what < 0.9) this.#interrupt(task);
+    else if (what < 0.92) this.#throw(task);
+    else if (what < 0.96) this.#split(task);
+    else if (what < 0.98) this.#exit(task);
+    else if (what < 0.985) this.#exec(task);
+  }
+
+  #return(task: SimulatedTask): void {
+    if (task.stack.length > task.base) {
+      const frame = task.stack.pop();
+      this.log(() => `task ${task.id} returns from ${frame?.name}@${frame?.version ?? 'original'}`);
+    } else if (!task.isVforked) this.#passBarrier(task);
+  }
+
+  /** Done by the task itself, whether a tool lives or not. The slot says whose it is (ARCHITECTURE.md, "The barrier"). */
+  #passBarrier(task: SimulatedTask): void {
+    if (this.barrierGives === undefined || task.slot.owner !== task.id) return;
+    const isPatched = this.barrierGives === 'patched';
+    if (task.slot.isPatched === isPatched) return;
+    task.slot.isPatched = isPatched;
+    this.log(() => `task ${task.id} passes the barrier and is ${this.barrierGives}`);
+    this.oracle.noteSwitched(task, isPatched);
+    this.onEvent('switched', task);
   }
 
   #call(task: SimulatedTask): void {
-    const name = this.#options.functions[this.random.below(this.#options.functions.length)] as string;
-    const frame = { name, version: this.#versionFor(task, name) };
-    task.stack = [...task.stack, frame];
-    this.#expectOneSide(task);
+    if (task.stack.length >= DEEPEST) return;
+    const name = this.choices.pick(FUNCTIONS);
+    const entry = this.entries.get(name) as SimulatedEntry;
+    if (entry.kind === 'fixed') task.stack.push(frameOf(name, 'body', entry.version));
+    else task.stack.push(frameOf(name, 'entry', stateOf(task) ? entry.patched : entry.unpatched));
+    const frame = task.stack[task.stack.length - 1] as SimulatedFrame;
+    this.log(() => `task ${task.id} calls ${name}@${frame.version ?? 'original'}`);
+    this.oracle.noteCall(task, frame);
   }
 
-  /** What the redirects at the entry of a function lead a task to. */
-  #versionFor(task: SimulatedTask, name: string): string | undefined {
-    const patch = this.patchInTransition();
-    const isChanging = patch?.functions.some((fn) => fn.name === name) === true;
-    if (patch === undefined || !isChanging) return this.versions.newest(name)?.patch;
-    const takesNew =
-      this.registry.entries === 'direct' || (this.registry.entries === 'choosing' && task.isPatched);
-    return takesNew ? patch.id : this.versions.below(patch.id, name)?.patch;
+  #sleep(task: SimulatedTask): void {
+    task.sleepsFor = this.choices.below(this.#options.longestSleep) + 1;
+    task.isUninterruptible = this.choices.chance(0.3);
+    this.log(() => `task ${task.id} sleeps${task.isUninterruptible ? ', not to be interrupted' : ''}`);
   }
 
-  /** Rule 1 of DESIGN.md section 2: in one task, functions that change together are never met in two versions. */
-  #expectOneSide(task: SimulatedTask): void {
-    for (const patch of this.registry.patches) {
-      const changed = task.stack.filter((frame) => patch.functions.some((fn) => fn.name === frame.name));
-      const later = this.registry.patches.slice(this.registry.patches.indexOf(patch));
-      const isNew = changed.map((frame) => later.some((other) => other.id === frame.version));
-      if (isNew.includes(true) && isNew.includes(false)) {
-        throw new ConsistencyViolation(
-          `task ${task.id} mixes versions around patch ${patch.id}: ${describe(task)}`,
-        );
-      }
-    }
+  /** A jump, no call: the frame stays, its instruction pointer lies in another symbol. */
+  #enterColdPart(task: SimulatedTask, top: SimulatedFrame | undefined): void {
+    if (top?.part !== 'body' || !WITH_COLD_PART.has(top.name)) return;
+    task.stack[task.stack.length - 1] = frameOf(top.name, 'cold', top.version);
+    this.log(() => `task ${task.id} goes to ${top.name}.cold`);
   }
 
-  /** A version is gone: nobody may be inside, or return into it. */
-  expectUnused(version: string | undefined, names: readonly string[]): void {
-    for (const task of this.#alive) {
-      if (task.stack.some((frame) => frame.version === version && names.includes(frame.name))) {
-        throw new ConsistencyViolation(
-          `task ${task.id} returns into ${version ?? 'the original'}: ${describe(task)}`,
-        );
-      }
-    }
+  /** A signal comes: behind its frame, the interrupted function stands at any instruction. */
+  #interrupt(task: SimulatedTask): void {
+    if (task.stack.length === 0 || task.stack.length >= DEEPEST) return;
+    task.stack.push(frameOf('signal', 'exception', undefined));
+    this.log(() => `task ${task.id} takes a signal`);
   }
 
-  /** A thread starts with an empty stack, a forked process with a copy of its parent's. Both inherit the state. */
-  #cloneOrFork(parent: SimulatedTask): void {
-    if (this.#alive.length >= (this.#options.mostTasks ?? MOST_TASKS)) return;
-    const child = this.#create(this.random.chance(0.5) ? parent.stack : [], parent.isPatched);
+  /** An exception or longjmp: several frames at once. */
+  #throw(task: SimulatedTask): void {
+    const length = task.base + this.choices.below(task.stack.length - task.base + 1);
+    task.stack.length = Math.min(task.stack.length, length);
+    // What is caught is caught behind a call, never in an entry.
+    const top = task.stack[task.stack.length - 1];
+    if (top?.part === 'entry' && task.stack.length > task.base) task.stack.pop();
+    this.log(() => `task ${task.id} throws, ${task.stack.length} frames are left`);
+  }
+
+  #split(parent: SimulatedTask): void {
+    if (this.alive.length >= this.#options.mostTasks) return;
+    const how = this.choices.pick(['clone', 'fork', 'vfork'] as const);
+    const child = this.#create(parent, how);
+    if (how === 'vfork') parent.vforkChild = child;
+    this.log(() => `task ${parent.id} creates task ${child.id} (${how})`);
     this.onEvent('created', child, parent);
   }
 
-  #create(stack: readonly SimulatedFrame[], isPatched: boolean): SimulatedTask {
-    const task = { id: this.#nextId++, stack, isPatched, sleepsFor: 0 };
-    this.#places.set(task.id, this.#alive.length);
-    this.#alive.push(task);
+  /** A thread starts with an empty stack, a process with a copy of its parent's. All inherit the state (rule 2). */
+  #create(parent: SimulatedTask | undefined, how: 'clone' | 'fork' | 'vfork'): SimulatedTask {
+    const id = this.#nextId++;
+    const isShared = parent !== undefined && how === 'clone' && !this.isWatched;
+    const isPatched = parent === undefined ? false : isShared ? parent.slot.given : stateOf(parent);
+    const task: SimulatedTask = {
+      id,
+      process: how === 'clone' ? (parent?.process ?? 0) : id,
+      stack: how === 'clone' ? [] : [...(parent?.stack ?? [])],
+      slot: isShared ? parent.slot : { isPatched, given: isPatched, owner: id },
+      sleepsFor: 0,
+      isUninterruptible: false,
+      isHeld: false,
+      vforkChild: undefined,
+      isVforked: how === 'vfork',
+      base: how === 'vfork' ? (parent?.stack.length ?? 0) : 0,
+      ruled: isPatched,
+      side: how === 'clone' ? 'none' : (parent?.side ?? 'none'),
+    };
+    this.#places.set(id, this.alive.length);
+    this.alive.push(task);
     return task;
   }
 
   #exit(task: SimulatedTask): void {
-    const place = this.#places.get(task.id) as number;
-    const last = this.#alive.pop() as SimulatedTask;
+    this.log(() => `task ${task.id} ends`);
+    this.#remove(task);
+  }
+
+  /** Another program: all other threads of the process end, and the task is none of this program's any more. */
+  #exec(task: SimulatedTask): void {
+    this.log(() => `task ${task.id} executes another program`);
+    for (const other of [...this.alive]) if (other.process === task.process) this.#remove(other);
+  }
+
+  #remove(task: SimulatedTask): void {
+    const place = this.#places.get(task.id);
+    if (place === undefined) return;
+    const last = this.alive.pop() as SimulatedTask;
     if (last !== task) {
-      this.#alive[place] = last;
+      this.alive[place] = last;
       this.#places.set(last.id, place);
     }
     this.#places.delete(task.id);
-    this.onEvent('exited', task, undefined);
+    if (task.isVforked)
+      for (const other of this.alive) if (other.vforkChild === task) other.vforkChild = undefined;
+    this.onEvent('exited', task);
   }
-}
-
-function describe(task: SimulatedTask): string {
-  return task.stack.map((frame) => `${frame.name}@${frame.version ?? 'original'}`).join(' > ');
 }

@@ -1,6 +1,6 @@
+import { LivegraftError } from '../../base/errors.js';
 import {
   type Direction,
-  type PatchState,
   type StragglerReason,
   type SwitchOutcome,
   type TargetEvent,
@@ -9,75 +9,97 @@ import {
   type TransitionTarget,
   taskId,
 } from '../../engine/target.js';
-import type { SimulatedMachine, SimulatedPatch, SimulatedTask } from './machine.js';
+import { type MachineEvent, OPAQUE, type SimulatedMachine, type SimulatedPatch } from './machine.js';
+import { ConsistencyViolation } from './oracle.js';
+import { type SimulatedFrame, type SimulatedTask, stateOf } from './task.js';
 
 /** The tool dies here: what it knew is lost, what it wrote in the target stays. */
 export class SimulatedDeath extends Error {}
 
+/** One for all: making an error costs as much as a whole step. */
+const DEATH = new SimulatedDeath('the tool dies');
+
 export interface SimulatedTransitionOptions {
   readonly machine: SimulatedMachine;
   readonly patch: SimulatedPatch;
+  /** Tasks may switch themselves where they are in no function. */
+  readonly hasBarrier: boolean;
   /** Of every step that the tool takes: the probability that it dies there. */
   readonly deathChance: number;
   /** Of every walk: the probability that the stack can't be proven. */
   readonly unreliableChance: number;
-  /** Of every stop: the probability that the task does not stop in time. */
-  readonly unstoppableChance: number;
-  /** How many things happen in the machine in a millisecond of waiting: 4 unless given. */
-  readonly instantsPerMs?: number;
+  /** How many things happen in the machine in a millisecond of waiting. */
+  readonly instantsPerMs: number;
 }
+
+interface Sides {
+  readonly old: string | undefined;
+  readonly new: string | undefined;
+}
+
+type Walk =
+  | { readonly reliable: true; readonly frames: readonly SimulatedFrame[] }
+  | { readonly reliable: false; readonly detail: string };
 
 /**
  * One transition in a {@link SimulatedMachine}. The machine goes on between any two steps of the tool, as a real target
- * does; where a real one is stopped, it stands still.
+ * does; where a real one is stopped, it stands still. The order of steps is the one of the process target, and so is
+ * what is looked at.
  */
 export class SimulatedTransition implements TransitionTarget {
   readonly name = 'simulated';
+  readonly barrier: string | undefined;
   readonly #options: SimulatedTransitionOptions;
   readonly #machine: SimulatedMachine;
   #direction: Direction = 'patch';
+  #changed: ReadonlyMap<string, Sides> = new Map();
   #events: TargetEvent[] = [];
-  readonly #watched = new Set<TaskId>();
+  readonly #watched = new Set<number>();
+  /** Held, and said to have moved: the engine has to try them at once. */
+  readonly #delivered = new Set<SimulatedTask>();
   nowMs = 0;
 
   constructor(options: SimulatedTransitionOptions) {
     this.#options = options;
     this.#machine = options.machine;
-    this.#machine.onEvent = (kind, task, parent) => {
-      const id = idOf(task);
-      if (kind === 'exited') this.#events.push({ kind: 'taskExited', task: id });
-      else if (kind === 'created')
-        this.#events.push({ kind: 'taskCreated', task: this.#infoOf(task), parent: parent && idOf(parent) });
-      else if (this.#watched.delete(id)) this.#events.push({ kind: 'taskMoved', task: id });
-    };
+    this.barrier = options.hasBarrier ? 'turn' : undefined;
   }
 
   install(direction: Direction): void {
     this.#step();
-    const { registry } = this.#machine;
+    const machine = this.#machine;
+    const { patch } = this.#options;
     this.#direction = direction;
-    const { id } = this.#options.patch;
-    const before = registry.transition;
-    if (before === undefined) {
-      registry.entries = direction === 'patch' ? 'below' : 'direct';
-      if (direction === 'patch') registry.patches = [...registry.patches, this.#options.patch];
-    }
+    machine.isWatched = true;
+    machine.onEvent = (kind, task, parent) => this.#note(kind, task, parent);
+    machine.giveSlots();
+    const before = machine.change;
     if (before?.phase !== 'running') {
       // What every task runs until now, whichever way the transition was to go when it was begun.
       const runsNew = (before?.direction ?? direction) === 'unpatch';
-      registry.transition ??= { patch: id, direction, phase: 'installing' };
+      if (before === undefined && !runsNew) machine.patches = [...machine.patches, patch];
+      machine.change ??= { patch: patch.id, direction, phase: 'installing' };
       this.#mayDie();
-      for (const task of this.#machine.alive) task.isPatched = runsNew;
+      for (const task of machine.alive) setState(task, runsNew);
       this.#mayDie();
+      machine.change = { patch: patch.id, direction, phase: 'running' };
+      machine.oracle.noteBegun(patch, runsNew ? 'unpatch' : 'patch');
+    } else machine.change = { ...before, direction };
+    this.#changed = this.#findChanged();
+    this.#log(`install: ${direction} ${patch.id}`);
+    this.#step();
+    for (const [name, sides] of this.#changed) {
+      machine.entries.set(name, { kind: 'choosing', patched: sides.new, unpatched: sides.old });
+      this.#step();
     }
-    registry.entries = 'choosing';
-    registry.transition = { patch: id, direction, phase: 'running' };
+    // Only now does every function follow the state that the barrier gives.
+    this.#armBarrier();
     this.#step();
   }
 
   tasks(): readonly TaskInfo[] {
     this.#step();
-    return this.#machine.alive.map((task) => this.#infoOf(task));
+    return this.#machine.alive.map(infoOf);
   }
 
   trySwitch(id: TaskId, to: 'unpatched' | 'patched', check: 'checked' | 'unchecked'): SwitchOutcome {
@@ -85,10 +107,10 @@ export class SimulatedTransition implements TransitionTarget {
     const task = this.#machine.find(Number(id));
     if (task === undefined) return { kind: 'gone' };
     const reason = check === 'checked' ? this.#refusal(task) : undefined;
-    if (reason !== undefined) return { kind: 'refused', reason };
-    task.isPatched = to === 'patched';
+    if (reason === undefined) this.#switch(task, to);
+    this.#release(task);
     this.#step();
-    return { kind: 'switched' };
+    return reason === undefined ? { kind: 'switched' } : { kind: 'refused', reason };
   }
 
   trySwitchAll(
@@ -101,85 +123,186 @@ export class SimulatedTransition implements TransitionTarget {
       const reason = check === 'checked' ? this.#refusal(task) : undefined;
       if (reason !== undefined) refusals.set(idOf(task), reason);
     }
-    if (refusals.size > 0) return { switched: false, refusals };
-    for (const task of this.#machine.alive) task.isPatched = to === 'patched';
+    if (refusals.size === 0) for (const task of this.#machine.alive) this.#switch(task, to);
     this.#step();
-    return { switched: true };
+    return refusals.size === 0 ? { switched: true } : { switched: false, refusals };
   }
 
   watchTask(task: TaskId): boolean {
     this.#step();
-    this.#watched.add(task);
+    this.#watched.add(Number(task));
     return true;
   }
 
   waitForEvents(timeoutMs: number): readonly TargetEvent[] {
+    for (const task of this.#delivered)
+      throw new ConsistencyViolation(`task ${task.id} is held, and nobody lets it go`);
     this.nowMs += Math.max(timeoutMs, 0.05);
-    this.#machine.run(Math.ceil(timeoutMs * (this.#options.instantsPerMs ?? 4)));
+    this.#machine.run(Math.ceil(timeoutMs * this.#options.instantsPerMs));
     this.#step();
     const events = this.#events;
     this.#events = [];
+    for (const event of events) {
+      if (event.kind !== 'taskMoved') continue;
+      const task = this.#machine.find(Number(event.task));
+      if (task?.isHeld === true) this.#delivered.add(task);
+    }
     return events;
   }
 
   reverse(direction: Direction): void {
     this.#step();
     this.#direction = direction;
-    this.#machine.registry.transition = { patch: this.#options.patch.id, direction, phase: 'running' };
+    this.#machine.change = { patch: this.#options.patch.id, direction, phase: 'running' };
+    this.#log(`reverse: ${direction}`);
+    this.#step();
+    this.#armBarrier();
     this.#step();
   }
 
   finish(direction: Direction): void {
     this.#step();
-    const { registry } = this.#machine;
+    const machine = this.#machine;
     const { patch } = this.#options;
-    registry.entries = direction === 'patch' ? 'direct' : 'below';
+    machine.barrierGives = undefined;
+    // Threads that are created while no tool watches must start with what everybody has by now.
+    for (const { slot } of machine.alive) slot.given = slot.isPatched;
     this.#step();
-    if (direction === 'patch') {
-      for (const { name } of patch.functions) {
-        this.#machine.expectUnused(this.#machine.versions.below(patch.id, name)?.patch, [name]);
-      }
-    } else {
-      this.#machine.expectUnused(
-        patch.id,
-        patch.functions.map((fn) => fn.name),
-      );
-      registry.patches = registry.patches.filter((other) => other.id !== patch.id);
+    for (const [name, sides] of this.#changed) {
+      machine.entries.set(name, { kind: 'fixed', version: direction === 'patch' ? sides.new : sides.old });
+      this.#step();
     }
-    registry.transition = undefined;
+    machine.oracle.noteFinished(direction);
+    this.#log(`finished: ${direction}`);
+    if (direction === 'unpatch') machine.patches = machine.patches.filter((other) => other.id !== patch.id);
+    else if (patch.replaces) machine.patches = [patch];
+    machine.change = undefined;
+    machine.oracle.expectAll();
+  }
+
+  /** What this transition changes, by function: for a patch that replaces, also what only the older ones changed. */
+  #findChanged(): ReadonlyMap<string, Sides> {
+    const { patch } = this.#options;
+    const { patches, versions } = this.#machine;
+    const names = new Set(patch.functions.map((fn) => fn.name));
+    if (patch.replaces) for (const older of patches) for (const fn of older.functions) names.add(fn.name);
+    const changed = new Map<string, Sides>();
+    for (const name of names) {
+      const isOwn = patch.functions.some((fn) => fn.name === name);
+      changed.set(name, {
+        old: versions.below(patch.id, name)?.patch,
+        new: isOwn ? patch.id : undefined,
+      });
+    }
+    return changed;
+  }
+
+  #armBarrier(): void {
+    if (!this.#options.hasBarrier) return;
+    this.#machine.barrierGives = this.#direction === 'patch' ? 'patched' : 'unpatched';
   }
 
   #refusal(task: SimulatedTask): StragglerReason | undefined {
-    const { random } = this.#machine;
-    if (random.chance(this.#options.unstoppableChance))
-      return { kind: 'unstoppable', detail: 'it did not stop' };
-    if (random.chance(this.#options.unreliableChance))
-      return { kind: 'unreliable', cause: 'simulated', detail: 'it could not be proven', frames: [] };
-    const { patch } = this.#options;
-    const leaving = (name: string) =>
-      this.#direction === 'patch' ? this.#machine.versions.below(patch.id, name)?.patch : patch.id;
-    const at = task.stack.findLastIndex(
-      (frame) =>
-        patch.functions.some((fn) => fn.name === frame.name) && frame.version === leaving(frame.name),
-    );
-    const frame = task.stack[at];
-    return frame && { kind: 'busy', function: frame.name, frame: task.stack.length - 1 - at, frames: [] };
+    if (task.vforkChild !== undefined) return { kind: 'unstoppable', detail: 'it waits for a vforked child' };
+    if (task.sleepsFor > 0 && task.isUninterruptible)
+      return { kind: 'unstoppable', detail: 'it sleeps uninterruptibly' };
+    const walk = this.#walk(task);
+    if (!walk.reliable) return { kind: 'unreliable', cause: 'simulated', detail: walk.detail, frames: [] };
+    const at = walk.frames.findIndex(({ name, version }) => {
+      const sides = this.#changed.get(name);
+      if (sides === undefined || sides.old === sides.new) return false;
+      return version === (this.#direction === 'patch' ? sides.old : sides.new);
+    });
+    const frame = walk.frames[at];
+    return frame && { kind: 'busy', function: symbolOf(frame), frame: at, frames: [] };
   }
 
-  #infoOf(task: SimulatedTask): TaskInfo {
-    const state: PatchState = task.isPatched ? 'patched' : 'unpatched';
-    return { id: idOf(task), name: `task ${task.id}`, state };
+  /** Innermost first. */
+  #walk(task: SimulatedTask): Walk {
+    if (this.#machine.choices.chance(this.#options.unreliableChance))
+      return { reliable: false, detail: 'it could not be proven' };
+    const frames: SimulatedFrame[] = [];
+    for (let at = task.stack.length - 1; at >= 0; at--) {
+      const frame = task.stack[at] as SimulatedFrame;
+      if (frame.name === OPAQUE) return { reliable: false, detail: `no row for ${OPAQUE}` };
+      // Behind an exception frame, the interrupted function stands at any instruction: the walk goes on all the same.
+      if (frame.part !== 'exception') frames.push(frame);
+    }
+    return { reliable: true, frames };
+  }
+
+  #switch(task: SimulatedTask, to: 'unpatched' | 'patched'): void {
+    const isPatched = to === 'patched';
+    if (stateOf(task) === isPatched) return;
+    setState(task, isPatched);
+    this.#log(`switches task ${task.id} to ${to}`);
+    this.#machine.oracle.noteSwitched(task, isPatched);
+  }
+
+  #release(task: SimulatedTask): void {
+    task.isHeld = false;
+    this.#delivered.delete(task);
+  }
+
+  #note(kind: MachineEvent, task: SimulatedTask, parent: SimulatedTask | undefined): void {
+    const id = idOf(task);
+    switch (kind) {
+      case 'created':
+        this.#events.push({ kind: 'taskCreated', task: infoOf(task), parent: parent && idOf(parent) });
+        return;
+      case 'exited':
+        this.#delivered.delete(task);
+        this.#events.push({ kind: 'taskExited', task: id });
+        if (this.#machine.isGone) this.#events.push({ kind: 'targetGone', error: goneError() });
+        return;
+      case 'switched':
+        this.#events.push({ kind: 'taskSwitched', task: id });
+        return;
+      case 'moved':
+        if (!this.#watched.delete(task.id)) return;
+        task.isHeld = true;
+        this.#events.push({ kind: 'taskMoved', task: id });
+    }
   }
 
   /** Between any two things that the tool does, the program goes on, and the tool may end. */
   #step(): void {
-    this.#machine.run(this.#machine.random.below(6));
+    const machine = this.#machine;
+    machine.run(machine.choices.below(4));
+    machine.oracle.expectAll();
+    if (machine.isGone) throw goneError();
     this.#mayDie();
   }
 
   #mayDie(): void {
-    if (this.#machine.random.chance(this.#options.deathChance)) throw new SimulatedDeath();
+    const { deathChance } = this.#options;
+    if (deathChance > 0 && this.#machine.choices.chance(deathChance)) {
+      this.#log('dies');
+      throw DEATH;
+    }
   }
+
+  #log(what: string): void {
+    this.#machine.log(() => `livegraft: ${what}`);
+  }
+}
+
+/** Of a task that has a slot of its own. */
+function setState(task: SimulatedTask, isPatched: boolean): void {
+  task.slot.isPatched = isPatched;
+  task.slot.given = isPatched;
+}
+
+function goneError(): LivegraftError {
+  return new LivegraftError('target-gone', 'the simulated program has ended');
+}
+
+function symbolOf(frame: SimulatedFrame): string {
+  return frame.part === 'body' ? frame.name : `${frame.name}.${frame.part}`;
+}
+
+function infoOf(task: SimulatedTask): TaskInfo {
+  return { id: idOf(task), name: `task ${task.id}`, state: stateOf(task) ? 'patched' : 'unpatched' };
 }
 
 function idOf(task: SimulatedTask): TaskId {

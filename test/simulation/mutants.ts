@@ -1,0 +1,179 @@
+import type { Damage } from './compile.js';
+
+/** An engine or a target that breaks a rule on purpose. The simulation must notice each (docs/simulation.md). */
+export interface Mutant extends Damage {
+  readonly name: string;
+  /** The rule that it breaks, as the documentation says it. */
+  readonly breaks: string;
+}
+
+const ENGINE = 'engine/transition.ts';
+const TARGET = 'targets/simulated/simulated-transition.ts';
+const PROGRAM = 'targets/simulated/machine.ts';
+const TASK = 'targets/simulated/task.ts';
+
+export const MUTANTS: readonly Mutant[] = [
+  {
+    name: 'never-checks',
+    breaks: 'a task switches only behind a stack check',
+    file: ENGINE,
+    find: 'await this.#target.trySwitch(task.id, this.#to, this.#check);\n    switch',
+    replace: "await this.#target.trySwitch(task.id, this.#to, 'unchecked');\n    switch",
+  },
+  {
+    name: 'finishes-without-a-fresh-list',
+    breaks: 'the transition ends when a fresh list holds no task of the other state',
+    file: ENGINE,
+    find: 'async #isSettled(): Promise<boolean> {\n    await this.#relist();',
+    replace: 'async #isSettled(): Promise<boolean> {',
+  },
+  {
+    name: 'reverses-without-telling',
+    breaks: 'which functions leave is the other set after a reverse',
+    file: ENGINE,
+    find: '    await this.#target.reverse(this.#direction);\n',
+    replace: '',
+  },
+  {
+    name: 'leaves-a-held-task',
+    breaks: 'a task that was said to have moved is tried at once, also when nothing is left to switch',
+    file: ENGINE,
+    find: '      await this.#target.trySwitch(id, this.#to, this.#check);\n    } else if',
+    replace: '    } else if',
+  },
+  {
+    name: 'never-tries-again',
+    breaks: 'a refused task is retried with back-off',
+    file: ENGINE,
+    find: '    this.#pending.set(task, task.backoff.dueMs);',
+    replace: '    this.#pending.set(task, Number.POSITIVE_INFINITY);',
+  },
+  {
+    name: 'forgets-cold-parts',
+    breaks: '`f.cold` belongs to the check of `f`',
+    file: TARGET,
+    find: 'walk.frames.findIndex(({ name, version }) => {',
+    replace: "walk.frames.findIndex(({ name, part, version }) => {\n      if (part === 'cold') return false;",
+  },
+  {
+    name: 'forgets-who-has-decided',
+    breaks: 'a task between the reading of its state and the jump behind it has decided',
+    file: TARGET,
+    find: 'walk.frames.findIndex(({ name, version }) => {',
+    replace:
+      "walk.frames.findIndex(({ name, part, version }) => {\n      if (part === 'entry') return false;",
+  },
+  {
+    name: 'looks-at-the-innermost-frame',
+    breaks: 'no frame of the stack may be of what leaves',
+    file: TARGET,
+    find: '    const frame = walk.frames[at];',
+    replace: '    const frame = at > 0 ? undefined : walk.frames[at];',
+  },
+  {
+    name: 'flips-before-the-check',
+    breaks: 'the state is set behind the check',
+    file: TARGET,
+    find: "    const reason = check === 'checked' ? this.#refusal(task) : undefined;\n    if (reason === undefined) this.#switch(task, to);\n    this.#release",
+    replace:
+      "    setState(task, to === 'patched');\n    this.#step();\n    const reason = check === 'checked' ? this.#refusal(task) : undefined;\n    if (reason !== undefined) setState(task, to !== 'patched');\n    else this.#switch(task, to);\n    this.#release",
+  },
+  {
+    name: 'checks-in-one-stop-and-switches-in-the-next',
+    breaks: 'the state is set in the stop in which the stack was checked',
+    file: TARGET,
+    find: '    if (reason === undefined) this.#switch(task, to);\n    this.#release',
+    replace: '    this.#step();\n    if (reason === undefined) this.#switch(task, to);\n    this.#release',
+  },
+  {
+    name: 'takes-an-unreliable-walk',
+    breaks: 'a walk that ends early is unreliable, whatever it found',
+    file: TARGET,
+    find: 'if (frame.name === OPAQUE) return',
+    replace: 'if (frame.name === OPAQUE) break;\n      if (frame.name === undefined) return',
+  },
+  {
+    name: 'ends-at-an-exception',
+    breaks: 'the walk goes on behind an exception frame',
+    file: TARGET,
+    find: "      if (frame.part !== 'exception') frames.push(frame);",
+    replace: "      if (frame.part === 'exception') break;\n      frames.push(frame);",
+  },
+  {
+    name: 'checks-the-wrong-direction',
+    breaks: 'when unpatching, the version that is removed must be left',
+    file: TARGET,
+    find: "return version === (this.#direction === 'patch' ? sides.old : sides.new);",
+    replace: 'return version === sides.old;',
+  },
+  {
+    name: 'replaces-and-forgets-the-older',
+    breaks: 'a cumulative patch also takes away what only the older ones changed',
+    file: TARGET,
+    find: '    if (patch.replaces) for (const older of patches) for (const fn of older.functions) names.add(fn.name);\n',
+    replace: '',
+  },
+  {
+    name: 'begins-anew-when-resumed',
+    breaks: 'a later run keeps the states that it finds',
+    file: TARGET,
+    find: "if (before?.phase !== 'running') {",
+    replace: "if (before?.phase !== 'running' || before.direction !== direction) {",
+  },
+  {
+    name: 'redirects-before-states',
+    breaks: 'every task has a state before the first redirect reads it',
+    file: TARGET,
+    find: '      for (const task of machine.alive) setState(task, runsNew);\n',
+    replace: '',
+  },
+  {
+    name: 'arms-the-barrier-first',
+    breaks: 'the barrier switches nobody before every redirect is written',
+    file: TARGET,
+    find: '    this.#changed = this.#findChanged();\n',
+    replace: '    this.#changed = this.#findChanged();\n    this.#armBarrier();\n',
+  },
+  {
+    name: 'keeps-the-barrier-of-the-other-way',
+    breaks: 'the barrier turns around with the transition',
+    file: TARGET,
+    find: "this.#machine.barrierGives = this.#direction === 'patch' ? 'patched' : 'unpatched';",
+    replace: "this.#machine.barrierGives ??= this.#direction === 'patch' ? 'patched' : 'unpatched';",
+  },
+  {
+    name: 'leaves-the-barrier',
+    breaks: 'behind a transition nothing switches tasks',
+    file: TARGET,
+    find: '    machine.barrierGives = undefined;\n',
+    replace: '',
+  },
+  {
+    name: 'forks-unpatched',
+    breaks: 'a new task inherits the state of its parent',
+    file: PROGRAM,
+    find: 'isShared ? parent.slot.given : stateOf(parent);',
+    replace: 'false;',
+  },
+  {
+    name: 'shares-slots-while-watched',
+    breaks: 'a new task gets a slot of its own from who watches',
+    file: PROGRAM,
+    find: " && how === 'clone' && !this.isWatched;",
+    replace: " && how === 'clone';",
+  },
+  {
+    name: 'anybody-stores-at-the-barrier',
+    breaks: 'only the owner of a slot switches itself',
+    file: PROGRAM,
+    find: 'if (this.barrierGives === undefined || task.slot.owner !== task.id) return;',
+    replace: 'if (this.barrierGives === undefined) return;',
+  },
+  {
+    name: 'switches-who-shares-the-slot',
+    breaks: 'a task that passes the barrier switches no other',
+    file: TASK,
+    find: 'return slot.owner === id ? slot.isPatched : slot.given;',
+    replace: 'return slot.isPatched;',
+  },
+];
