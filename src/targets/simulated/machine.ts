@@ -42,6 +42,8 @@ export interface MachineOptions {
   /** No more are created than there may be at a time. */
   readonly mostTasks: number;
   readonly longestSleep: number;
+  /** Threads only: nobody forks, or executes another program. */
+  readonly isOneProcess?: boolean;
   /** Told what happens, for people. */
   readonly log?: ((line: string) => void) | undefined;
 }
@@ -159,7 +161,7 @@ export class SimulatedMachine {
     else if (what < 0.92) this.#throw(task);
     else if (what < 0.96) this.#split(task);
     else if (what < 0.98) this.#exit(task);
-    else if (what < 0.985) this.#exec(task);
+    else if (what < 0.985 && this.#options.isOneProcess !== true) this.#exec(task);
   }
 
   #return(task: SimulatedTask): void {
@@ -223,7 +225,8 @@ export class SimulatedMachine {
 
   #split(parent: SimulatedTask): void {
     if (this.alive.length >= this.#options.mostTasks) return;
-    const how = this.choices.pick(['clone', 'fork', 'vfork'] as const);
+    const how =
+      this.#options.isOneProcess === true ? 'clone' : this.choices.pick(['clone', 'fork', 'vfork'] as const);
     const child = this.#create(parent, how);
     if (how === 'vfork') parent.vforkChild = child;
     this.log(() => `task ${parent.id} creates task ${child.id} (${how})`);
