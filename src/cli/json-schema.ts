@@ -163,7 +163,11 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
     switches: z.int(),
     unreliable: z.int(),
     tasks: z.int(),
-    kthreads: z.int(),
+    /** Of a kernel only: how many of the tasks were kernel threads. */
+    kthreads: z.int().optional(),
+    /** Of a process only: how many of the walks were at random instants, not at system-call stops. */
+    instants: z.int().optional(),
+    endedBy: z.enum(['count', 'time', 'interrupt', 'exit', 'exec']),
     durationMs: ms,
     findings: z.array(
       z.strictObject({ cause: z.string(), place: z.string(), count: z.int(), detail: z.string() }),

@@ -31,11 +31,21 @@ describe('the command line', () => {
   const commands = createProgram(fakeIo(), () => {}).commands.map((command) => command.name());
 
   it('has every command of the manual', () => {
-    const documented = ['build', 'inspect', 'apply', 'status', 'revert', 'stack', 'demo', 'completion'];
+    const documented = [
+      'build',
+      'inspect',
+      'apply',
+      'status',
+      'revert',
+      'stack',
+      'soak',
+      'demo',
+      'completion',
+    ];
     expect(commands).toEqual(expect.arrayContaining(documented));
   });
 
-  it.each(['build', 'inspect', 'apply', 'status', 'revert', 'stack'])(
+  it.each(['build', 'inspect', 'apply', 'status', 'revert', 'stack', 'soak'])(
     'shows examples for %s',
     async (name) => {
       const help = await run(name, '--help');
@@ -51,6 +61,7 @@ describe('the command line', () => {
     ['a pid that is none', ['apply', '--pid', '12x', 'fix.lgp']],
     ['a time that is none', ['apply', '--pid', '1', '--timeout', '-3', 'fix.lgp']],
     ['an unknown model', ['apply', '--pid', '1', '--model', 'lucky', 'fix.lgp']],
+    ['a seed for a kernel', ['soak', '--gdb', 'x', '--vmlinux', 'y', '--seed', '1']],
     ['an unknown shell', ['completion', 'fish']],
     ['a build of nothing', ['build', '--target', 'x', '-o', 'y']],
   ])('answers %s with 2 and a word to stderr', async (_, argv) => {

@@ -2,6 +2,7 @@ import type { TransitionEvent, TransitionResult } from '../engine/events.js';
 import type { ConsistencyModel, StragglerReason } from '../engine/target.js';
 import type { TransitionControl } from '../engine/transition.js';
 import type { StragglerReport } from '../targets/process/straggler-report.js';
+import type { SoakOptions, SoakReport } from '../targets/soak.js';
 
 /** The operations that commands call; `src/cli/process-operations.ts` joins the parts that carry them out. */
 export interface ProcessOperations {
@@ -16,6 +17,8 @@ export interface ProcessOperations {
   /** Processes of this machine that carry a livegraft registry and can be read by this user. */
   findPatchedProcesses(): Promise<readonly number[]>;
   stacks(pid: number): Promise<readonly TaskStack[]>;
+  /** Walks stacks for a while; the seed chooses the random instants. That the process ends meanwhile is no error. */
+  soak(pid: number, options: SoakOptions & { readonly seed: number }): Promise<SoakReport>;
 }
 
 export interface ApplyOptions {

@@ -9,6 +9,7 @@ import { parsePatch } from '../patch/file.js';
 import { expectOldCode, expectPatchedModule, loadPatch, sha256 } from '../targets/process/patch-loader.js';
 import { isRunning, readExecutablePath, readMappings } from '../targets/process/proc.js';
 import { ProcessSession } from '../targets/process/process-session.js';
+import { soakProcess } from '../targets/process/process-soak.js';
 import { ProcessSpace } from '../targets/process/process-space.js';
 import { ProcessTransition } from '../targets/process/process-transition.js';
 import type { RegisteredPatch, RegisteredTransition, Registry } from '../targets/process/registry.js';
@@ -22,6 +23,7 @@ import { expectNoSuspendedContext, isStillReferenced } from '../targets/process/
 import { isGsInUse, stateInTarget } from '../targets/process/task-slots.js';
 import { PATIENT_TIMEOUT_MS, sleepSync } from '../targets/process/tracer.js';
 import { rangesBelow, versionStack } from '../targets/process/trampolines.js';
+import type { SoakOptions, SoakReport } from '../targets/soak.js';
 import type {
   ApplyOptions,
   ApplyOutcome,
@@ -43,6 +45,7 @@ export function createProcessOperations(): ProcessOperations {
     status: (pid, explain) => sayIfGone(pid, () => status(pid, explain)),
     findPatchedProcesses,
     stacks: (pid) => sayIfGone(pid, () => stacks(pid)),
+    soak: (pid, options) => sayIfGone(pid, () => soak(pid, options)),
   };
 }
 
@@ -526,6 +529,16 @@ async function findPatchedProcesses(): Promise<readonly number[]> {
       return false;
     }
   });
+}
+
+async function soak(pid: number, options: SoakOptions & { readonly seed: number }): Promise<SoakReport> {
+  const session = new ProcessSession(pid, x86_64);
+  try {
+    session.seize();
+    return await soakProcess(session, options);
+  } finally {
+    session.close();
+  }
 }
 
 async function stacks(pid: number): Promise<readonly TaskStack[]> {

@@ -65,6 +65,8 @@ export type WalkResult =
       readonly reliable: false;
       readonly frames: readonly Frame[];
       readonly reason: { readonly code: WalkReason; readonly detail: string };
+      /** The program counter that the walk could not get past: of its last frame, or of one that is no frame. */
+      readonly pc: number;
     };
 
 const RSP = 7;
@@ -116,7 +118,8 @@ class Walk {
   }
 
   #fail(code: WalkReason, detail: string): WalkResult {
-    return { reliable: false, frames: this.#frames, reason: { code, detail } };
+    const pc = this.#input.registers[PC] as number;
+    return { reliable: false, frames: this.#frames, reason: { code, detail }, pc };
   }
 
   /** Notes the frame that the registers stand for. The row of its code, or how the walk ends here. */

@@ -1,34 +1,85 @@
+import type { SoakEnd, SoakOptions, SoakReport } from '../../targets/soak.js';
 import { EXIT } from '../conventions.js';
 import type { Io } from '../io.js';
 import { type KernelReference, soak } from '../kernel-operations.js';
 import type { Output } from '../output.js';
+import { createProcessOperations } from '../process-operations.js';
 
-export async function soakStacks(
+export interface SoakLimits {
+  readonly switches: number;
+  readonly timeoutMs: number;
+}
+
+export async function soakKernelStacks(
   reference: KernelReference,
-  limits: { readonly switches: number; readonly timeoutMs: number },
+  limits: SoakLimits,
   output: Output,
   io: Io,
 ): Promise<number> {
+  const report = await run('context switches', limits, output, io, (options) => soak(reference, options));
+  const { instants: _, ...fields } = report;
+  output.json({ event: 'soak', ...fields, findings: [...report.findings] });
+  return conclude(
+    report,
+    `${report.switches} context switches of ${report.tasks} tasks (${report.kthreads} kernel threads)`,
+    output,
+  );
+}
+
+export async function soakProcessStacks(
+  pid: number,
+  limits: SoakLimits & { readonly seed: number },
+  output: Output,
+  io: Io,
+): Promise<number> {
+  const report = await run('stacks', limits, output, io, (options) =>
+    createProcessOperations().soak(pid, { ...options, seed: limits.seed }),
+  );
+  const { kthreads: _, ...fields } = report;
+  output.json({ event: 'soak', ...fields, findings: [...report.findings] });
+  return conclude(
+    report,
+    `${report.switches} stacks of ${report.tasks} threads (${report.instants} at random instants)`,
+    output,
+  );
+}
+
+async function run(
+  what: string,
+  limits: SoakLimits,
+  output: Output,
+  io: Io,
+  work: (options: SoakOptions) => Promise<SoakReport>,
+): Promise<SoakReport> {
   const abort = new AbortController();
   const stopListening = io.onInterrupt(() => abort.abort());
   try {
-    const report = await soak(reference, {
-      ...limits,
+    return await work({
+      switches: limits.switches,
+      timeoutMs: limits.timeoutMs,
       signal: abort.signal,
       onProgress: (switches, unreliable) =>
-        output.text(`${switches} context switches, ${unreliable} stacks unreliable`),
+        output.text(`${switches} ${what}, ${unreliable} ${what === 'stacks' ? '' : 'stacks '}unreliable`),
     });
-    output.json({ event: 'soak', ...report, findings: [...report.findings] });
-    const { green, red } = output.colors;
-    for (const { cause, place, count, detail } of report.findings)
-      output.text(`  ${red(`${count} ×`)} ${cause} at ${place}: ${detail}`);
-    const verdict =
-      report.unreliable === 0 ? green('all stacks reliable') : red(`${report.unreliable} unreliable`);
-    output.text(
-      `${report.switches} context switches of ${report.tasks} tasks (${report.kthreads} kernel threads) in ${(report.durationMs / 1000).toFixed(1)} s: ${verdict}`,
-    );
-    return report.unreliable === 0 ? EXIT.done : EXIT.failed;
   } finally {
     stopListening();
   }
+}
+
+const ENDS: Readonly<Record<SoakEnd, string>> = {
+  count: '',
+  time: ' (the time was over)',
+  interrupt: ' (interrupted)',
+  exit: ' (the process has ended)',
+  exec: ' (the process has executed another program)',
+};
+
+function conclude(report: SoakReport, what: string, output: Output): number {
+  const { green, red } = output.colors;
+  for (const { cause, place, count, detail } of report.findings)
+    output.text(`  ${red(`${count} ×`)} ${cause} at ${place}: ${detail}`);
+  const verdict =
+    report.unreliable === 0 ? green('all stacks reliable') : red(`${report.unreliable} unreliable`);
+  output.text(`${what} in ${(report.durationMs / 1000).toFixed(1)} s${ENDS[report.endedBy]}: ${verdict}`);
+  return report.unreliable === 0 ? EXIT.done : EXIT.failed;
 }

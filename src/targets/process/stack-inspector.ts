@@ -178,6 +178,23 @@ export class StackInspector {
     }));
   }
 
+  /** The function that an unreliable walk could not get past, in a few words. */
+  placeOf({ frames, reason, pc }: Extract<WalkResult, { reliable: false }>): string {
+    const last = frames.at(-1);
+    const isCode = reason.code !== 'not-a-return-address' && reason.code !== 'unknown-code';
+    if (isCode) return this.#functionAt(last?.pc === pc ? last.lookup : frames.length === 0 ? pc : pc - 1);
+    return last === undefined ? 'code of no file' : `behind ${this.#functionAt(last.lookup)}`;
+  }
+
+  #functionAt(address: number): string {
+    const name = this.#symbolizer.find(address)?.name;
+    if (name !== undefined) return name;
+    const module = this.#modules.find((m) => address >= m.start && address < m.end);
+    return module === undefined
+      ? 'code of no file'
+      : `${module.name}+0x${(address - module.bias).toString(16)}`;
+  }
+
   #walkOnce(registers: Buffer): WalkResult {
     return walkReliable({
       registers: toDwarfRegisters(registers, this.#registers),
