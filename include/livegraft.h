@@ -149,4 +149,33 @@ LIVEGRAFT_INTERNAL void livegraft_shadow_free_all(unsigned long id, livegraft_sh
   livegraft_shadow_unlock_();
 }
 
+/* Callbacks and states: docs/patch-code.md. Each macro stands once, at file level, with a semicolon behind it. */
+
+/* int function(void): before the patch changes anything. Anything but 0 vetoes the patch. */
+#define LIVEGRAFT_PRE_PATCH(function) LIVEGRAFT_CALLBACK_(pre_patch, int, function)
+/* void function(void): all threads run the new version. */
+#define LIVEGRAFT_POST_PATCH(function) LIVEGRAFT_CALLBACK_(post_patch, void, function)
+/* void function(void): the patch is about to be removed. */
+#define LIVEGRAFT_PRE_UNPATCH(function) LIVEGRAFT_CALLBACK_(pre_unpatch, void, function)
+/* void function(void): no thread runs the new version any more. */
+#define LIVEGRAFT_POST_UNPATCH(function) LIVEGRAFT_CALLBACK_(post_unpatch, void, function)
+
+#define LIVEGRAFT_CALLBACK_(kind, type, function)                                                         \
+  static type (*livegraft_##kind##_callback_)(void)                                                       \
+      __attribute__((section(".livegraft.callbacks." #kind), used)) = function
+
+/* A change that the patch makes to the state of the program, beyond its code. */
+struct livegraft_state {
+  unsigned long id;
+  unsigned int version;
+  /* For the patch's own use. */
+  void *data;
+  /* The same state in the newest patch below that has it; NULL where none has. Filled in when the patch is loaded. */
+  struct livegraft_state *previous;
+};
+
+/* Declares the variable `name`, a struct livegraft_state. */
+#define LIVEGRAFT_STATE(name, id, version)                                                                \
+  static struct livegraft_state name __attribute__((section(".livegraft.states"), used)) = {id, version, 0, 0}
+
 #endif

@@ -80,6 +80,11 @@ export interface Redirector {
    * for a task that runs in the slot of another one. Position-independent.
    */
   encodeStateStore(slot: StateSlotLocation): StateStore;
+  /**
+   * Code at `at` that a borrowed task is led into to call `callee`, a function without arguments. It keeps its progress in `record`
+   * and returns through the signal frame that its stack pointer, a multiple of 16, leads to, whether or not anybody watches.
+   */
+  encodeBorrowedCall(at: number, callee: number, record: number): BorrowedCall;
 }
 
 export type StateSlotLocation =
@@ -92,6 +97,17 @@ export interface StateTest {
   /** Offsets of the first byte after which the state has been read: before it a task may be moved to the entry. */
   readonly stateReadAt: number;
 }
+
+/** Code made by {@link Redirector.encodeBorrowedCall}. */
+export interface BorrowedCall {
+  readonly bytes: Uint8Array;
+  /** Offset of the instruction pointer while the task makes the system call that brings it back. */
+  readonly returningAt: number;
+}
+
+/** What {@link Redirector.encodeBorrowedCall} keeps: two 32-bit words, the phase and the callee's result. */
+export const BORROWED_CALL_RECORD_BYTES = 8;
+export const BORROWED_CALL_RETURNED = 2;
 
 /** Code made by {@link Redirector.encodeStateStore}; all are offsets into it. */
 export interface StateStore {

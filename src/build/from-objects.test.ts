@@ -2,6 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import { afterAll, describe, expect, it } from 'vitest';
 import { LivegraftError } from '../base/errors.js';
@@ -64,6 +65,39 @@ describe('buildFromObjects', () => {
     expect(
       parsePatch(build(files).bytes, 'x', sha256).manifest.objects[0]?.functions.map((fn) => fn.name),
     ).toEqual(['work']);
+  });
+
+  const declared = (...lines: string[]) => {
+    const include = fileURLToPath(new URL('../../include', import.meta.url));
+    const source = `#include <livegraft.h>\n${text(5)}\n${lines.join('\n')}\n`;
+    const patched = compile('declared.o', source, ...sections, `-I${include}`);
+    return parsePatch(build({ ...files, patched }).bytes, 'x', sha256).manifest;
+  };
+
+  it('takes the callbacks and states that the source declares', () => {
+    const manifest = declared(
+      'LIVEGRAFT_STATE(level, 7, 3); LIVEGRAFT_STATE(other_level, 8, 1);',
+      'static int begin(void) { return level.previous != 0; } LIVEGRAFT_PRE_PATCH(begin);',
+      'static void end(void) { level.data = 0; } LIVEGRAFT_POST_UNPATCH(end);',
+    );
+    expect(manifest.objects[0]?.callbacks).toEqual({ prePatch: 'begin', postUnpatch: 'end' });
+    expect(manifest.states).toEqual([
+      { id: 7, version: 3, symbol: 'level' },
+      { id: 8, version: 1, symbol: 'other_level' },
+    ]);
+    expect(manifest.objects[0]?.functions.map((fn) => fn.name)).toEqual(['work']);
+  });
+
+  it.each([
+    [
+      'two callbacks of one kind',
+      'static void f(void) {} LIVEGRAFT_POST_PATCH(f); static void (*g)(void) __attribute__((section(".livegraft.callbacks.post_patch"), used)) = f;',
+    ],
+    ['a callback of another file', 'void g(void); LIVEGRAFT_POST_PATCH(g);'],
+    ['a state of another size', 'static long odd __attribute__((section(".livegraft.states"), used)) = 1;'],
+    ['two states of one number', 'LIVEGRAFT_STATE(one, 7, 1); LIVEGRAFT_STATE(two, 7, 2);'],
+  ])('refuses %s', (_, line) => {
+    expect(() => declared(line)).toThrow(expect.objectContaining({ code: 'declaration-malformed' }));
   });
 
   it.each(['orig', 'patched', 'target'] as const)(

@@ -6,13 +6,16 @@ import type { PatchSection, PatchSymbol } from '../patch/content.js';
 import { type Digest, writePatch } from '../patch/file.js';
 import {
   MANIFEST_VERSION,
+  type PatchCallbacks,
   type PatchDeclarations,
   type PatchFunction,
   type PatchManifest,
   type PatchSymbolAddress,
+  type PatchSystemState,
 } from '../patch/manifest.js';
 import type { Comparison, Pair } from './compare.js';
 import type { CompiledPair } from './compiled-pair.js';
+import { declaredTwice } from './declarations.js';
 import type { BuildEvent } from './events.js';
 import { addExceptionSearch } from './kernel-exceptions.js';
 import { type Definition, type ObjectModel, parentOfPart } from './object-model.js';
@@ -51,17 +54,20 @@ export function makePatch(
   const sections: PatchSection[] = [];
   const symbols: PatchSymbol[] = [];
   const takenNames = new Set<string>();
+  const callbacks: { [kind in keyof PatchCallbacks]: string } = {};
+  const states: PatchSystemState[] = [];
   /** New symbols that several files share, with their places in `symbols`. */
   const globals = new Map<string, number>();
-  for (const { pair, comparison, changedFunctions, newGlobals, find, proven, index } of proveAll(
-    pairs,
-    target,
-    options,
-    notes,
-  )) {
+  for (const provenPair of proveAll(pairs, target, options, notes)) {
+    const { pair, comparison, changedFunctions, newGlobals, declarations, find, proven, index } = provenPair;
     const file = nameOfFile(pair);
     notes.push(`${file}: ${proven} functions of the unpatched build are the target's`);
-    const roots = [...changedFunctions.map((p) => p.patched), ...newGlobals];
+    const roots = [
+      ...changedFunctions.map((p) => p.patched),
+      ...newGlobals,
+      ...declarations.callbacks.values(),
+      ...declarations.states.map((state) => state.variable),
+    ];
     const selection = selectPatch(pair.patched, comparison, roots, target, find, `${index}.`);
     const [sectionBase, symbolBase] = [sections.length, symbols.length];
     for (const section of selection.sections) {
@@ -93,6 +99,14 @@ export function makePatch(
       if (change.original.name === 'main')
         notes.push('main changes: it never leaves the stack, so the transition can not complete');
     }
+    for (const [kind, { name }] of declarations.callbacks) {
+      if (callbacks[kind] !== undefined) throw declaredTwice(`a ${kind} callback`, `again in ${file}`);
+      callbacks[kind] = inPatch(name);
+    }
+    for (const { id, version, variable } of declarations.states) {
+      if (states.some((state) => state.id === id)) throw declaredTwice(`state ${id}`, `again in ${file}`);
+      states.push({ id, version, symbol: inPatch(variable.name) });
+    }
     for (const name of ownNames) takenNames.add(name);
     notes.push(...notesOn(file, pair, comparison, target));
   }
@@ -120,9 +134,11 @@ export function makePatch(
         identity: identityOf(target, options.digest),
         functions,
         symbols: [...targetSymbols.values()],
+        ...(Object.keys(callbacks).length > 0 ? { callbacks } : {}),
       },
     ],
     ...options.declarations,
+    ...(states.length > 0 ? { states } : {}),
     newFunctions,
     newData,
     notes,

@@ -3,6 +3,7 @@ import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import { type Comparison, compareObjects, type Pair } from './compare.js';
 import type { CompiledPair } from './compiled-pair.js';
+import { type Declarations, hasDeclarations, readDeclarations } from './declarations.js';
 import type { BuildEvent } from './events.js';
 import type { Definition, ObjectModel } from './object-model.js';
 import { findCodeDifference } from './proof.js';
@@ -17,6 +18,7 @@ export interface ProvenPair {
   readonly changedFunctions: readonly Pair[];
   /** New functions and variables that other changed files refer to. */
   readonly newGlobals: readonly Definition[];
+  readonly declarations: Declarations;
   readonly find: Find;
   readonly proven: number;
 }
@@ -58,7 +60,10 @@ export function proveAll(
     const newGlobals = [...comparison.newFunctions, ...comparison.newData].filter(
       (d) => d.symbol.binding !== c.STB_LOCAL && needed.has(d.name),
     );
-    if (comparison.changedFunctions.length === 0 && newGlobals.length === 0) return;
+    const declarations = readDeclarations(pair.patched);
+    const declares = hasDeclarations(declarations);
+    if (declares && target.isKernel) throw onlyForProcesses(file);
+    if (comparison.changedFunctions.length === 0 && newGlobals.length === 0 && !declares) return;
     const names = comparison.changedFunctions.map((change) => change.original.name);
     if (!isPart) {
       const error = new LivegraftError(
@@ -81,8 +86,17 @@ export function proveAll(
         claimed.add(address);
         return isNew;
       });
-      if (changedFunctions.length > 0 || newGlobals.length > 0)
-        proven.push({ pair, index, comparison, changedFunctions, newGlobals, find, proven: count });
+      if (changedFunctions.length > 0 || newGlobals.length > 0 || declares)
+        proven.push({
+          pair,
+          index,
+          comparison,
+          changedFunctions,
+          newGlobals,
+          declarations,
+          find,
+          proven: count,
+        });
     } catch (error) {
       if (!(error instanceof LivegraftError)) throw error;
       failed.push({ file, names, error });
@@ -95,6 +109,13 @@ export function proveAll(
     notes.push(`left out a compilation of ${file}, which is not in ${target.objectName}`);
   }
   return proven;
+}
+
+function onlyForProcesses(file: string): LivegraftError {
+  return new LivegraftError('callbacks-unsupported', `${file} declares callbacks or states`, {
+    remedy: 'livegraft runs callbacks in processes only: leave them out of patches of a kernel',
+    details: { file },
+  });
 }
 
 export function nameOfFile(pair: CompiledPair): string {

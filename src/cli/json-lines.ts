@@ -42,6 +42,14 @@ export function eventLine(event: OperationEvent): JsonBody {
       };
     case 'taskExited':
       return { event: 'taskExited', task: event.task, atMs: event.atMs };
+    case 'callback':
+      return {
+        event: 'callback',
+        object: event.object,
+        callback: event.callback,
+        failure: event.failure ?? null,
+        atMs: event.atMs,
+      };
     case 'reversing':
       return { event: 'reversing', direction: event.direction, why: event.why, atMs: event.atMs };
     case 'progress':

@@ -33,6 +33,9 @@ class PlainView implements TransitionView {
       case 'notice':
         this.#output.text(`note: ${event.text}`);
         return;
+      case 'callback':
+        this.#output.text(`callback ${event.callback} of ${event.object}: ${event.failure ?? 'done'}`);
+        return;
       case 'reversing':
         this.#output.text(`reversing: ${event.why}`);
         return;
@@ -83,6 +86,11 @@ class LiveView implements TransitionView {
         return;
       case 'notice':
         this.#above(`${yellow('note')} ${event.text}`);
+        return;
+      case 'callback':
+        this.#above(
+          `${event.failure === undefined ? dim('callback') : yellow('callback')} ${event.callback} of ${event.object}: ${event.failure ?? 'done'}`,
+        );
         return;
       case 'reversing':
         this.#above(`${yellow('reversing')} ${event.why}`);

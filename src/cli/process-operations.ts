@@ -2,10 +2,12 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { hex } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
+import { passMoment } from '../engine/callbacks.js';
 import type { Direction } from '../engine/target.js';
 import { runTransition, TransitionControl } from '../engine/transition.js';
 import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
+import { callbackObjectsOf } from '../targets/process/patch-callbacks.js';
 import { expectOldCode, expectPatchedModule, loadPatch, sha256 } from '../targets/process/patch-loader.js';
 import { isRunning, readExecutablePath, readMappings } from '../targets/process/proc.js';
 import { ProcessSession } from '../targets/process/process-session.js';
@@ -104,6 +106,7 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
     }
     if (known?.state === 'applying') {
       session.seize();
+      takeBackCallbacks(session, known, options.onEvent);
       unload(session, known);
       notice('the patch had been loaded but not installed by a run that ended early: it is loaded afresh');
     } else if (known !== undefined) {
@@ -188,6 +191,25 @@ function unload(session: ProcessSession, patch: RegisteredPatch): void {
   };
   session.store.write(session.registry);
   session.cleanUpAfterFailure();
+}
+
+/** Of a patch that is given up before its install: what its pre-patch callback did, its post-unpatch one undoes. */
+function takeBackCallbacks(
+  session: ProcessSession,
+  patch: RegisteredPatch,
+  onEvent: (event: OperationEvent) => void,
+): void {
+  const start = performance.now();
+  const target = { ...session, inspector: session.inspector() };
+  passMoment(callbackObjectsOf(target, patch), 'disabled', ({ object, callback, failure }) =>
+    onEvent({
+      kind: 'callback',
+      object,
+      callback,
+      failure: failure?.message,
+      atMs: performance.now() - start,
+    }),
+  );
 }
 
 function refuseSuspendedContexts(
@@ -275,6 +297,7 @@ async function transit(
       );
     }
     transition.undoInstall();
+    if (direction === 'patch') takeBackCallbacks(session, patch, options.onEvent);
     if (isGsInUse(error)) session.registry = { ...space.registry, transition: undefined };
     else if (direction === 'patch') unload(session, patch);
     else {
@@ -313,6 +336,7 @@ async function revert(options: RevertOptions): Promise<ApplyOutcome> {
     session.seize();
     if (registry.transition === undefined && patch.state === 'applying') {
       // It was loaded and never installed: nothing runs it.
+      takeBackCallbacks(session, patch, options.onEvent);
       unload(session, patch);
       notice('the patch had been loaded but not installed: it was removed');
       const result = {

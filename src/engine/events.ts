@@ -1,3 +1,4 @@
+import type { CallbackKind } from './callbacks.js';
 import type { ConsistencyModel, Direction, PatchState, StragglerReason, TaskId } from './target.js';
 
 /** What the engine tells while a transition runs. The same union feeds log, command line and web. Times are ms since the transition began. */
@@ -32,6 +33,14 @@ export type TransitionEvent =
       readonly atMs: number;
     }
   | { readonly kind: 'taskExited'; readonly task: TaskId; readonly atMs: number }
+  /** A callback of the patch has had its turn. `failure`: why it did not run to its end. */
+  | {
+      readonly kind: 'callback';
+      readonly object: string;
+      readonly callback: CallbackKind;
+      readonly failure: string | undefined;
+      readonly atMs: number;
+    }
   | { readonly kind: 'reversing'; readonly direction: Direction; readonly why: string; readonly atMs: number }
   | { readonly kind: 'progress'; readonly switched: number; readonly total: number; readonly atMs: number }
   | { readonly kind: 'finished'; readonly direction: Direction; readonly atMs: number };

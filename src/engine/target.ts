@@ -1,4 +1,5 @@
 import type { LivegraftError } from '../base/errors.js';
+import type { CallbackObject } from './callbacks.js';
 
 /** What the engine asks of a thing that can be patched. Implemented by `src/targets/*`; the engine knows no other. */
 
@@ -81,6 +82,8 @@ export interface TransitionTarget {
   readonly name: string;
   /** Where tasks switch themselves (reported as `taskSwitched`, and by `tasks`), while a transition runs; undefined where nowhere. */
   readonly barrier?: string | undefined;
+  /** Objects of the patch, in the order of the patch; undefined where patches have no callbacks. */
+  callbackObjects?(): readonly CallbackObject[];
   /**
    * Makes every redirect choose by task; all tasks keep the version they have. All redirects are written or none.
    * Rejects with a LivegraftError and nothing changed. After a resumed transition it finds the work done and returns.

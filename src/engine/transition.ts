@@ -1,5 +1,6 @@
 import { LivegraftError } from '../base/errors.js';
 import { Backoff, type RetryPolicy } from './backoff.js';
+import { type CallbackMoment, passMoment } from './callbacks.js';
 import { TransitionControl } from './control.js';
 import { DueQueue } from './due-queue.js';
 import type { Straggler, TransitionEvent, TransitionResult } from './events.js';
@@ -52,8 +53,9 @@ type Check = 'checked' | 'unchecked';
 /**
  * Brings every task of a target to the version that `direction` leads to, by the rules of the model (DESIGN.md
  * section 2). Resolves when all have switched and the redirects are final, or when time ran out or the caller asked
- * to stop. Rejects when the target is gone or refuses the install (which then has changed nothing), and with
- * `model-needs-barrier` for the lazy model before anything is touched. Whatever else the target throws passes through:
+ * to stop. Rejects when the target is gone or refuses the install (which then has changed nothing; callbacks that have run are
+ * the caller's to take back: `passMoment` with `disabled`), with `callback-veto`, and with `model-needs-barrier` for the
+ * lazy model before anything is touched. Whatever else the target throws passes through:
  * the transition is then where it was, and can be continued or reversed by another call.
  */
 export async function runTransition(
@@ -99,6 +101,7 @@ class Transition {
   }
 
   async run(): Promise<TransitionResult> {
+    this.#passMoment(this.#direction === 'patch' ? 'enable' : 'disable');
     await this.#target.install(this.#direction);
     await this.#learnTasks();
     this.#emit({
@@ -115,6 +118,7 @@ class Transition {
       }
     } while (!(await this.#isSettled()));
     const tasks = this.#tasks.size;
+    this.#passMoment(this.#direction === 'patch' ? 'enabled' : 'disabled');
     await this.#target.finish(this.#direction);
     this.#emit({ kind: 'finished', direction: this.#direction, atMs: this.#elapsedMs() });
     return {
@@ -186,6 +190,7 @@ class Transition {
   }
 
   async #reverse(why: string): Promise<void> {
+    if (this.#direction === 'patch') this.#passMoment('disable');
     this.#direction = this.#direction === 'patch' ? 'unpatch' : 'patch';
     this.#check = this.#modelCheck;
     await this.#target.reverse(this.#direction);
@@ -194,6 +199,12 @@ class Transition {
     this.#tasks.clear();
     this.#pending.clear();
     await this.#learnTasks();
+  }
+
+  #passMoment(moment: CallbackMoment): void {
+    passMoment(this.#target.callbackObjects?.() ?? [], moment, ({ object, callback, failure }) =>
+      this.#emit({ kind: 'callback', object, callback, failure: failure?.message, atMs: this.#elapsedMs() }),
+    );
   }
 
   #mustStop(): boolean {

@@ -1,5 +1,6 @@
 import * as c from '../elf/constants.js';
 import type { Patch } from './content.js';
+import { STATE_BYTES } from './declarations.js';
 
 /** Generous: the largest patch that makes sense is a few megabytes. */
 const MAX_IMAGE_BYTES = 2 ** 30;
@@ -44,5 +45,24 @@ export function findFlaw({ manifest, sections, symbols }: Omit<Patch, 'id'>): st
       if (count !== 1) return `the new version of ${fn.name}, ${name}, is defined ${count} times`;
     }
   }
+  const callbacks = manifest.objects.flatMap((object) => Object.entries(object.callbacks ?? {}));
+  for (const [kind, name] of callbacks) {
+    const count = functions.get(name ?? '') ?? 0;
+    if (count !== 1) return `its ${kind} callback, ${name}, is defined ${count} times`;
+  }
+  for (const { symbol } of manifest.states ?? []) {
+    const found = symbols.filter((s) => s.kind === 'defined' && s.name === symbol);
+    const [only] = found;
+    const section = only?.kind === 'defined' ? sections[only.section] : undefined;
+    if (
+      only?.kind !== 'defined' ||
+      found.length > 1 ||
+      section?.kind !== 'readWrite' ||
+      only.sizeBytes < STATE_BYTES
+    )
+      return `its state ${symbol} is not defined once, as writable data`;
+  }
+  const ids = (manifest.states ?? []).map((state) => state.id);
+  if (new Set(ids).size < ids.length) return 'two of its states have one number';
   return undefined;
 }

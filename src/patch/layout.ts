@@ -19,6 +19,8 @@ export interface PatchLayout {
   readonly codeSizeBytes: number;
   readonly redirectOffset: number;
   readonly ehFrame: Part | undefined;
+  /** Writable, aligned to 16 bytes, for the caller. */
+  readonly recordOffset: number;
 }
 
 export interface Part {
@@ -50,8 +52,11 @@ export function gotKindOf(type: number): GotKind | undefined {
   }
 }
 
-/** Lays a patch out: code, stubs and `redirectBytes` for the caller; then read-only data; then writable data. */
-export function layoutPatch(patch: Patch, redirectBytes: number): PatchLayout {
+/**
+ * Lays a patch out: code, stubs and `redirectBytes` for the caller; then read-only data; then writable data and `recordBytes`
+ * for the caller.
+ */
+export function layoutPatch(patch: Patch, redirectBytes: number, recordBytes = 0): PatchLayout {
   const sectionOffsets: number[] = new Array(patch.sections.length).fill(0);
   let at = 0;
   const align = (alignment: number) => {
@@ -103,6 +108,9 @@ export function layoutPatch(patch: Patch, redirectBytes: number): PatchLayout {
   align(PAGE_BYTES);
   const readWriteOffset = at;
   place((s) => s.kind === 'readWrite' || s.kind === 'zero');
+  if (recordBytes > 0) align(16);
+  const recordOffset = at;
+  at += recordBytes;
   const readWrite = { offset: readWriteOffset, sizeBytes: at - readWriteOffset };
   align(PAGE_BYTES);
   return {
@@ -115,6 +123,7 @@ export function layoutPatch(patch: Patch, redirectBytes: number): PatchLayout {
     gotOffsets,
     codeSizeBytes,
     redirectOffset,
+    recordOffset,
     ehFrame: ehFrameBytes === 0 ? undefined : { offset: ehFrameOffset, sizeBytes: ehFrameBytes + 4 },
   };
 }

@@ -33,6 +33,24 @@ const symbolSchema = z.strictObject({
   address,
 });
 
+const symbolName = z.string().check(z.minLength(1));
+
+/** Functions of the patch, by their names in the file, that run when the object is changed; see engine/callbacks.ts. */
+const callbacksSchema = z.strictObject({
+  prePatch: z.optional(symbolName),
+  postPatch: z.optional(symbolName),
+  preUnpatch: z.optional(symbolName),
+  postUnpatch: z.optional(symbolName),
+});
+
+/** A change of the program's state that the patch makes beyond its code, as struct klp_state: see engine/states.ts. */
+const stateSchema = z.strictObject({
+  id: z.int().check(z.nonnegative()),
+  version: z.int().check(z.nonnegative()),
+  /** The variable of the patch that describes it (struct livegraft_state). */
+  symbol: symbolName,
+});
+
 const objectSchema = z.strictObject({
   /** Last component of the file's path, or the SONAME of a library. */
   name: z.string().check(z.minLength(1)),
@@ -44,6 +62,7 @@ const objectSchema = z.strictObject({
   functions: z.array(functionSchema).check(z.minLength(1)),
   /** What the new code refers to in the object, resolved when the patch was built. */
   symbols: z.array(symbolSchema),
+  callbacks: z.optional(callbacksSchema),
 });
 
 export const manifestSchema = z.strictObject({
@@ -58,6 +77,7 @@ export const manifestSchema = z.strictObject({
   replace: z.optional(z.boolean()),
   /** A function of the object that no thread calls while it is in a function of the patch: the barrier. */
   barrier: z.optional(z.string().check(z.minLength(1))),
+  states: z.optional(z.array(stateSchema)),
   newFunctions: z.array(z.string()),
   newData: z.array(z.strictObject({ name: z.string(), sizeBytes: z.int().check(z.nonnegative()) })),
   /** What the builder compared and saw: for people. */
@@ -68,5 +88,7 @@ export type PatchManifest = z.infer<typeof manifestSchema>;
 /** What whoever builds a patch declares of how it is applied to a process. */
 export type PatchDeclarations = Pick<PatchManifest, 'replace' | 'barrier'>;
 export type PatchObject = z.infer<typeof objectSchema>;
+export type PatchCallbacks = z.infer<typeof callbacksSchema>;
+export type PatchSystemState = z.infer<typeof stateSchema>;
 export type PatchFunction = z.infer<typeof functionSchema>;
 export type PatchSymbolAddress = z.infer<typeof symbolSchema>;

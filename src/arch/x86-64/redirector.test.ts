@@ -350,3 +350,29 @@ describe('encodeStateStore', () => {
     expect(bytes[(different[0] ?? 0) - 1]).toBe(0x74);
   });
 });
+
+describe('encodeBorrowedCall', () => {
+  it('calls, keeps the result and the phase, and makes the system call again when it was passed over', () => {
+    const [at, callee, record] = [0x7000_0000, 0x7000_1234, 0x7000_3000];
+    const { bytes, returningAt } = redirector.encodeBorrowedCall(at, callee, record);
+    const decoder = new iced.Decoder(64, bytes, iced.DecoderOptions.None);
+    decoder.ip = BigInt(at);
+    const formatter = new iced.Formatter(iced.FormatterSyntax.Gas);
+    const lines: string[] = [];
+    while (decoder.canDecode) {
+      const instruction = decoder.decode();
+      if (instruction.ip === BigInt(at + returningAt)) lines.push('returning:');
+      lines.push(formatter.format(instruction));
+    }
+    expect(lines).toEqual([
+      'call 0x0000000070001234',
+      'mov %eax,0x70003004',
+      'movl $2,0x70003000',
+      'pop %rcx',
+      'mov $0xF,%eax',
+      'syscall',
+      'returning:',
+      `jmp 0x00000000${(at + bytes.indexOf(0xb8)).toString(16)}`,
+    ]);
+  });
+});

@@ -1,12 +1,14 @@
 import { ByteWriter } from '../../base/byte-writer.js';
-import type {
-  DisplacedCode,
-  Redirector,
-  RedirectRefusal,
-  RedirectSite,
-  StateSlotLocation,
-  StateStore,
-  StateTest,
+import {
+  BORROWED_CALL_RETURNED,
+  type BorrowedCall,
+  type DisplacedCode,
+  type Redirector,
+  type RedirectRefusal,
+  type RedirectSite,
+  type StateSlotLocation,
+  type StateStore,
+  type StateTest,
 } from '../architecture.js';
 import type { Instruction } from '../instruction.js';
 import { decoder } from './decoder.js';
@@ -16,6 +18,7 @@ const LONG_JUMP_BYTES = 5;
 const SHORT_JUMP_BYTES = 2;
 /** Compilers align functions by this much, and fill what is left. */
 const ALIGNMENT_BYTES = 16;
+const SYS_rt_sigreturn = 15;
 
 /** Redirects of x86-64: `jmp rel32` at the entry, or `jmp rel8` to one that lies in padding. */
 export const redirector: Redirector = {
@@ -60,6 +63,27 @@ export const redirector: Redirector = {
 
   encodeStateStore(slot): StateStore {
     return slot.kind === 'gsBase' ? storeAtGsBase() : storeInThreadPointerTable(slot);
+  },
+
+  encodeBorrowedCall(at, callee, record): BorrowedCall {
+    const code = new ByteWriter(48);
+    const relative = (address: number, behindField: number) =>
+      code.writeI32(expectRel32(address - (at + code.length + 4 + behindField)));
+    code.writeU8(0xe8); // call callee
+    relative(callee, 0);
+    code.writeU8(0x89).writeU8(0x05); // mov %eax, result
+    relative(record + 4, 0);
+    code.writeU8(0xc7).writeU8(0x05); // movl $returned, phase
+    relative(record, 4);
+    code.writeU32(BORROWED_CALL_RETURNED);
+    code.writeU8(0x59); // pop %rcx: the frame counts from behind the return address of a handler
+    const back = code.length;
+    code.writeU8(0xb8).writeU32(SYS_rt_sigreturn); // mov $15, %eax
+    code.writeU8(0x0f).writeU8(0x05); // syscall
+    const returningAt = code.length;
+    // Whoever watches may have the system call passed over, and then vanish.
+    code.writeU8(0xeb).writeU8((back - (returningAt + 2)) & 0xff); // jmp back
+    return { bytes: code.toBytes(), returningAt };
   },
 };
 

@@ -57,6 +57,11 @@ export async function inspect(
     for (const symbol of object.symbols)
       output.text(`    uses ${symbol.kind} ${symbol.name} at ${symbol.address}`);
   }
+  for (const { name, callbacks = {} } of manifest.objects) {
+    for (const [kind, symbol] of Object.entries(callbacks))
+      output.text(`  ${kind} callback of ${name}: ${symbol}`);
+  }
+  for (const { id, version } of manifest.states ?? []) output.text(`  state ${id} in version ${version}`);
   if (manifest.replace === true) output.text('  replaces all older patches');
   if (manifest.barrier !== undefined) output.text(`  threads may switch themselves in ${manifest.barrier}`);
   for (const name of manifest.newFunctions) output.text(`  adds function ${name}`);

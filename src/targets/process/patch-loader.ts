@@ -2,11 +2,15 @@ import { createHash } from 'node:crypto';
 import { hex, linkAddress } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import { PF_X, PT_LOAD, SHN_UNDEF, STT_FUNC } from '../../elf/constants.js';
+import type { CallbackKind } from '../../engine/callbacks.js';
+import { findStateConflict, type SystemState } from '../../engine/states.js';
 import type { Patch } from '../../patch/content.js';
-import { layoutPatch } from '../../patch/layout.js';
+import { STATE_PREVIOUS_OFFSET } from '../../patch/declarations.js';
+import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
 import { type ExternalSymbol, type LinkedImage, linkPatch, type SymbolSource } from '../../patch/link.js';
 import type { PatchFunction, PatchObject } from '../../patch/manifest.js';
 import type { LoadedModule } from './modules.js';
+import { CALLBACK_RECORD_BYTES } from './patch-callbacks.js';
 import { findFreeRange } from './placement.js';
 import type { ProcessSession } from './process-session.js';
 import { planBarrier, planRedirect, planRestore, TRAMPOLINE_BYTES, toHex } from './redirect-plan.js';
@@ -144,12 +148,21 @@ export function loadPatch(
       },
     );
   }
+  expectCompatibleStates(session, patch, registry, replaces);
   const module = expectPatchedModule(session, object);
   expectOldCode(session, object, module);
   const restored = replaces ? functionsToRestore(registry, object, module.bias) : [];
+  const callbacks = Object.entries(object.callbacks ?? {}) as [CallbackKind, string][];
   const trampolines =
-    object.functions.length * (replaces ? 2 : 1) + restored.length + (barrierName === undefined ? 0 : 1);
-  const layout = layoutPatch(patch, trampolines * TRAMPOLINE_BYTES);
+    object.functions.length * (replaces ? 2 : 1) +
+    restored.length +
+    (barrierName === undefined ? 0 : 1) +
+    callbacks.length;
+  const layout = layoutPatch(
+    patch,
+    trampolines * TRAMPOLINE_BYTES,
+    callbacks.length === 0 ? 0 : CALLBACK_RECORD_BYTES,
+  );
   const shadowTable = usesShadowVariables(patch) ? session.expectShadowTable() : undefined;
   const base = findFreeRange(session.mappings, layout.sizeBytes, { start: module.start, end: module.end });
   const image = linkPatch(
@@ -200,6 +213,19 @@ export function loadPatch(
     barrier = planned.barrier;
   }
 
+  const record = base + layout.recordOffset;
+  const calls = callbacks.map(([kind, name]) => {
+    const at = nextTrampoline();
+    const { bytes, returningAt } = session.arch.redirector.encodeBorrowedCall(
+      at,
+      functionIn(image, name).address,
+      record,
+    );
+    place(at, bytes);
+    return { kind, at, returningAt: at + returningAt };
+  });
+  const states = linkStates(patch, layout, image, registry);
+
   const part = (
     { offset, sizeBytes }: { offset: number; sizeBytes: number },
     protection: number,
@@ -237,10 +263,32 @@ export function loadPatch(
       },
       symbols: image.functions,
       functions,
+      ...(calls.length === 0 ? {} : { callbacks: { object: object.name, record, calls } }),
+      ...(states.length === 0 ? {} : { states }),
       ...(barrier === undefined ? {} : { barrier }),
       ...(replaces ? { replaces } : {}),
     },
   };
+}
+
+function expectCompatibleStates(
+  session: ProcessSession,
+  { manifest }: Patch,
+  registry: Registry,
+  replaces: boolean,
+): void {
+  const enabled = registry.patches.map(({ name, states = [] }) => ({ name, states }));
+  const conflict = findStateConflict({ replaces, states: manifest.states ?? [] }, enabled);
+  if (conflict === undefined) return;
+  const { id, enabledVersion, version } = conflict;
+  throw new LivegraftError(
+    'state-incompatible',
+    `process ${session.pid}: patch ${conflict.enabled} has brought state ${id} to version ${enabledVersion}; ${manifest.name} ${version === undefined ? 'would replace it and does not know that state' : `knows version ${version} of it`}`,
+    {
+      remedy: `revert ${conflict.enabled} first, or apply a patch that knows version ${enabledVersion} of the state`,
+      details: { pid: session.pid, state: id },
+    },
+  );
 }
 
 /** Refuses what can be seen to hold old code when it runs; the rest is what was declared. */
@@ -356,6 +404,39 @@ function expectEntry(session: ProcessSession, { name, redirect }: RegisteredFunc
   );
 }
 
+function functionIn(image: LinkedImage, name: string): MemoryRange {
+  const found = image.functions.find((f) => f.name === name);
+  if (found === undefined) {
+    throw new LivegraftError(
+      'patch-malformed',
+      `the patch says that ${name} is its code, but does not hold it`,
+    );
+  }
+  return { address: found.address, sizeBytes: found.sizeBytes };
+}
+
+/** Leads each state of the patch to the same one of the newest patch below that has it. */
+function linkStates(
+  patch: Patch,
+  layout: PatchLayout,
+  image: LinkedImage,
+  registry: Registry,
+): readonly (SystemState & { readonly address: number })[] {
+  const view = new DataView(image.bytes.buffer, image.bytes.byteOffset);
+  return (patch.manifest.states ?? []).map(({ id, version, symbol: name }) => {
+    const symbol = patch.symbols.find((s) => s.kind === 'defined' && s.name === name);
+    if (symbol?.kind !== 'defined')
+      throw new LivegraftError('patch-malformed', `no state ${name} in the patch`);
+    const offset = (layout.sectionOffsets[symbol.section] ?? 0) + symbol.value;
+    const previous = registry.patches
+      .toReversed()
+      .flatMap((earlier) => earlier.states ?? [])
+      .find((state) => state.id === id);
+    view.setBigUint64(offset + STATE_PREVIOUS_OFFSET, BigInt(previous?.address ?? 0), true);
+    return { id, version, address: image.base + offset };
+  });
+}
+
 function planFunction(
   session: ProcessSession,
   registry: Registry,
@@ -365,16 +446,7 @@ function planFunction(
   image: LinkedImage,
   trampoline: number,
 ): { registered: RegisteredFunction; trampolineBytes: Uint8Array } {
-  const find = (name: string): MemoryRange => {
-    const found = image.functions.find((f) => f.name === name);
-    if (found === undefined) {
-      throw new LivegraftError(
-        'patch-malformed',
-        `the patch says that ${name} is its code, but does not hold it`,
-      );
-    }
-    return { address: found.address, sizeBytes: found.sizeBytes };
-  };
+  const find = (name: string) => functionIn(image, name);
   const link = Number(fn.old.address);
   const old = { address: link + module.bias, sizeBytes: fn.old.sizeBytes };
   const newRange = find(fn.newSymbol);

@@ -1,4 +1,5 @@
 import { LivegraftError } from '../../base/errors.js';
+import type { CallbackObject } from '../../engine/callbacks.js';
 import type {
   Direction,
   PatchState,
@@ -12,7 +13,8 @@ import type {
 import { type EntryState, entryState, planEntryWrites } from './entry-writer.js';
 import { ProcessMemory } from './memory.js';
 import { collectGarbage } from './own-runtime.js';
-import { isRunning, readThreadStat, readTimeslices } from './proc.js';
+import { callbackObjectsOf } from './patch-callbacks.js';
+import { isRunning, readMappings, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import type { RegisteredBarrier, RegisteredPatch, RegisteredTransition } from './registry.js';
 import { STOP_TIMEOUT_MS, stopAll, writeWhileStopped } from './stopped-write.js';
@@ -59,6 +61,28 @@ export class ProcessTransition implements TransitionTarget {
 
   get spaces(): readonly ProcessSpace[] {
     return this.#spaces;
+  }
+
+  /** One for each address space: a child that forked meanwhile has what the callbacks have done so far. */
+  callbackObjects(): readonly CallbackObject[] {
+    return this.#spaces.flatMap((space) => {
+      const patch = this.#patchOf(space);
+      if (patch.callbacks === undefined) return [];
+      const { pid, memory, inspector } = space;
+      const target = { tracer: this.#tracer, memory, inspector, mappings: readMappings(pid) ?? [] };
+      return callbackObjectsOf(target, patch).map((object): CallbackObject => {
+        const stage = () => this.#unlessGone(space, () => object.stage) ?? 'none';
+        return {
+          name: object.name,
+          get stage() {
+            return stage();
+          },
+          has: (kind) => object.has(kind),
+          run: (kind) => this.#unlessGone(space, () => object.run(kind)),
+          setStage: (next) => this.#unlessGone(space, () => object.setStage(next)),
+        };
+      });
+    });
   }
 
   install(direction: Direction): void {

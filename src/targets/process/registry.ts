@@ -1,3 +1,5 @@
+import type { CallbackKind } from '../../engine/callbacks.js';
+import type { SystemState } from '../../engine/states.js';
 import type { StragglerReason } from '../../engine/target.js';
 
 /**
@@ -55,6 +57,9 @@ export interface RegisteredPatch {
     readonly sizeBytes: number;
   }[];
   readonly functions: readonly RegisteredFunction[];
+  readonly callbacks?: RegisteredCallbacks;
+  /** What it says of the state of the program; `address` is that of the variable that describes it. */
+  readonly states?: readonly (SystemState & { readonly address: number })[];
   readonly barrier?: RegisteredBarrier;
   /** Cumulative: all older patches go with the transition that brings this one. Absent once they have gone. */
   readonly replaces?: boolean;
@@ -73,6 +78,17 @@ export interface RegisteredBarrier {
   readonly valueAt: number;
   /** Where a thread that is about to use its GS slot can be moved to: see StateStore. */
   readonly slotUses: readonly { readonly at: number; readonly resumeAt: number }[];
+}
+
+/** Where a borrowed thread is led into to call each callback, and the record that it keeps. */
+export interface RegisteredCallbacks {
+  readonly object: string;
+  readonly record: number;
+  readonly calls: readonly {
+    readonly kind: CallbackKind;
+    readonly at: number;
+    readonly returningAt: number;
+  }[];
 }
 
 export interface RegisteredFunction {

@@ -121,6 +121,59 @@ export class RemoteCaller {
   }
 
   /**
+   * Leads the thread into code made by `encodeBorrowedCall` at `at`, and returns when it is about to come back by itself:
+   * {@link restore} brings it back. `returningAt` is where it then is. The other threads go on meanwhile. Throws
+   * `callback-crashed` for a signal that only a fault sends, and `callback-stuck` when time is over.
+   */
+  runBorrowedCall(at: number, returningAt: number, timeoutMs: number): void {
+    const { tid } = this.#tracee;
+    const registers = Buffer.from(this.#saved);
+    reg.writeRegister(registers, reg.ORIG_RAX, -1);
+    reg.writeRegister(registers, reg.RIP, at);
+    reg.writeRegister(registers, reg.RSP, this.#frame);
+    // As the psABI has it at the entry of a function, and no trap behind its first instruction.
+    const flags = reg.readRegister(registers, reg.EFLAGS);
+    reg.writeRegister(registers, reg.EFLAGS, flags & ~(DIRECTION_FLAG | TRAP_FLAG));
+    native.setRegisters(tid, registers);
+    this.#hijacked = true;
+    native.setSignalMask(tid, ALL_BUT_FAULTS);
+    this.#tracee.isBorrowed = true;
+    try {
+      const until = performance.now() + timeoutMs;
+      for (;;) {
+        const stop = this.#tracer.runBesideOthers(this.#tracee, until - performance.now());
+        if (this.#tracee.state === 'gone') throw goneError(this.#tracee);
+        if (stop === undefined || !this.#tracer.fetchRegisters(this.#tracee)) {
+          throw new LivegraftError(
+            'callback-stuck',
+            `it has not returned in ${timeoutMs / 1000} s; its thread, ${tid}, goes on where it was`,
+            {
+              remedy: 'a callback may take no lock that a waiting thread of the program can hold',
+              details: { tid },
+            },
+          );
+        }
+        const pc = reg.readRegister(this.#tracee.registers, reg.RIP);
+        if (stop.kind === 'signalStop' && isFault(stop.signal)) {
+          throw new LivegraftError(
+            'callback-crashed',
+            `it failed with signal ${stop.signal} at ${hex(pc)}; its thread, ${tid}, goes on where it was`,
+            {
+              remedy: 'mend the callback: what it had changed until then stays changed',
+              details: { tid, signal: stop.signal, pc: hex(pc) },
+            },
+          );
+        }
+        if (stop.kind === 'syscallStop' && pc === returningAt) break;
+      }
+    } finally {
+      this.#tracee.isBorrowed = false;
+    }
+    // Passed over: the registers come back through ptrace.
+    native.pokeRegister(tid, reg.ORIG_RAX, -1);
+  }
+
+  /**
    * Puts the thread back where it was. Safe to call twice.
    *
    * The kernel restarts an interrupted system call only on its way out of a signal or trap, not out of a system-call
@@ -142,6 +195,10 @@ export class RemoteCaller {
   }
 }
 
+function isFault(signal: number): boolean {
+  return FAULTS.includes(signal);
+}
+
 function isTrap(tracee: Tracee): boolean {
   return tracee.stop.kind === 'interruptStop' || tracee.stop.kind === 'groupStop';
 }
@@ -156,6 +213,14 @@ export interface Landing {
 
 const ARGUMENTS = [reg.RDI, reg.RSI, reg.RDX, reg.R10, reg.R8, reg.R9] as const;
 const ALL_SIGNALS = Buffer.alloc(8, 0xff);
+/** SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV: the kernel kills a thread that blocks the one it has earned. */
+const FAULTS = [4, 5, 7, 8, 11];
+const ALL_BUT_FAULTS = Buffer.alloc(8);
+ALL_BUT_FAULTS.writeBigUInt64LE(
+  FAULTS.reduce((mask, signal) => mask & ~(1n << BigInt(signal - 1)), 2n ** 64n - 1n),
+);
+const DIRECTION_FLAG = 0x400;
+const TRAP_FLAG = 0x100;
 const SCRATCH_BYTES = 256;
 const STEP_TIMEOUT_MS = 5000;
 

@@ -49,6 +49,47 @@ export function usesRestartBlock(number: number): boolean {
   return RESTART_BLOCK.has(number);
 }
 
+/**
+ * Calls that wait for something outside of the thread, and that the C library makes with none of its own locks held but
+ * those of a stream that is being read.
+ */
+const WAITS = new Set([
+  0, // read
+  7, // poll
+  17, // pread64
+  19, // readv
+  23, // select
+  34, // pause
+  35, // nanosleep
+  43, // accept
+  45, // recvfrom
+  47, // recvmsg
+  61, // wait4
+  65, // semop
+  70, // msgrcv
+  128, // rt_sigtimedwait
+  130, // rt_sigsuspend
+  202, // futex
+  208, // io_getevents
+  SYS_restart_syscall, // poll, nanosleep, clock_nanosleep, futex
+  220, // semtimedop
+  230, // clock_nanosleep
+  232, // epoll_wait
+  247, // waitid
+  270, // pselect6
+  271, // ppoll
+  281, // epoll_pwait
+  288, // accept4
+  299, // recvmmsg
+  333, // io_pgetevents
+  426, // io_uring_enter
+  441, // epoll_pwait2
+]);
+
+export function isWait(number: number): boolean {
+  return WAITS.has(number);
+}
+
 /** Calls in which threads wait, for people. */
 const BLOCKING_NAMES = new Map<number, string>([
   [0, 'read'],

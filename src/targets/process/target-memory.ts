@@ -3,10 +3,11 @@ import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { ProcessMemory } from './memory.js';
 import { PAGE_BYTES } from './placement.js';
-import { type Mapping, memoryFolder, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
-import { findLanding, type Landing, RemoteCaller } from './remote-call.js';
-import { SYS_close, SYS_memfd_create, SYS_mmap, SYS_munmap, usesRestartBlock } from './syscalls.js';
-import type { Tracee, Tracer } from './tracer.js';
+import { type Mapping, memoryFolder, readMappings } from './proc.js';
+import { findLanding } from './remote-call.js';
+import { SYS_close, SYS_memfd_create, SYS_mmap, SYS_munmap } from './syscalls.js';
+import { type Purpose, ThreadBorrower } from './thread-borrower.js';
+import type { Tracer } from './tracer.js';
 
 export const PROT_READ = 1;
 export const PROT_WRITE = 2;
@@ -15,7 +16,11 @@ const MAP_PRIVATE = 2;
 const MAP_FIXED_NOREPLACE = 0x100000;
 const MFD_CLOEXEC = 1;
 
-const NEEDED_SYSCALLS = [SYS_memfd_create, SYS_mmap, SYS_munmap, SYS_close] as const;
+const TO_MAP: Purpose = {
+  what: 'map memory',
+  syscalls: [SYS_memfd_create, SYS_mmap, SYS_munmap, SYS_close],
+  onlyWaiting: false,
+};
 
 export interface PartToMap {
   readonly address: number;
@@ -32,14 +37,12 @@ export function isOwnMapping(mapping: Mapping): boolean {
 
 /** Maps and unmaps memory in the target by borrowing one of its threads. */
 export class TargetMemory {
-  readonly #tracer: Tracer;
   readonly #memory: ProcessMemory;
-  readonly #landing: Landing;
+  readonly #borrower: ThreadBorrower;
 
   constructor(tracer: Tracer, memory: ProcessMemory, mappings: readonly Mapping[]) {
-    this.#tracer = tracer;
     this.#memory = memory;
-    this.#landing = findLanding(memory, mappings);
+    this.#borrower = new ThreadBorrower(tracer, memory, findLanding(memory, mappings));
   }
 
   /**
@@ -49,7 +52,7 @@ export class TargetMemory {
   map(name: string, parts: readonly PartToMap[]): void {
     const base = Math.min(...parts.map((p) => p.address));
     const end = Math.max(...parts.map((p) => p.address + p.sizeBytes));
-    this.#borrow((caller) => {
+    this.#borrower.borrow(TO_MAP, (caller) => {
       const text = Buffer.from(`${MEMFD_PREFIX}${name}`.slice(0, 200).replaceAll('\0', ''));
       const argument = caller.placeArgument(Buffer.concat([text, Buffer.of(0)]));
       const fd = expectResult(
@@ -86,7 +89,7 @@ export class TargetMemory {
   unmap(ranges: readonly { readonly address: number; readonly sizeBytes: number }[]): void {
     if (ranges.length === 0) return;
     const own = (readMappings(this.#memory.pid) ?? []).filter(isOwnMapping);
-    this.#borrow((caller) => {
+    this.#borrower.borrow(TO_MAP, (caller) => {
       for (const { address, sizeBytes } of ranges) {
         // Only what is ours: a range in an old record may be something else's by now.
         for (const mapping of own) {
@@ -95,85 +98,6 @@ export class TargetMemory {
         }
       }
     });
-  }
-
-  #borrow(work: (caller: RemoteCaller) => void): void {
-    const problems: unknown[] = [];
-    for (const tracee of this.#candidates()) {
-      if (!this.#stopAtRest(tracee)) continue;
-      let caller: RemoteCaller | undefined;
-      try {
-        if (tracee.stop.kind === 'groupStop') {
-          problems.push(
-            new LivegraftError(
-              'target-stopped',
-              `process ${this.#memory.pid} is stopped (SIGSTOP): it can't map memory`,
-              {
-                remedy: `let it go on (kill -CONT ${this.#memory.pid}) and try again`,
-              },
-            ),
-          );
-          continue;
-        }
-        caller = new RemoteCaller(this.#tracer, tracee, this.#memory, this.#landing, NEEDED_SYSCALLS);
-      } catch (error) {
-        problems.push(error);
-        continue;
-      } finally {
-        if (caller === undefined) this.#tracer.resume(tracee);
-      }
-      try {
-        work(caller);
-      } finally {
-        caller.restore();
-        this.#tracer.resume(tracee);
-      }
-      return;
-    }
-    throw (
-      problems[0] ??
-      new LivegraftError(
-        'no-thread-to-borrow',
-        `process ${this.#memory.pid}: no thread could be stopped to map memory`,
-        {
-          remedy: 'try again; threads in uninterruptible sleep can not be used',
-        },
-      )
-    );
-  }
-
-  /**
-   * Stops a thread where its registers are all that it has: in a trap of ours. At other stops it is inside of a system
-   * call that has yet to write its result (clone, vfork, exec), or a signal is on its way to it.
-   */
-  #stopAtRest(tracee: Tracee): boolean {
-    this.#tracer.interrupt(tracee);
-    let state = this.#tracer.collect(tracee, 200);
-    for (let i = 0; state === 'stopped' && i < 8; i++) {
-      if (tracee.stop.kind === 'interruptStop' || tracee.stop.kind === 'groupStop') return true;
-      this.#tracer.leadIntoTrap(tracee, 200);
-      state = tracee.state;
-    }
-    this.#tracer.resume(tracee);
-    return false;
-  }
-
-  /** Sleeping threads first, those that wait on a timer last: the busy ones are not held up. */
-  #candidates(): readonly Tracee[] {
-    const rank = (tracee: Tracee): number => {
-      const state = readThreadStat(tracee.pid, tracee.tid)?.state;
-      if (state === 'D') return 3;
-      if (state !== 'S') return 2;
-      const syscall = readBlockingSyscall(tracee.pid, tracee.tid);
-      return syscall !== undefined && usesRestartBlock(syscall.number) ? 1 : 0;
-    };
-    const ranked: { tracee: Tracee; rank: number }[] = [];
-    for (const tracee of this.#tracer.tracees.values()) {
-      const entry = { tracee, rank: rank(tracee) };
-      ranked.push(entry);
-      if (entry.rank === 0) break;
-    }
-    return ranked.sort((a, b) => a.rank - b.rank).map((r) => r.tracee);
   }
 }
 

@@ -28,6 +28,8 @@ export class Tracee {
   mayTrapAgain = false;
   /** Until its first stop, in which it has not run any user code yet. */
   birth: Birth | undefined;
+  /** It runs code for us, and whoever borrowed it waits for its stops: nobody else lets it go on. */
+  isBorrowed = false;
   /** How many more system-call stops are wanted. */
   syscallStopsWanted = 0;
   readonly registers: Buffer = Buffer.alloc(native.USER_REGS_BYTES);
@@ -213,12 +215,17 @@ export class Tracer {
 
   /** Collects what has happened to running threads since the last call, without waiting. */
   poll(): readonly TracerEvent[] {
-    for (const tracee of [...this.tracees.values()]) {
-      if (tracee.state === 'running' && this.#check(tracee)) this.#settle(tracee);
-    }
+    this.attend();
     const events = this.#events;
     this.#events = [];
     return events;
+  }
+
+  /** Lets threads that have stopped by themselves go on, and notes for {@link poll} what happened. */
+  attend(): void {
+    for (const tracee of [...this.tracees.values()]) {
+      if (tracee.state === 'running' && !tracee.isBorrowed && this.#check(tracee)) this.#settle(tracee);
+    }
   }
 
   /** Fetches the registers of a stopped thread. Returns false when it is gone. */
@@ -237,8 +244,7 @@ export class Tracer {
    * single steps: the SIGTRAP of a step is delivered, and kills, when the tracer dies while the thread is stopped at it.
    */
   runToSyscallStop(tracee: Tracee, timeoutMs: number): WaitEvent {
-    tracee.state = 'running';
-    native.ptrace(native.PTRACE_SYSCALL, 'PTRACE_SYSCALL', tracee.tid, 0, 0);
+    this.#resumeToSyscall(tracee);
     if (this.collect(tracee, timeoutMs) === 'running') {
       throw new LivegraftError('thread-stuck', `thread ${tracee.tid} made no progress in ${timeoutMs} ms`, {
         remedy: 'the machine may be overloaded: try again',
@@ -246,6 +252,30 @@ export class Tracer {
       });
     }
     return tracee.stop;
+  }
+
+  /**
+   * Lets a borrowed thread run to its next stop, as {@link runToSyscallStop} does, while the others are attended to: it may
+   * need them. Returns undefined, with the thread stopped by us, when time is over.
+   */
+  runBesideOthers(tracee: Tracee, timeoutMs: number): WaitEvent | undefined {
+    this.#resumeToSyscall(tracee);
+    const until = performance.now() + timeoutMs;
+    while (this.collect(tracee, 1) === 'running') {
+      this.attend();
+      if (performance.now() < until) continue;
+      this.interrupt(tracee);
+      this.collect(tracee, PATIENT_TIMEOUT_MS);
+      return undefined;
+    }
+    return tracee.stop;
+  }
+
+  #resumeToSyscall(tracee: Tracee): void {
+    // Few signals get through to a borrowed thread, whose mask holds them off: SIGSTOP does.
+    const signal = tracee.stop.kind === 'signalStop' ? tracee.stop.signal : 0;
+    tracee.state = 'running';
+    native.ptrace(native.PTRACE_SYSCALL, 'PTRACE_SYSCALL', tracee.tid, 0, signal);
   }
 
   /** Looks once whether the thread has stopped or ended, and notes it. True when its state changed. */
