@@ -76,8 +76,8 @@ export interface Redirector {
    */
   encodeStateTest(at: number, patched: number, slot: StateSlotLocation): StateTest;
   /**
-   * Code in which a task sets its own state byte, and falls through. It clobbers nothing but the flags, and does nothing
-   * for a task that runs in the slot of another one. Position-independent.
+   * Code in which a task sets its own state and no other's, and falls through. It clobbers nothing but the flags.
+   * Position-independent. At the GS base it needs FSGSBASE, and a slot of the layout below.
    */
   encodeStateStore(slot: StateSlotLocation): StateStore;
   /**
@@ -86,6 +86,12 @@ export interface Redirector {
    */
   encodeBorrowedCall(at: number, callee: number, record: number): BorrowedCall;
 }
+
+/**
+ * A slot at the GS base, 16-byte aligned: byte 0 is 0, byte 1 is 1, and the base points at the one that is the task's state.
+ * The lowest bit of the byte at this offset is the state that was last set.
+ */
+export const GS_SLOT_NOTE_OFFSET = 2;
 
 export type StateSlotLocation =
   | { readonly kind: 'gsBase' }

@@ -9,7 +9,7 @@ import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
 import { callbackObjectsOf } from '../targets/process/patch-callbacks.js';
 import { expectOldCode, expectPatchedModule, loadPatch, sha256 } from '../targets/process/patch-loader.js';
-import { isRunning, readExecutablePath, readMappings } from '../targets/process/proc.js';
+import { canSetGsBase, isRunning, readExecutablePath, readMappings } from '../targets/process/proc.js';
 import { ProcessSession } from '../targets/process/process-session.js';
 import { soakProcess } from '../targets/process/process-soak.js';
 import { ProcessSpace } from '../targets/process/process-space.js';
@@ -122,9 +122,16 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
     checkTarget(session, patch);
     session.seize();
     step('prepare', `${session.tracer.tracees.size} threads`);
+    const hasBarrier = (options.barrier ?? patch.manifest.barrier) !== undefined;
     // What earlier patches needed counts: their redirects read the states there.
     const { registry } = session;
-    const kind = registry !== undefined && registry.patches.length > 0 ? registry.slots.kind : 'gsBase';
+    const usesTable = hasBarrier && !canSetGsBase(options.pid);
+    const kind =
+      registry !== undefined && registry.patches.length > 0
+        ? registry.slots.kind
+        : usesTable
+          ? 'threadPointerTable'
+          : 'gsBase';
     let registered = prepare(session, patch, kind, options);
     if (!options.allowSuspendedContexts) refuseSuspendedContexts(session, registered, notice);
     try {

@@ -318,7 +318,11 @@ describe('encodeStateStore', () => {
       const at = Number(decoder.ip);
       const instruction = decoder.decode();
       expect(instruction.code).not.toBe(iced.Code.INVALID);
-      const usesGs = instruction.segmentPrefix === iced.Register.GS;
+      const isOfGs = [iced.Code.Rdgsbase_r64, iced.Code.Wrgsbase_r64].includes(instruction.code);
+      const usesGs =
+        isOfGs ||
+        instruction.segmentPrefix === iced.Register.GS ||
+        instruction.memoryBase === iced.Register.RCX;
       instructions.push({ at, usesGs, end: Number(decoder.ip) });
     }
     return instructions;

@@ -10,6 +10,7 @@ import {
   type StateStore,
   type StateTest,
 } from '../architecture.js';
+import { GS_SLOT_NOTE_OFFSET } from '../architecture.js';
 import type { Instruction } from '../instruction.js';
 import { decoder } from './decoder.js';
 
@@ -336,7 +337,10 @@ function testThreadPointerTable(at: number, patched: number, slot: ThreadPointer
 /** pop %rdx, %rcx, %rax; lea 128(%rsp), %rsp */
 const RESTORE_AFTER_TABLE = [0x5a, 0x59, 0x58, 0x48, 0x8d, 0xa4, 0x24, 0x80, 0, 0, 0];
 
-/** cmp %gs:8 with the thread pointer, since a thread may run in the slot of the one that created it; movb $0, %gs:0 */
+/**
+ * Moves the GS base to the byte of the thread's slot that holds the wanted state, and notes in the slot which one that is.
+ * The base is the thread's own, where the slot may be that of the thread which created it.
+ */
 function storeAtGsBase(): StateStore {
   const out = new ByteWriter(64);
   const emit = (...bytes: number[]) => {
@@ -345,22 +349,30 @@ function storeAtGsBase(): StateStore {
     return at;
   };
   const start = emit(0x48, 0x8d, 0xa4, 0x24, 0x80, 0xff, 0xff, 0xff); // lea -128(%rsp), %rsp
-  const push = emit(0x50); // push %rax
-  const key = emit(0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0); // mov %fs:0, %rax
-  const compare = emit(0x65, 0x48, 0x3b, 0x04, 0x25, 8, 0, 0, 0); // cmp %gs:8, %rax
-  const skip = emit(0x75, 0); // jne pop
-  const store = emit(0x65, 0xc6, 0x04, 0x25, 0, 0, 0, 0, 0); // movb $0, %gs:0
+  const first = emit(0x50); // push %rax
+  const second = emit(0x51); // push %rcx
+  const uses = [
+    emit(0xf3, 0x48, 0x0f, 0xae, 0xc8), // rdgsbase %rax
+    emit(0x48, 0x83, 0xe0, 0xfe), // and $-2, %rax
+    emit(0x48, 0x89, 0xc1), // mov %rax, %rcx
+    emit(0x48, 0x83, 0xc8, 0), // or $0, %rax
+  ];
   const valueAt = out.length - 1;
-  const pop = emit(0x58); // pop %rax
+  uses.push(
+    emit(0xf3, 0x48, 0x0f, 0xae, 0xd8), // wrgsbase %rax
+    emit(0x88, 0x41, GS_SLOT_NOTE_OFFSET), // mov %al, 2(%rcx)
+  );
+  const pop = emit(0x59); // pop %rcx
+  const popFirst = emit(0x58); // pop %rax
   const leave = emit(0x48, 0x8d, 0xa4, 0x24, 0x80, 0, 0, 0); // lea 128(%rsp), %rsp
-  patchShort(out, skip + 1, pop);
   return {
     bytes: out.toBytes(),
     valueAt,
     slotUses: [
       { at: start, resumeAt: out.length },
-      { at: push, resumeAt: leave },
-      ...[key, compare, skip, store].map((at) => ({ at, resumeAt: pop })),
+      { at: first, resumeAt: leave },
+      { at: second, resumeAt: popFirst },
+      ...uses.map((at) => ({ at, resumeAt: pop })),
     ],
   };
 }

@@ -12,6 +12,7 @@ import type { PatchFunction, PatchObject } from '../../patch/manifest.js';
 import type { LoadedModule } from './modules.js';
 import { CALLBACK_RECORD_BYTES } from './patch-callbacks.js';
 import { findFreeRange } from './placement.js';
+import { canSetGsBase } from './proc.js';
 import type { ProcessSession } from './process-session.js';
 import { planBarrier, planRedirect, planRestore, TRAMPOLINE_BYTES, toHex } from './redirect-plan.js';
 import type {
@@ -310,6 +311,10 @@ function planBarrierOf(
   if (functions.some((fn) => fn.old.address === old.address)) return refuse('the patch replaces it');
   if (versionStack(registry.patches).newest(old.address) !== undefined)
     return refuse('an earlier patch replaces it');
+  if (registry.slots.kind === 'gsBase' && !canSetGsBase(session.pid))
+    return refuse(
+      'threads can not set their GS base here (Linux before 5.9), where earlier patches have states',
+    );
   const caller = functions.find((fn) =>
     [fn.old, ...fn.oldParts].some((range) => callsDirectly(session, range, old.address)),
   );

@@ -34,6 +34,29 @@ export function readMappings(pid: number): Mapping[] | undefined {
   return text === undefined ? undefined : parseMappings(text);
 }
 
+const AT_HWCAP2 = 26;
+/** arch/x86/include/uapi/asm/hwcap2.h, since Linux 5.9. */
+const HWCAP2_FSGSBASE = 2n;
+
+/** Whether the kernel lets the process set its GS base by itself. */
+export function canSetGsBase(pid: number): boolean {
+  try {
+    return hasFsgsbase(readFileSync(`/proc/${pid}/auxv`));
+  } catch (error) {
+    if (GONE.some((code) => isErrno(error, code))) return false;
+    throw error;
+  }
+}
+
+/** `auxv`: pairs of 64-bit type and value, as `/proc/PID/auxv` has them. */
+export function hasFsgsbase(auxv: Buffer): boolean {
+  for (let at = 0; at + 16 <= auxv.length; at += 16) {
+    if (auxv.readBigUInt64LE(at) === BigInt(AT_HWCAP2))
+      return (auxv.readBigUInt64LE(at + 8) & HWCAP2_FSGSBASE) !== 0n;
+  }
+  return false;
+}
+
 /** The text of `/proc/PID/maps`; names are decoded as UTF-8 with the kernel's octal escapes left as they are. */
 export function parseMappings(text: string): Mapping[] {
   const mappings: Mapping[] = [];

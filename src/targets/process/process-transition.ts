@@ -105,9 +105,10 @@ export class ProcessTransition implements TransitionTarget {
         const { tracee } = record;
         if (ran && copies++ < MOST_REHEARSED) record.stackCopy = space.inspector.copyStack(tracee);
         expectGsUnused(tracee, space.slots.area);
-        // A transition that another run left half-done has given out states that count.
-        const keeps = before !== undefined && space.slots.hasSlot(tracee);
-        space.slots.assign(tracee, keeps ? space.slots.stateOf(tracee) : from);
+        // A transition that another run left half-done has given out states that count. Once all entries choose by them,
+        // so does what redirects read for a thread that was given none.
+        const keeps = before?.phase === 'running' || (before !== undefined && space.slots.hasSlot(tracee));
+        space.slots.assign(tracee, keeps ? space.slots.ownState(tracee) : from);
       },
       (record) => this.#tracer.resume(record.tracee),
     );
@@ -270,12 +271,17 @@ export class ProcessTransition implements TransitionTarget {
   #finishSpace(space: ProcessSpace, entry: EntryState): void {
     const direction = this.#direction;
     space.setTransition({ ...this.#transitionEntry(), phase: 'finishing' });
+    const patch = this.#patchOf(space);
     this.#stopAndWrite(
       space,
       entry,
-      () => {},
+      ({ tracee }) => {
+        // The slots said that all have switched; a register can't be read of a thread that runs.
+        const isWrong = space.slots.ownState(tracee) !== (direction === 'patch' ? 1 : 0);
+        if (isWrong && decidedFunction(tracee, patch) === undefined) throw notSwitched(tracee.tid);
+      },
       (record) => {
-        leaveTrampoline(record.tracee, this.#patchOf(space), space.slots.area, direction);
+        leaveTrampoline(record.tracee, patch, space.slots.area, direction);
         space.slots.giveBack(record.tracee);
         this.#tracer.detach(record.tracee);
       },
@@ -468,14 +474,26 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   #adoptCreated(tracee: Tracee, parent: Tracee, how: 'thread' | 'process' | 'vfork'): void {
-    // A vfork child stays in its parent's slot.
-    if (how === 'vfork') return;
     const parentRecord = this.#recordOf(parent);
     if (parentRecord === undefined) return;
+    if (how === 'vfork') {
+      this.#unlessGone(parentRecord.space, () => this.#giveSlotOfItsOwn(tracee, parentRecord.space));
+      return;
+    }
     const space = how === 'process' ? this.#adoptFork(tracee, parentRecord.space) : parentRecord.space;
     if (space === undefined) return;
     const record = space.adopt(tracee);
-    this.#unlessGone(space, () => this.#giveParentsState(record, parentRecord));
+    this.#unlessGone(space, () => this.#giveParentsState(record, parentRecord, how));
+  }
+
+  /**
+   * A vforked child is no task of the transition: its parent waits for its end. In its parent's slot it would be taken for
+   * the parent, should it come to the barrier.
+   */
+  #giveSlotOfItsOwn(tracee: Tracee, { slots, registry }: ProcessSpace): void {
+    if (slots.area.kind !== 'gsBase' || registry.transition === undefined) return;
+    if (this.#tracer.fetchRegisters(tracee) && slots.hasSlot(tracee))
+      slots.assign(tracee, slots.ownState(tracee));
   }
 
   /** A child that forked before the entries began to choose has no part in the transition: it keeps what it had. */
@@ -502,12 +520,17 @@ export class ProcessTransition implements TransitionTarget {
     }
   }
 
-  #giveParentsState(record: TaskRecord, parentRecord: TaskRecord): void {
+  #giveParentsState(record: TaskRecord, parentRecord: TaskRecord, how: 'thread' | 'process'): void {
     const { space, tracee } = record;
     if (!this.#tracer.fetchRegisters(tracee)) return;
-    // Rule 2: it has the state of its parent at this instant. Before the entries choose, states are yet to be given.
-    if (space.registry.transition?.phase !== 'running') return;
-    space.slots.assign(tracee, parentRecord.space.slots.stateOf(parentRecord.tracee));
+    // Before the entries choose, states are yet to be given.
+    const phase = space.registry.transition?.phase;
+    if (phase === undefined || phase === 'installing') return;
+    // Rule 2: the state that its parent had when it was created. Since then the parent may have switched itself, and a
+    // forked child has the stack that it had before.
+    const isCopied = space.slots.area.kind === 'gsBase' || how === 'process';
+    const { slots } = parentRecord.space;
+    space.slots.assign(tracee, isCopied ? space.slots.ownState(tracee) : slots.stateOf(parentRecord.tracee));
     this.#events.push({ kind: 'taskCreated', task: this.#infoOf(record), parent: parentRecord.id });
   }
 
@@ -530,7 +553,10 @@ export class ProcessTransition implements TransitionTarget {
       case 'created':
         return;
       case 'gone':
-        if (record === undefined) return;
+        if (record === undefined) {
+          this.#releaseSlot(event.tracee);
+          return;
+        }
         this.#forget(record);
         this.#events.push({ kind: 'taskExited', task: record.id });
         this.#dropEmptySpaces();
@@ -559,8 +585,14 @@ export class ProcessTransition implements TransitionTarget {
         });
       }
     }
+    this.#releaseSlot(tracee);
     this.#tracer.detach(tracee);
     this.#dropEmptySpaces();
+  }
+
+  /** Of a vforked child, whose space has no record of it. */
+  #releaseSlot(tracee: Tracee): void {
+    for (const { slots } of this.#spaces) slots.release(tracee);
   }
 
   #dropEmptySpaces(): void {
@@ -591,6 +623,17 @@ function stateWithoutSlot(before: RegisteredTransition | undefined, direction: D
   const began = before?.direction ?? direction;
   const unswitched = began === 'patch' ? 0 : 1;
   return before?.phase === 'finishing' ? (unswitched === 0 ? 1 : 0) : unswitched;
+}
+
+function notSwitched(tid: number): LivegraftError {
+  return new LivegraftError(
+    'not-switched',
+    `thread ${tid} was taken for one that has switched, and has not`,
+    {
+      remedy: 'repeat the command: it looks at every thread anew',
+      details: { tid },
+    },
+  );
 }
 
 /** Reading the states of 1,000 threads takes 2 ms. */

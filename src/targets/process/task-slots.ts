@@ -1,9 +1,10 @@
+import { GS_SLOT_NOTE_OFFSET } from '../../arch/architecture.js';
 import { targetAddress } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { ProcessMemory } from './memory.js';
 import * as native from './native.js';
 import { readThreadStat } from './proc.js';
-import { FS_BASE, GS_BASE, readRegister } from './registers.js';
+import { FS_BASE, GS_BASE, readRegister, writeRegister } from './registers.js';
 import type { SlotArea } from './registry.js';
 import { PATIENT_TIMEOUT_MS, type Tracee, type Tracer } from './tracer.js';
 
@@ -11,9 +12,11 @@ import { PATIENT_TIMEOUT_MS, type Tracee, type Tracer } from './tracer.js';
  * The state byte of every thread, in the target's memory, where redirects read it: 0 runs the version below a
  * redirect, 1 the new one.
  *
- * With `gsBase` each thread's GS base points at its own slot, and clone hands it to the child: a new thread has its
- * parent's state, also when nobody watches. With `threadPointerTable` (for a target that uses GS itself) a table is
- * keyed by the thread pointer; a thread that is not in it runs the version below.
+ * With `gsBase` each thread's GS base points into a slot, at the one of its two constant bytes that is the state: the state
+ * is the thread's own, and clone hands it to the child, also when nobody watches. Such a child has its parent's slot until
+ * it is assigned one; the slot itself only notes the state for whoever wants to know it of a running thread. With
+ * `threadPointerTable` (for a target that uses GS itself, or can't set it) a table is keyed by the thread pointer; a
+ * thread that is not in it runs the version below.
  */
 export interface TaskSlots {
   readonly area: SlotArea;
@@ -21,8 +24,10 @@ export interface TaskSlots {
   assign(tracee: Tracee, state: 0 | 1): void;
   /** Whether a stopped thread's registers show that it was given a slot, by us or by a run before. */
   hasSlot(tracee: Tracee): boolean;
-  /** The state of a thread that was assigned one; of an unknown one, what redirects would read for it. */
+  /** The state of a thread that was assigned one, as the slot has it; of an unknown one as {@link ownState}. */
   stateOf(tracee: Tracee): 0 | 1;
+  /** What redirects read for a stopped thread whose registers were fetched. */
+  ownState(tracee: Tracee): 0 | 1;
   /** The thread must be stopped. */
   setState(tracee: Tracee, state: 0 | 1): void;
   /** The thread has ended. */
@@ -32,8 +37,8 @@ export interface TaskSlots {
 }
 
 export const SLOT_BYTES = 16;
-/** Of a slot at a GS base: the thread pointer of the thread that it was given to; others may run in it, too. */
-const OWNER_OFFSET = 8;
+/** Of a slot at a GS base: not 0 once it was given to a thread; others may run in it, too. */
+const GIVEN_OFFSET = 3;
 
 /** Slots for this many threads, with room for ones to come. */
 export function slotCount(threads: number): number {
@@ -84,7 +89,7 @@ class GsBaseSlots implements TaskSlots {
   readonly #memory: ProcessMemory;
   readonly #slotOf = new Map<number, number>();
   readonly #taken = new Set<number>();
-  /** Of threads that have ended: their owner is still written in them. */
+  /** Of threads that have ended: they still count as given. */
   readonly #released = new Set<number>();
   #next = 0;
 
@@ -94,35 +99,43 @@ class GsBaseSlots implements TaskSlots {
   }
 
   assign(tracee: Tracee, state: 0 | 1): void {
-    const current = readRegister(tracee.registers, GS_BASE);
-    const owner = readRegister(tracee.registers, FS_BASE);
-    const isOwn =
-      isInside(this.area, current) && !this.#taken.has(current) && this.#ownerOf(current) === owner;
-    const slot = isOwn ? current : this.#findFree();
+    const current = this.#slotAtBase(tracee);
+    const slot = current === undefined || this.#taken.has(current) ? this.#findFree() : current;
     this.#taken.add(slot);
     this.#slotOf.set(tracee.tid, slot);
     const bytes = Buffer.alloc(SLOT_BYTES);
-    bytes[0] = state;
-    bytes.writeBigUInt64LE(BigInt(owner), OWNER_OFFSET);
-    // The state first: from the next instruction on, the thread may read it.
+    bytes[1] = 1;
+    bytes[GS_SLOT_NOTE_OFFSET] = state;
+    bytes[GIVEN_OFFSET] = 1;
+    // The slot first: from the next instruction on, the thread may read it.
     this.#memory.write(slot, bytes);
-    if (slot !== current) native.pokeRegister(tracee.tid, GS_BASE, slot);
+    this.#pointAt(tracee, slot + state);
   }
 
   hasSlot(tracee: Tracee): boolean {
-    return isInside(this.area, readRegister(tracee.registers, GS_BASE));
+    return this.#slotAtBase(tracee) !== undefined;
   }
 
   stateOf(tracee: Tracee): 0 | 1 {
-    const slot = this.#slotOf.get(tracee.tid) ?? readRegister(tracee.registers, GS_BASE);
-    if (!isInside(this.area, slot)) return 0;
-    return this.#memory.readExactly(slot, 1)[0] === 0 ? 0 : 1;
+    const slot = this.#slotOf.get(tracee.tid);
+    if (slot === undefined) return this.ownState(tracee);
+    const [note = 0] = this.#memory.readExactly(slot + GS_SLOT_NOTE_OFFSET, 1);
+    return (note & 1) === 0 ? 0 : 1;
+  }
+
+  ownState(tracee: Tracee): 0 | 1 {
+    const base = readRegister(tracee.registers, GS_BASE);
+    return isInside(this.area, base) && base % 2 === 1 ? 1 : 0;
   }
 
   setState(tracee: Tracee, state: 0 | 1): void {
     const slot = this.#slotOf.get(tracee.tid);
-    if (slot === undefined) this.assign(tracee, state);
-    else this.#memory.write(slot, Uint8Array.of(state));
+    if (slot === undefined) {
+      this.assign(tracee, state);
+      return;
+    }
+    this.#pointAt(tracee, slot + state);
+    this.#memory.write(slot + GS_SLOT_NOTE_OFFSET, Uint8Array.of(state));
   }
 
   release(tracee: Tracee): void {
@@ -134,27 +147,33 @@ class GsBaseSlots implements TaskSlots {
   }
 
   giveBack(tracee: Tracee): void {
-    const base = readRegister(tracee.registers, GS_BASE);
-    if (isInside(this.area, base)) {
-      native.pokeRegister(tracee.tid, GS_BASE, 0);
+    if (this.hasSlot(tracee)) {
+      this.#pointAt(tracee, 0);
       const slot = this.#slotOf.get(tracee.tid);
-      if (slot !== undefined) this.#memory.write(slot + OWNER_OFFSET, Buffer.alloc(8));
+      if (slot !== undefined) this.#memory.write(slot + GIVEN_OFFSET, Uint8Array.of(0));
     }
     this.release(tracee);
   }
 
-  #ownerOf(slot: number): number {
-    return Number(this.#memory.readExactly(slot + OWNER_OFFSET, 8).readBigUInt64LE(0));
+  #pointAt(tracee: Tracee, base: number): void {
+    if (readRegister(tracee.registers, GS_BASE) === base) return;
+    native.pokeRegister(tracee.tid, GS_BASE, base);
+    writeRegister(tracee.registers, GS_BASE, base);
   }
 
-  /** One that nobody owns; failing that, one whose owner has ended while nobody watched. */
+  #slotAtBase(tracee: Tracee): number | undefined {
+    const base = readRegister(tracee.registers, GS_BASE);
+    return isInside(this.area, base) ? base - (base % SLOT_BYTES) : undefined;
+  }
+
+  /** One that was given to nobody; failing that, one that was given to a thread which has ended while nobody watched. */
   #findFree(): number {
     const count = Math.floor(this.area.sizeBytes / SLOT_BYTES);
-    for (const mayBeOwned of [false, true]) {
+    for (const mayBeGiven of [false, true]) {
       for (let i = 0; i < count; i++) {
         const slot = this.area.address + ((this.#next + i) % count) * SLOT_BYTES;
         if (this.#taken.has(slot)) continue;
-        if (!mayBeOwned && !this.#released.has(slot) && this.#ownerOf(slot) !== 0) continue;
+        if (!mayBeGiven && !this.#released.has(slot) && this.#isGiven(slot)) continue;
         this.#released.delete(slot);
         this.#next = (this.#next + i + 1) % count;
         return slot;
@@ -162,6 +181,10 @@ class GsBaseSlots implements TaskSlots {
     }
     // More threads than slots: sharing the first would tie two states together, so this must not pass unseen.
     throw new RangeError(`all ${count} task slots at ${targetAddress(this.area.address)} are taken`);
+  }
+
+  #isGiven(slot: number): boolean {
+    return this.#memory.readExactly(slot + GIVEN_OFFSET, 1)[0] !== 0;
   }
 }
 
@@ -198,6 +221,10 @@ class ThreadPointerSlots implements TaskSlots {
   stateOf(tracee: Tracee): 0 | 1 {
     const entry = this.#entryOf.get(tracee.tid) ?? this.#locate(readRegister(tracee.registers, FS_BASE));
     return this.#memory.readExactly(entry + 8, 1)[0] === 0 ? 0 : 1;
+  }
+
+  ownState(tracee: Tracee): 0 | 1 {
+    return this.stateOf(tracee);
   }
 
   setState(tracee: Tracee, state: 0 | 1): void {

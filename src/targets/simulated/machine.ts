@@ -44,6 +44,8 @@ export interface MachineOptions {
   readonly longestSleep: number;
   /** Threads only: nobody forks, or executes another program. */
   readonly isOneProcess?: boolean;
+  /** What tasks call; all functions where it is not given. */
+  readonly calls?: readonly string[];
   /** Told what happens, for people. */
   readonly log?: ((line: string) => void) | undefined;
 }
@@ -111,12 +113,7 @@ export class SimulatedMachine {
 
   /** Every task gets a slot of its own, with what it had. */
   giveSlots(): void {
-    // Those that share one first: they go by what their creator's was given, which then changes.
-    for (const task of this.alive) {
-      const isPatched = stateOf(task);
-      if (task.slot.owner !== task.id) task.slot = { isPatched, given: isPatched, owner: task.id };
-    }
-    for (const { slot } of this.alive) slot.given = slot.isPatched;
+    for (const task of this.alive) task.slot = { isPatched: stateOf(task) };
   }
 
   /** Lets `instants` pass, in each of which one task does one thing. */
@@ -168,15 +165,16 @@ export class SimulatedMachine {
     if (task.stack.length > task.base) {
       const frame = task.stack.pop();
       this.log(() => `task ${task.id} returns from ${frame?.name}@${frame?.version ?? 'original'}`);
-    } else if (!task.isVforked) this.#passBarrier(task);
+    } else if (task.stack.length === 0) this.#passBarrier(task);
   }
 
-  /** Done by the task itself, whether a tool lives or not. The slot says whose it is (ARCHITECTURE.md, "The barrier"). */
+  /** Done by the task itself, whether a tool lives or not (ARCHITECTURE.md, "The barrier"). */
   #passBarrier(task: SimulatedTask): void {
-    if (this.barrierGives === undefined || task.slot.owner !== task.id) return;
+    if (this.barrierGives === undefined) return;
     const isPatched = this.barrierGives === 'patched';
-    if (task.slot.isPatched === isPatched) return;
     task.slot.isPatched = isPatched;
+    if (task.isPatched === isPatched) return;
+    task.isPatched = isPatched;
     this.log(() => `task ${task.id} passes the barrier and is ${this.barrierGives}`);
     this.oracle.noteSwitched(task, isPatched);
     this.onEvent('switched', task);
@@ -184,7 +182,7 @@ export class SimulatedMachine {
 
   #call(task: SimulatedTask): void {
     if (task.stack.length >= DEEPEST) return;
-    const name = this.choices.pick(FUNCTIONS);
+    const name = this.choices.pick(this.#options.calls ?? FUNCTIONS);
     const entry = this.entries.get(name) as SimulatedEntry;
     if (entry.kind === 'fixed') task.stack.push(frameOf(name, 'body', entry.version));
     else task.stack.push(frameOf(name, 'entry', stateOf(task) ? entry.patched : entry.unpatched));
@@ -236,13 +234,15 @@ export class SimulatedMachine {
   /** A thread starts with an empty stack, a process with a copy of its parent's. All inherit the state (rule 2). */
   #create(parent: SimulatedTask | undefined, how: 'clone' | 'fork' | 'vfork'): SimulatedTask {
     const id = this.#nextId++;
-    const isShared = parent !== undefined && how === 'clone' && !this.isWatched;
-    const isPatched = parent === undefined ? false : isShared ? parent.slot.given : stateOf(parent);
+    // A forked process has a copy of it.
+    const isShared = parent !== undefined && how !== 'fork' && !this.isWatched;
+    const isPatched = parent !== undefined && stateOf(parent);
     const task: SimulatedTask = {
       id,
       process: how === 'clone' ? (parent?.process ?? 0) : id,
       stack: how === 'clone' ? [] : [...(parent?.stack ?? [])],
-      slot: isShared ? parent.slot : { isPatched, given: isPatched, owner: id },
+      isPatched,
+      slot: isShared ? parent.slot : { isPatched },
       sleepsFor: 0,
       isUninterruptible: false,
       isHeld: false,

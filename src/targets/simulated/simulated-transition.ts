@@ -167,8 +167,6 @@ export class SimulatedTransition implements TransitionTarget {
     const machine = this.#machine;
     const { patch } = this.#options;
     machine.barrierGives = undefined;
-    // Threads that are created while no tool watches must start with what everybody has by now.
-    for (const { slot } of machine.alive) slot.given = slot.isPatched;
     this.#step();
     for (const [name, sides] of this.#changed) {
       machine.entries.set(name, { kind: 'fixed', version: direction === 'patch' ? sides.new : sides.old });
@@ -290,8 +288,8 @@ export class SimulatedTransition implements TransitionTarget {
 
 /** Of a task that has a slot of its own. */
 function setState(task: SimulatedTask, isPatched: boolean): void {
+  task.isPatched = isPatched;
   task.slot.isPatched = isPatched;
-  task.slot.given = isPatched;
 }
 
 function goneError(): LivegraftError {
@@ -302,8 +300,10 @@ function symbolOf(frame: SimulatedFrame): string {
   return frame.part === 'body' ? frame.name : `${frame.name}.${frame.part}`;
 }
 
+/** What can be known of a task that runs. */
 function infoOf(task: SimulatedTask): TaskInfo {
-  return { id: idOf(task), name: `task ${task.id}`, state: stateOf(task) ? 'patched' : 'unpatched' };
+  const state = task.slot.isPatched ? 'patched' : 'unpatched';
+  return { id: idOf(task), name: `task ${task.id}`, state };
 }
 
 function idOf(task: SimulatedTask): TaskId {

@@ -11,12 +11,12 @@ export interface SimulatedFrame {
   readonly version: string | undefined;
 }
 
-/** What a task's redirects read. Threads that nobody watched being created share their creator's. */
+/**
+ * Where a tool reads a running task's state. It is what redirects go by only as long as one task has the slot: those that
+ * nobody watched being created are in their creator's.
+ */
 export interface SimulatedSlot {
   isPatched: boolean;
-  /** The state before its owner passed a barrier: what others that share the slot go by. */
-  given: boolean;
-  readonly owner: number;
 }
 
 export interface SimulatedTask {
@@ -24,6 +24,8 @@ export interface SimulatedTask {
   readonly process: number;
   /** Outermost first. */
   readonly stack: SimulatedFrame[];
+  /** Its own, as a register is: whoever it creates begins with it. */
+  isPatched: boolean;
   slot: SimulatedSlot;
   /** Instants for which it sleeps where it is. */
   sleepsFor: number;
@@ -51,8 +53,8 @@ const FRAMES: Readonly<Record<FramePart, Map<string, Map<string | undefined, Sim
 };
 
 /** What the task's redirects go by. */
-export function stateOf({ id, slot }: SimulatedTask): boolean {
-  return slot.owner === id ? slot.isPatched : slot.given;
+export function stateOf(task: SimulatedTask): boolean {
+  return task.isPatched;
 }
 
 export function frameOf(name: string, part: FramePart, version: string | undefined): SimulatedFrame {
