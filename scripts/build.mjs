@@ -42,6 +42,12 @@ await build({
   define: { 'import.meta.url': 'livegraftUrl' },
   banner: { js: "const livegraftUrl = require('node:url').pathToFileURL(__filename).href;" },
 });
+await build({
+  ...common,
+  entryPoints: { 'guest-guard': 'src/targets/kernel/guard-main.ts' },
+  format: 'cjs',
+  outExtension: { '.js': '.cjs' },
+});
 await build({ ...common, entryPoints: { index: 'src/index.ts' }, format: 'esm' });
 
 // With the flags of its first line, without which Node.js would not take the code.

@@ -10,6 +10,7 @@ import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
 import type { StopStatistics } from '../targets/kernel/gdb-client.js';
 import { parseGdbEndpoint } from '../targets/kernel/gdb-connection.js';
+import { GuestGuard } from '../targets/kernel/guest-guard.js';
 import { KernelPatcher } from '../targets/kernel/kernel-patcher.js';
 import type { KernelRegistry, RegisteredKernelPatch } from '../targets/kernel/kernel-registry.js';
 import { KernelSession } from '../targets/kernel/kernel-session.js';
@@ -61,8 +62,7 @@ const ANSWER_TIMEOUT_MS = 10_000;
 
 /** Every task's stack, in one stop of the guest. */
 export async function kernelStacks(reference: KernelReference): Promise<KernelStacksReport> {
-  const image = readKernelImage(reference.vmlinux);
-  return withSession(reference, image, LEAVING_SIGNALS, async (session) => {
+  return withSession(reference, LEAVING_SIGNALS, async (session, image) => {
     await KernelPatcher.open(session, x86_64);
     await session.stop();
     const startedAt = performance.now();
@@ -110,9 +110,9 @@ export type KernelOutcome = ApplyOutcome & { readonly statistics: StopStatistics
 export async function applyToKernel(options: KernelApplyOptions): Promise<KernelOutcome> {
   const { step, notice } = stepsOf(options.onEvent);
   const patch = parsePatch(readPatchFile(options.patchPath), options.patchPath, sha256);
-  const image = readKernelImage(options.vmlinux);
-  step('check', `kernel ${image.release}, patch ${patch.manifest.name}`);
-  return withSession(options, image, ['SIGHUP'], async (session) => {
+  const onImage = ({ release }: KernelImage) =>
+    step('check', `kernel ${release}, patch ${patch.manifest.name}`);
+  const use = async (session: KernelSession): Promise<KernelOutcome> => {
     const patcher = await KernelPatcher.open(session, x86_64);
     const { registry } = patcher;
     const known = registry.patches.find((each) => each.id === patch.id);
@@ -134,15 +134,15 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
         ? await patcher.load(patch, new Date().toISOString(), options.timeoutMs)
         : await patcher.loadAgain(patch, known);
     return await transit(session, patcher, loaded, 'patch', options);
-  });
+  };
+  return withSession(options, ['SIGHUP'], use, onImage);
 }
 
 /** Removes a patch from a running kernel (the newest by default), or turns a half-done apply around. */
 export async function revertFromKernel(options: KernelRevertOptions): Promise<KernelOutcome> {
   const { step } = stepsOf(options.onEvent);
-  const image = readKernelImage(options.vmlinux);
-  step('check', `kernel ${image.release}`);
-  return withSession(options, image, ['SIGHUP'], async (session) => {
+  const onImage = ({ release }: KernelImage) => step('check', `kernel ${release}`);
+  const use = async (session: KernelSession): Promise<KernelOutcome> => {
     const patcher = await KernelPatcher.open(session, x86_64);
     const { registry } = patcher;
     const present = registry.patches.filter((each) => each.state !== 'reverted');
@@ -167,15 +167,15 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
       };
     }
     return await transit(session, patcher, patch, 'unpatch', options);
-  });
+  };
+  return withSession(options, ['SIGHUP'], use, onImage);
 }
 
 /** What the registry in the guest says. */
 export async function kernelStatus(
   reference: KernelReference,
 ): Promise<{ readonly release: string; readonly registry: KernelRegistry }> {
-  const image = readKernelImage(reference.vmlinux);
-  return withSession(reference, image, LEAVING_SIGNALS, async (session) => {
+  return withSession(reference, LEAVING_SIGNALS, async (session, image) => {
     const { registry } = await KernelPatcher.open(session, x86_64);
     return { release: image.release, registry };
   });
@@ -191,8 +191,7 @@ export interface KernelPreview {
 
 /** Holds a patch against a running kernel as `apply` does before it changes anything. */
 export async function previewInKernel(reference: KernelReference, patch: Patch): Promise<KernelPreview> {
-  const image = readKernelImage(reference.vmlinux);
-  return withSession(reference, image, LEAVING_SIGNALS, async (session) => {
+  return withSession(reference, LEAVING_SIGNALS, async (session, image) => {
     const patcher = await KernelPatcher.open(session, x86_64);
     const { release } = image;
     try {
@@ -215,8 +214,7 @@ const REFUSALS: ReadonlySet<string> = new Set([
 
 /** Walks the stack at every context switch for a while. */
 export async function soak(reference: KernelReference, options: SoakOptions): Promise<SoakReport> {
-  const image = readKernelImage(reference.vmlinux);
-  return withSession(reference, image, ['SIGHUP'], async (session) => {
+  return withSession(reference, ['SIGHUP'], async (session) => {
     await KernelPatcher.open(session, x86_64);
     await session.stop();
     return soakKernel(session, options);
@@ -302,9 +300,9 @@ const LEAVING_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 /** These signals end this process, after the guest was let go. */
 async function withSession<T>(
   reference: KernelReference,
-  image: KernelImage,
   signals: readonly NodeJS.Signals[],
-  use: (session: KernelSession) => Promise<T>,
+  use: (session: KernelSession, image: KernelImage) => Promise<T>,
+  onImage: (image: KernelImage) => void = () => {},
 ): Promise<T> {
   const endpoint = parseGdbEndpoint(reference.gdb);
   if (endpoint === undefined) {
@@ -312,6 +310,16 @@ async function withSession<T>(
       remedy: 'write unix:PATH or HOST:PORT',
     });
   }
+  // It starts while the image is read.
+  const guard = GuestGuard.start(reference.gdb);
+  let image: KernelImage;
+  try {
+    image = readKernelImage(reference.vmlinux);
+  } catch (error) {
+    guard?.dismiss();
+    throw error;
+  }
+  onImage(image);
   let session: KernelSession | undefined;
   let pending: NodeJS.Signals | undefined;
   const leave = (signal: NodeJS.Signals) => {
@@ -329,12 +337,13 @@ async function withSession<T>(
       arch: x86_64,
       timeoutMs: ANSWER_TIMEOUT_MS,
       memoryFile: reference.guestMemory,
+      guard,
     });
     if (pending !== undefined) {
       leave(pending);
       throw new LivegraftError('interrupted', `interrupted by ${pending}`);
     }
-    return await use(session);
+    return await use(session, image);
   } finally {
     for (const signal of signals) process.off(signal, leave);
     await session?.close();

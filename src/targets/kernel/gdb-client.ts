@@ -1,6 +1,7 @@
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import { escapeBinary, GdbConnection, type GdbEndpoint } from './gdb-connection.js';
+import type { GuestGuard } from './guest-guard.js';
 import {
   DEFAULT_LAYOUT,
   GuestRegisters,
@@ -16,6 +17,8 @@ export type GuestStop =
 export interface GdbClientOptions {
   /** How long any answer may take. */
   readonly timeoutMs: number;
+  /** Lets the guest go when this process can't. */
+  readonly guard?: GuestGuard | undefined;
 }
 
 /** While a connection is made the guest goes on after so long, for so long. */
@@ -36,10 +39,12 @@ export interface StopStatistics {
 export class GdbClient {
   readonly #connection: GdbConnection;
   readonly #timeoutMs: number;
+  readonly #guard: GuestGuard | undefined;
   #packetBytes = 1024;
   #layout: RegisterLayout = DEFAULT_LAYOUT;
   #features = new Set<string>();
   #running = false;
+  #detached: Promise<void> | undefined;
   #selected: string | undefined;
   #vcpus: readonly string[] | undefined;
   #physicalMode: boolean | undefined;
@@ -50,20 +55,27 @@ export class GdbClient {
   /** Called when the guest has been let go and when it has stopped: what was read of it before is old. */
   onRun: () => void = () => {};
 
-  private constructor(connection: GdbConnection, timeoutMs: number) {
+  private constructor(connection: GdbConnection, { timeoutMs, guard }: GdbClientOptions) {
     this.#connection = connection;
     this.#timeoutMs = timeoutMs;
+    this.#guard = guard;
   }
 
   static async connect(endpoint: GdbEndpoint, options: GdbClientOptions): Promise<GdbClient> {
     const startedAt = performance.now();
-    const connection = await GdbConnection.open(endpoint, options.timeoutMs);
-    const client = new GdbClient(connection, options.timeoutMs);
+    let connection: GdbConnection;
+    try {
+      connection = await GdbConnection.open(endpoint, options.timeoutMs);
+    } catch (error) {
+      options.guard?.dismiss();
+      throw error;
+    }
+    const client = new GdbClient(connection, options);
     client.#stoppedAt = startedAt;
     try {
       await client.#negotiate();
     } catch (error) {
-      await connection.close();
+      await client.detach();
       throw error;
     }
     return client;
@@ -118,9 +130,20 @@ export class GdbClient {
     return new GuestRegisters(fromHex(answer.replaceAll('x', '0')), this.#layout);
   }
 
-  async writeRegisters(vcpu: string, registers: GuestRegisters): Promise<void> {
+  /**
+   * Writes memory, no more than a packet holds, and then registers. A guest that is a QEMU gets either both or none of them, whenever
+   * this process is killed.
+   */
+  async writeTogether(
+    { address, bytes }: { readonly address: number; readonly bytes: Uint8Array },
+    { vcpu, registers }: { readonly vcpu: string; readonly registers: GuestRegisters },
+  ): Promise<void> {
+    await this.#usePhysical(false);
     await this.#select(vcpu);
-    this.#expectOk('registers', await this.#request(`G${toHex(registers.toBytes())}`));
+    const at = `${unsigned(address).toString(16)},${bytes.length.toString(16)}`;
+    const [wrote, set] = await this.#requestAll([`M${at}:${toHex(bytes)}`, `G${toHex(registers.toBytes())}`]);
+    if (wrote !== 'OK') throw memoryError('written', unsigned(address), wrote as string);
+    this.#expectOk('registers', set as string);
   }
 
   /** Memory by the addresses of the vCPU that was selected last; all vCPUs agree about the kernel's. */
@@ -210,10 +233,16 @@ export class GdbClient {
     throw this.#protocolError('the guest does not stop');
   }
 
-  /** Lets the guest go for good and closes the connection. Never throws: what can't be told to the stub is lost anyway. */
-  async detach(): Promise<void> {
+  /** Lets the guest go for good and closes the connection. Never throws: what the stub did not hear is the guard's to say. */
+  detach(): Promise<void> {
+    this.#detached ??= this.#detach();
+    return this.#detached;
+  }
+
+  async #detach(): Promise<void> {
     if (!this.#running) this.#countStop();
-    await this.#connection.finish(this.#running, this.#timeoutMs);
+    if (await this.#connection.finish(this.#running, this.#timeoutMs)) this.#guard?.dismiss();
+    else this.#guard?.callOut();
   }
 
   /** Connecting has stopped the guest: it goes on in between. */
@@ -332,7 +361,7 @@ export class GdbClient {
       for (const payload of payloads) answers.push(await this.#request(payload));
       return answers;
     }
-    for (const payload of payloads) this.#connection.send(payload);
+    this.#connection.sendTogether(payloads);
     for (const _ of payloads) answers.push(await this.#connection.receive(this.#timeoutMs));
     return answers;
   }

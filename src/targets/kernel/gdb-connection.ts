@@ -22,6 +22,10 @@ function gdbEndpointText(endpoint: GdbEndpoint): string {
 const MAX_PACKET_BYTES = 4 * 1024 * 1024;
 const MAX_RESENDS = 3;
 const CLOSE_TIMEOUT_MS = 500;
+/** How long a connection that has failed is given to take a last packet. */
+const FAILED_TIMEOUT_MS = 500;
+/** What asks a running target to stop; one that stands still ignores it, outside of packets. */
+const BREAK = '\x03';
 
 interface Waiter {
   readonly resolve: (packet: string) => void;
@@ -100,17 +104,25 @@ export class GdbConnection {
 
   send(payload: string): void {
     if (this.#failure !== undefined) throw this.#failure;
-    let checksum = 0;
-    for (let i = 0; i < payload.length; i++) checksum = (checksum + payload.charCodeAt(i)) & 0xff;
-    this.#lastSent = `$${payload}#${checksum.toString(16).padStart(2, '0')}`;
+    this.#lastSent = framed(payload);
     this.#resends = 0;
     this.#socket.write(this.#lastSent, 'latin1');
+  }
+
+  /**
+   * Sends several packets in one write: the stub gets all of them or, should this process be killed, none. Each is answered.
+   * Only without acknowledgements.
+   */
+  sendTogether(payloads: readonly string[]): void {
+    if (this.#failure !== undefined) throw this.#failure;
+    if (this.#acknowledges) throw new Error('packets that go together can not be acknowledged one by one');
+    this.#socket.write(payloads.map(framed).join(''), 'latin1');
   }
 
   /** Asks a running target to stop: the byte 3, outside of any packet. */
   sendBreak(): void {
     if (this.#failure !== undefined) throw this.#failure;
-    this.#socket.write('\x03', 'latin1');
+    this.#socket.write(BREAK, 'latin1');
   }
 
   /** The next packet. Rejects with `gdb-timeout`; the connection is unusable then, since a late answer would be taken for another. */
@@ -148,27 +160,32 @@ export class GdbConnection {
   /**
    * Sends a last packet, `D`, whatever else was going on, waits for its OK, and closes. Whoever waits for an answer is told
    * that the connection is closed, and nothing may be sent any more, not even an acknowledgement: a byte that reaches
-   * QEMU's stub while the guest runs stops it again.
+   * QEMU's stub while the guest runs stops it again. A connection that has failed is tried once more, as what stalls may
+   * go on later. Resolves to whether it is certain that the guest was let go; never rejects.
    */
-  async finish(isRunning: boolean, timeoutMs: number): Promise<void> {
-    if (this.#failure === undefined) {
-      this.#failure = this.#closedError();
-      this.#acknowledges = false;
-      const waiter = this.#waiter;
-      this.#waiter = undefined;
-      if (waiter !== undefined) {
-        clearTimeout(waiter.timer);
-        waiter.reject(this.#failure);
-      }
+  async finish(isRunning: boolean, timeoutMs: number): Promise<boolean> {
+    const hasFailed = this.#failure !== undefined;
+    this.#failure ??= this.#closedError();
+    this.#acknowledges = false;
+    const waiter = this.#waiter;
+    this.#waiter = undefined;
+    if (waiter !== undefined) {
+      clearTimeout(waiter.timer);
+      waiter.reject(this.#failure);
+    }
+    let isLetGo = false;
+    if (!this.#socket.destroyed) {
       this.#packets = [];
-      this.#socket.write(`${isRunning ? '\x03' : ''}$D#44`, 'latin1');
-      const deadline = performance.now() + timeoutMs;
-      for (;;) {
-        const packet = await this.#next(Math.max(0, deadline - performance.now()));
-        if (packet === undefined || packet === 'OK') break;
-      }
+      this.#socket.write(`${isRunning || hasFailed ? BREAK : ''}${framed('D')}`, 'latin1');
+      const deadline = performance.now() + (hasFailed ? FAILED_TIMEOUT_MS : timeoutMs);
+      let packet: string | undefined;
+      do packet = await this.#next(Math.max(0, deadline - performance.now())).catch(() => undefined);
+      while (packet !== undefined && packet !== 'OK');
+      // After a failure the OK may be a late answer to something else.
+      isLetGo = packet === 'OK' && !hasFailed;
     }
     await this.close();
+    return isLetGo;
   }
 
   /** Resolves when the other side knows, or after a moment. */
@@ -186,12 +203,12 @@ export class GdbConnection {
     this.#socket.destroy();
   }
 
+  /** The socket stays open, if it is, for {@link finish}. */
   #fail(code: string, problem: string): void {
     this.#failure ??= new LivegraftError(code, `${this.endpoint}: ${problem}`, {
       remedy:
         'see whether the guest still runs and whether another debugger uses its socket, then repeat the command',
     });
-    this.#socket.destroy();
     const waiter = this.#waiter;
     this.#waiter = undefined;
     if (waiter === undefined) return;
@@ -215,7 +232,10 @@ export class GdbConnection {
       const end = this.#buffer.indexOf('#', start);
       if (end < 0 || end + 3 > this.#buffer.length) {
         this.#buffer = this.#buffer.slice(start);
-        if (this.#buffer.length > MAX_PACKET_BYTES) this.#fail('gdb-protocol', 'a packet has no end');
+        if (this.#buffer.length > MAX_PACKET_BYTES) {
+          this.#buffer = '';
+          this.#fail('gdb-protocol', 'a packet has no end');
+        }
         return;
       }
       const body = this.#buffer.slice(start + 1, end);
@@ -251,6 +271,12 @@ export class GdbConnection {
     clearTimeout(waiter.timer);
     waiter.resolve(packet);
   }
+}
+
+function framed(payload: string): string {
+  let checksum = 0;
+  for (let i = 0; i < payload.length; i++) checksum = (checksum + payload.charCodeAt(i)) & 0xff;
+  return `$${payload}#${checksum.toString(16).padStart(2, '0')}`;
 }
 
 /** Undoes `}` escapes and `*` run lengths. */

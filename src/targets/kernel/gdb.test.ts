@@ -1,128 +1,16 @@
-import { mkdtempSync, rmSync } from 'node:fs';
-import { createServer, type Server, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
+import { GdbStub } from '../../../test/support/gdb-stub.js';
 import { GdbClient } from './gdb-client.js';
 import { parseGdbEndpoint } from './gdb-connection.js';
-import { DEFAULT_LAYOUT, parseRegisterLayout } from './guest-registers.js';
+import { DEFAULT_LAYOUT, GuestRegisters, parseRegisterLayout } from './guest-registers.js';
 
-const DESCRIPTION = `<target><architecture>i386:x86-64</architecture><xi:include href="core.xml"/></target>`;
-const CORE = `<feature><!-- <reg name="gone" bitsize="64"/>
-  <reg name="gone_too" bitsize="64"/> -->${[...DEFAULT_LAYOUT.places]
-    .map(([name, { sizeBytes }]) => `<reg name="${name}" bitsize="${sizeBytes * 8}" type="int"/>`)
-    .join('')}<reg name="gs_base" bitsize="64" type="int"/></feature>`;
-
-/** A packet, or the byte that asks for a stop, behind any acknowledgements. */
-const PACKET = new RegExp(`^[+-]*(?:${String.fromCharCode(3)}|\\$([^#]*)#[0-9a-f]{2})`);
-
-type Answer = string | undefined | ((packet: string, stub: Stub) => string | undefined);
-
-/** A stub with a little memory; answers can be replaced, held back, or damaged. */
-class Stub {
-  readonly memory = new Uint8Array(4096);
-  readonly received: string[] = [];
-  readonly answers = new Map<string, Answer>();
-  readonly folder = mkdtempSync(join(tmpdir(), 'livegraft-gdb-'));
-  socket: Socket | undefined;
-  readonly server: Server;
-  #buffer = '';
-
-  constructor() {
-    this.server = createServer((socket) => {
-      this.socket = socket;
-      socket.on('error', () => {});
-      socket.on('data', (bytes) => {
-        this.#buffer += bytes.toString('latin1');
-        for (;;) {
-          const match = PACKET.exec(this.#buffer);
-          if (match === null) return;
-          this.#buffer = this.#buffer.slice(match[0].length);
-          this.#handle(match[1] ?? 'break');
-        }
-      });
-    });
-  }
-
-  async listen(): Promise<string> {
-    const path = join(this.folder, 'socket');
-    await new Promise<void>((resolve) => this.server.listen(path, resolve));
-    return `unix:${path}`;
-  }
-
-  close(): void {
-    this.socket?.destroy();
-    this.server.close();
-    rmSync(this.folder, { recursive: true, force: true });
-  }
-
-  packet(body: string): string {
-    let sum = 0;
-    for (let i = 0; i < body.length; i++) sum = (sum + body.charCodeAt(i)) & 0xff;
-    return `$${body}#${sum.toString(16).padStart(2, '0')}`;
-  }
-
-  write(body: string): void {
-    this.socket?.write(this.packet(body), 'latin1');
-  }
-
-  #handle(packet: string): void {
-    this.received.push(packet);
-    for (const [prefix, answer] of this.answers) {
-      if (!packet.startsWith(prefix)) continue;
-      const text = typeof answer === 'function' ? answer(packet, this) : answer;
-      if (text !== undefined) this.write(text);
-      return;
-    }
-    const text = this.#answer(packet);
-    if (text !== undefined) this.write(text);
-  }
-
-  #answer(packet: string): string | undefined {
-    if (packet.startsWith('qSupported')) return 'PacketSize=400;qXfer:features:read+;vContSupported+';
-    if (packet === 'break') return 'T02thread:01;';
-    if (packet === 'vCont?') return 'vCont;c;C;s;S';
-    if (packet === '?') return 'T05thread:01;';
-    const feature = /^qXfer:features:read:(\S+):([0-9a-f]+),([0-9a-f]+)$/.exec(packet);
-    if (feature !== null) {
-      const text = feature[1] === 'target.xml' ? DESCRIPTION : CORE;
-      const [at, size] = [
-        Number.parseInt(feature[2] as string, 16),
-        Number.parseInt(feature[3] as string, 16),
-      ];
-      return `${at + size < text.length ? 'm' : 'l'}${text.slice(at, at + size)}`;
-    }
-    if (packet === 'qfThreadInfo') return 'm01,02';
-    if (packet === 'qsThreadInfo') return 'l';
-    if (packet.startsWith('Hg') || packet === 'D' || /^[zZG]/.test(packet)) return 'OK';
-    if (packet === 'g') return `${'11'.repeat(8)}${'00'.repeat(156)}${'efcdab0000000080'}`;
-    const read = /^m([0-9a-f]+),([0-9a-f]+)$/.exec(packet);
-    if (read !== null) {
-      const at = Number.parseInt(read[1] as string, 16) - 0x1000;
-      if (at < 0 || at >= this.memory.length) return 'E14';
-      return Buffer.from(this.memory.subarray(at, at + Number.parseInt(read[2] as string, 16))).toString(
-        'hex',
-      );
-    }
-    const write = /^X([0-9a-f]+),([0-9a-f]+):(.*)$/s.exec(packet);
-    if (write !== null) {
-      const text = (write[3] as string).replace(/\}(.)/gs, (_, c: string) =>
-        String.fromCharCode(c.charCodeAt(0) ^ 0x20),
-      );
-      this.memory.set(Buffer.from(text, 'latin1'), Number.parseInt(write[1] as string, 16) - 0x1000);
-      return 'OK';
-    }
-    return '';
-  }
-}
-
-const stubs: Stub[] = [];
+const stubs: GdbStub[] = [];
 afterEach(() => {
   for (const stub of stubs.splice(0)) stub.close();
 });
 
-async function connect(prepare: (stub: Stub) => void = () => {}, timeoutMs = 2000) {
-  const stub = new Stub();
+async function connect(prepare: (stub: GdbStub) => void = () => {}, timeoutMs = 2000) {
+  const stub = new GdbStub();
   stubs.push(stub);
   prepare(stub);
   const endpoint = parseGdbEndpoint(await stub.listen());
@@ -218,6 +106,37 @@ describe('GdbClient', () => {
     await expect(client.vcpus()).rejects.toMatchObject({ code: 'gdb-timeout' });
     stub.socket?.write(stub.packet('m01'));
     await expect(client.vcpus()).rejects.toMatchObject({ code: 'gdb-timeout' });
+    // It may go on later: the guest is then let go.
+    await client.detach();
+    expect(stub.received.slice(-2)).toEqual(['break', 'D']);
+  });
+
+  it('lets a guest go that turns out to be another machine', async () => {
+    const stub = new GdbStub();
+    stubs.push(stub);
+    stub.answers.set('qXfer:features:read', 'l<target><reg name="x0" bitsize="64"/></target>');
+    const endpoint = parseGdbEndpoint(await stub.listen());
+    if (endpoint === undefined) throw new Error('endpoint');
+    await expect(GdbClient.connect(endpoint, { timeoutMs: 1000 })).rejects.toMatchObject({
+      code: 'gdb-protocol',
+    });
+    expect(stub.received.at(-1)).toBe('D');
+  });
+
+  it('writes memory and registers in one piece where acknowledgements do not part them', async () => {
+    const pieces: number[] = [];
+    const { stub, client } = await connect((s) =>
+      s.answers
+        .set('qSupported', 'PacketSize=400;QStartNoAckMode+;qXfer:features:read+;vContSupported+')
+        .set('QStartNoAckMode', 'OK')
+        .set('M', 'OK'),
+    );
+    const registers = new GuestRegisters(new Uint8Array(164), DEFAULT_LAYOUT);
+    await client.readRegisters('02');
+    stub.socket?.on('data', (bytes) => pieces.push(bytes.length));
+    await client.writeTogether({ address: 0x1008, bytes: Uint8Array.of(1, 2) }, { vcpu: '02', registers });
+    expect(stub.received.slice(-2)).toEqual(['M1008,2:0102', `G${'00'.repeat(164)}`]);
+    expect(pieces).toHaveLength(1);
   });
 
   it.each([

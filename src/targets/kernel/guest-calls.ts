@@ -12,9 +12,9 @@ const ARGUMENTS = ['rdi', 'rsi', 'rdx', 'rcx'] as const;
 const Phase = {
   /** "lgborrow": the task is where it was. */
   saved: 0x776f72726f62676cn,
-  /** "lgcalled": it is sent to a function, or will be with the next packet. */
+  /** "lgcalled": it is sent to a function. (Where two packets can't go together: or will be with the next one.) */
   called: 0x64656c6c6163676cn,
-  /** "lggiving": it is given back, or will be with the next packet. */
+  /** "lggiving": it is given back. (Or will be.) */
   givenBack: 0x676e69766967676cn,
 } as const;
 /** Room left between a borrowed task's stack and what is put below it. */
@@ -38,19 +38,26 @@ interface Borrowed {
   readonly registers: GuestRegisters;
 }
 
+/** Addresses in the running kernel. */
+export interface CallPlaces {
+  /** Where every system call passes with interrupts on. */
+  readonly safePoint: number;
+  /** A function called in the guest returns here: a loop around `hlt`, which waits should nobody be there to see it. */
+  readonly parking: number;
+}
+
 /** Calls functions of a kernel in a task that is borrowed where a kernel module would be allowed to call them. */
 export class GuestCalls {
   readonly #client: GdbClient;
   readonly #record: BorrowRecord;
   readonly #safePoint: number;
-  /** A function called in the guest returns here: a loop around `hlt`, which waits should nobody be there to see it. */
   readonly #parking: number;
 
-  constructor(client: GdbClient, kernel: KernelAddresses, arch: Architecture, record: BorrowRecord) {
+  constructor(client: GdbClient, record: BorrowRecord, { safePoint, parking }: CallPlaces) {
     this.#client = client;
     this.#record = record;
-    this.#safePoint = findSafePoint(kernel, arch);
-    this.#parking = findParking(kernel);
+    this.#safePoint = safePoint;
+    this.#parking = parking;
   }
 
   /**
@@ -170,10 +177,11 @@ export class GuestCalls {
     return frame;
   }
 
-  async #notePhase(frame: number, phase: bigint): Promise<void> {
+  /** What a task is sent to, and that it was: one is never true without the other. */
+  async #send(phase: bigint, frame: number, vcpu: string, registers: GuestRegisters): Promise<void> {
     const word = new Uint8Array(8);
     new DataView(word.buffer).setBigUint64(0, phase, true);
-    await this.#client.writeMemory(frame, word);
+    await this.#client.writeTogether({ address: frame, bytes: word }, { vcpu, registers });
   }
 
   async #call(
@@ -187,11 +195,8 @@ export class GuestCalls {
     await this.#client.writeMemory(frame - 8, returnTo);
     const values = Object.fromEntries(args.map((value, i) => [ARGUMENTS[i] as string, value]));
     const eflags = registers.get('eflags') & ~DIRECTION_FLAG;
-    await this.#notePhase(frame, Phase.called);
-    await this.#client.writeRegisters(
-      vcpu,
-      registers.with({ ...values, rax: 0, rip: address, rsp: frame - 8, eflags }),
-    );
+    const sent = registers.with({ ...values, rax: 0, rip: address, rsp: frame - 8, eflags });
+    await this.#send(Phase.called, frame, vcpu, sent);
     return this.#waitForReturn(frame, CALL_TIMEOUT_MS);
   }
 
@@ -230,13 +235,15 @@ export class GuestCalls {
   }
 
   async #giveBack({ vcpu, registers }: Borrowed, saved: GuestRegisters, frame: number): Promise<void> {
-    await this.#notePhase(frame, Phase.givenBack);
-    await this.#client.writeRegisters(
-      vcpu,
-      registers.with(Object.fromEntries(GENERAL.map((name) => [name, saved.get(name)]))),
-    );
+    const before = registers.with(Object.fromEntries(GENERAL.map((name) => [name, saved.get(name)])));
+    await this.#send(Phase.givenBack, frame, vcpu, before);
     await this.#record.noteBorrowed(0);
   }
+}
+
+/** Throws a LivegraftError `kernel-unsupported` where there are none. */
+export function findCallPlaces(kernel: KernelAddresses, arch: Architecture): CallPlaces {
+  return { safePoint: findSafePoint(kernel, arch), parking: findParking(kernel) };
 }
 
 /** `hlt; jmp` back to it. */

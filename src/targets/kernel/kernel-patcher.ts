@@ -6,7 +6,7 @@ import type { Digest } from '../../patch/file.js';
 import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
 import type { ExternalSymbol, LinkedImage, SymbolSource } from '../../patch/link.js';
 import type { PatchFunction } from '../../patch/manifest.js';
-import { GuestCalls } from './guest-calls.js';
+import { findCallPlaces, GuestCalls } from './guest-calls.js';
 import { linkForKernel } from './kernel-link.js';
 import {
   type KernelRange,
@@ -49,9 +49,12 @@ export class KernelPatcher {
 
   /** Reads the registry in the guest; gives back a task that a killed livegraft had borrowed. */
   static async open(session: KernelSession, arch: Architecture): Promise<KernelPatcher> {
-    const store = new KernelRegistryStore(session.sliced, session.client, session.kernel.expect('_etext'));
+    const end = session.kernel.expect('_etext');
+    const places = findCallPlaces(session.kernel, arch);
+    session.guard?.watch({ end, ...places });
+    const store = new KernelRegistryStore(session.sliced, session.client, end);
     const registry = await store.read();
-    const calls = new GuestCalls(session.client, session.kernel, arch, store);
+    const calls = new GuestCalls(session.client, store, places);
     if (store.borrowed !== 0) {
       await session.stop();
       await calls.recover(store.borrowed);

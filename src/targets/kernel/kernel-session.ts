@@ -3,6 +3,7 @@ import { LivegraftError } from '../../base/errors.js';
 import type { KernelImage } from '../../kernel-image/kernel-image.js';
 import { GdbClient } from './gdb-client.js';
 import type { GdbEndpoint } from './gdb-connection.js';
+import type { GuestGuard } from './guest-guard.js';
 import { GuestMemory, type MemorySource } from './guest-memory.js';
 import { GuestSlices } from './guest-slices.js';
 import { KernelLayout } from './kernel-layout.js';
@@ -23,6 +24,8 @@ export interface KernelSessionOptions {
   readonly timeoutMs: number;
   /** The file that QEMU shares as the guest's memory, where it does. */
   readonly memoryFile?: string | undefined;
+  /** Started for this session: it ends with it. */
+  readonly guard?: GuestGuard | undefined;
 }
 
 const REHEARSAL_WALKS = 200;
@@ -41,6 +44,7 @@ export class KernelSession {
   /** Memory through the protocol, in slices of its own: for what nobody else touches meanwhile. */
   readonly sliced: MemorySource;
   readonly scan: TaskScan;
+  readonly guard: GuestGuard | undefined;
   readonly #slices: GuestSlices;
   readonly #shared: SharedMemory | undefined;
 
@@ -54,9 +58,11 @@ export class KernelSession {
     readonly shared: SharedMemory | undefined;
     readonly modules: readonly KernelModule[];
     readonly isDisproved: (address: number) => boolean;
+    readonly guard: GuestGuard | undefined;
   }) {
     const { arch, client, slices, kernel, layout, memory, shared, modules, isDisproved } = parts;
     this.client = client;
+    this.guard = parts.guard;
     this.kernel = kernel;
     this.memory = memory;
     this.modules = modules;
@@ -90,8 +96,8 @@ export class KernelSession {
 
   /** Rejects with a LivegraftError, and the guest goes on, when it can't be reached or runs another kernel. */
   static async open(options: KernelSessionOptions): Promise<KernelSession> {
-    const { arch, endpoint, image, timeoutMs, memoryFile } = options;
-    const client = await GdbClient.connect(endpoint, { timeoutMs });
+    const { arch, endpoint, image, timeoutMs, memoryFile, guard } = options;
+    const client = await GdbClient.connect(endpoint, { timeoutMs, guard });
     let shared: SharedMemory | undefined;
     try {
       const slices = new GuestSlices(client);
@@ -115,6 +121,7 @@ export class KernelSession {
         shared,
         modules,
         isDisproved,
+        guard,
       });
     } catch (error) {
       await client.detach();
