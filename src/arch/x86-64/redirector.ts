@@ -3,6 +3,7 @@ import {
   BORROWED_CALL_RETURNED,
   type BorrowedCall,
   type DisplacedCode,
+  GS_SLOT_NOTE_OFFSET,
   type Redirector,
   type RedirectRefusal,
   type RedirectSite,
@@ -10,7 +11,6 @@ import {
   type StateStore,
   type StateTest,
 } from '../architecture.js';
-import { GS_SLOT_NOTE_OFFSET } from '../architecture.js';
 import type { Instruction } from '../instruction.js';
 import { decoder } from './decoder.js';
 
