@@ -1,0 +1,127 @@
+import type { TransitionResult } from '../../src/engine/events.js';
+import type { ConsistencyModel, Direction } from '../../src/engine/target.js';
+import { runTransition, TransitionControl } from '../../src/engine/transition.js';
+import { Choices } from '../../src/targets/simulated/choices.js';
+import { SimulatedMachine, type SimulatedPatch } from '../../src/targets/simulated/machine.js';
+import { SimulatedTransition } from '../../src/targets/simulated/simulated-transition.js';
+import { frameOf, type SimulatedTask, stateOf } from '../../src/targets/simulated/task.js';
+
+/** A simulated program on which a test plays one scenario: its tasks do as chance says, or sit where the test puts them. */
+export class Stage {
+  readonly machine: SimulatedMachine;
+  readonly #model: ConsistencyModel;
+
+  constructor(
+    options: {
+      readonly tasks?: number;
+      readonly seed?: number;
+      readonly model?: ConsistencyModel;
+      readonly calls?: readonly string[];
+    } = {},
+  ) {
+    const { tasks = 8, seed = 1, model = 'hybrid', calls } = options;
+    this.#model = model;
+    this.machine = new SimulatedMachine({
+      choices: Choices.ofSeed(seed),
+      tasks,
+      mostTasks: 2 * tasks,
+      longestSleep: 8,
+      isOneProcess: true,
+      ...(calls === undefined ? {} : { calls }),
+    });
+    this.machine.run(20 * tasks);
+  }
+
+  /** Goes on until the transition is complete, or for `timeoutMs` of the program's time. */
+  async enable(patch: SimulatedPatch, options?: TurnOptions): Promise<TransitionResult> {
+    return await this.#go(patch, 'patch', options);
+  }
+
+  async disable(patch: SimulatedPatch, options?: TurnOptions): Promise<TransitionResult> {
+    return await this.#go(patch, 'unpatch', options);
+  }
+
+  /** Which versions of a function the program's tasks would run, should they call it now; undefined for the original. */
+  versionsOf(name: string): ReadonlySet<string | undefined> {
+    const entry = this.machine.entries.get(name);
+    if (entry === undefined) throw new Error(`no function ${name}`);
+    return new Set(
+      this.machine.alive.map((task) => {
+        if (entry.kind === 'fixed') return entry.version;
+        return stateOf(task) ? entry.patched : entry.unpatched;
+      }),
+    );
+  }
+
+  /** The newest version of the function, and a task that stays in it. */
+  park(name: string): SimulatedTask {
+    const [task] = this.machine.alive;
+    if (task === undefined) throw new Error('the program has ended');
+    task.stack.length = 0;
+    task.stack.push(frameOf(name, 'body', this.machine.versions.newest(name)?.patch));
+    task.sleepsFor = Number.POSITIVE_INFINITY;
+    task.isUninterruptible = false;
+    return task;
+  }
+
+  letOut(task: SimulatedTask): void {
+    task.sleepsFor = 1;
+  }
+
+  /** As the kernel's sysfs attributes of a patch. */
+  attributesOf(patch: SimulatedPatch) {
+    const { patches, change } = this.machine;
+    const at = patches.indexOf(patch);
+    const isChanging = change?.patch === patch.id;
+    return {
+      enabled: Number(at >= 0 && !(isChanging && change.direction === 'unpatch')),
+      transition: Number(isChanging),
+      patched: Number(at >= 0),
+      stackOrder: at + 1,
+    };
+  }
+
+  async #go(
+    patch: SimulatedPatch,
+    direction: Direction,
+    options: TurnOptions = {},
+  ): Promise<TransitionResult> {
+    const { machine } = this;
+    const target = new SimulatedTransition({
+      machine,
+      patch,
+      hasBarrier: this.#model === 'lazy',
+      deathChance: 0,
+      unreliableChance: 0.1,
+      instantsPerMs: machine.alive.length,
+    });
+    const control = new TransitionControl();
+    try {
+      return await runTransition(target, {
+        direction,
+        model: this.#model,
+        timeoutMs: options.timeoutMs ?? 10_000,
+        clock: { nowMs: () => target.nowMs },
+        control,
+        onEvent: (event) => {
+          if (event.kind === 'taskWaiting') options.onWaiting?.(control, event.task);
+        },
+      });
+    } finally {
+      machine.detach();
+      machine.run(20 * machine.alive.length);
+    }
+  }
+}
+
+export interface TurnOptions {
+  readonly timeoutMs?: number;
+  /** Each time that a task was refused. */
+  readonly onWaiting?: (control: TransitionControl, task: string) => void;
+}
+
+export const patchOf = (id: string, names: readonly string[], replaces = false): SimulatedPatch => ({
+  id,
+  replaces,
+  functions: names.map((name) => ({ name, patch: id })),
+});
