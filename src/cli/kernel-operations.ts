@@ -28,6 +28,8 @@ export interface KernelReference {
   readonly vmlinux: string;
   /** The file that QEMU shares as the guest's memory. */
   readonly guestMemory?: string | undefined;
+  /** How long one answer of the stub may take, where that is not the usual time. */
+  readonly answerTimeoutMs?: number | undefined;
 }
 
 export interface KernelTaskStack {
@@ -114,6 +116,8 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
     step('check', `kernel ${release}, patch ${patch.manifest.name}`);
   const use = async (session: KernelSession): Promise<KernelOutcome> => {
     const patcher = await KernelPatcher.open(session, x86_64);
+    await patcher.watch.expectAlive();
+    session.breathe();
     const { registry } = patcher;
     const known = registry.patches.find((each) => each.id === patch.id);
     if (registry.transition !== undefined) {
@@ -129,10 +133,11 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
     }
     await patcher.check(patch, sha256);
     step('prepare', `${patch.sections.length} sections`);
-    const loaded =
+    const loaded = await patcher.watch.explain(() =>
       known === undefined
-        ? await patcher.load(patch, new Date().toISOString(), options.timeoutMs)
-        : await patcher.loadAgain(patch, known);
+        ? patcher.load(patch, new Date().toISOString(), options.timeoutMs)
+        : patcher.loadAgain(patch, known),
+    );
     return await transit(session, patcher, loaded, 'patch', options);
   };
   return withSession(options, ['SIGHUP'], use, onImage);
@@ -234,16 +239,18 @@ async function transit(
   options.signal.addEventListener('abort', stop);
   step('install', `${patch.functions.length} functions`);
   try {
-    const transition = await patcher.transition(patch, direction);
-    const result = await runTransition(transition, {
-      direction,
-      model: options.model,
-      timeoutMs: options.timeoutMs,
-      clock: { nowMs: () => performance.now() },
-      control,
-      onEvent: options.onEvent,
+    const result = await patcher.watch.explain(async () => {
+      const outcome = await runTransition(await patcher.transition(patch, direction), {
+        direction,
+        model: options.model,
+        timeoutMs: options.timeoutMs,
+        clock: { nowMs: () => performance.now() },
+        control,
+        onEvent: options.onEvent,
+      });
+      if (outcome.kind === 'complete') await patcher.complete(patch, outcome.direction, outcome.forced);
+      return outcome;
     });
-    if (result.kind === 'complete') await patcher.complete(patch, result.direction, result.forced);
     session.resume();
     const { statistics } = session.client;
     const { stops, longestMs, totalMs } = statistics;
@@ -335,7 +342,7 @@ async function withSession<T>(
       endpoint,
       image,
       arch: x86_64,
-      timeoutMs: ANSWER_TIMEOUT_MS,
+      timeoutMs: reference.answerTimeoutMs ?? ANSWER_TIMEOUT_MS,
       memoryFile: reference.guestMemory,
       guard,
     });

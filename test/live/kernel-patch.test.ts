@@ -8,12 +8,15 @@ import { sha256 } from '../../src/build/from-objects.js';
 import { buildReplacement } from '../../src/build/kernel-replacement.js';
 import { decompressors } from '../../src/cli/decompressors.js';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
+import { applyToKernel, revertFromKernel } from '../../src/cli/kernel-operations.js';
+import type { OperationEvent } from '../../src/cli/operations.js';
 import { parseElf } from '../../src/elf/reader.js';
 import { extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../../src/kernel-image/kernel-image.js';
 import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
 import { KernelLayout, StructReader } from '../../src/targets/kernel/kernel-layout.js';
 import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
+import { startGdbProxy } from '../support/gdb-proxy.js';
 import { bootGuest, type Guest } from '../support/guest.js';
 import { compileKernelObject } from '../support/kernel-objects.js';
 import { livegraft, pause, ROOT } from '../support/live.js';
@@ -25,7 +28,7 @@ let guest: Guest;
 let image: KernelImage;
 
 beforeAll(async () => {
-  guest = await bootGuest({ vcpus: 2, sharedMemory: true });
+  guest = await bootGuest({ vcpus: 2, sharedMemory: true, restarts: true });
   const bytes = extractVmlinux(readFileSync(guest.kernel.vmlinuz), 'vmlinuz', decompressors);
   writeFileSync(vmlinux, bytes);
   image = parseKernelImage(bytes, 'vmlinuz');
@@ -51,8 +54,8 @@ const build = (object: string) =>
     '--json',
   );
 
-function patchOf(source: string): string {
-  const object = compile(source);
+function patchOf(source: string, ...flags: string[]): string {
+  const object = compile(source, ...flags);
   const run = build(object);
   if (run.code !== 0) throw new Error(run.stdout + run.stderr);
   return `${object}.lgp`;
@@ -328,27 +331,109 @@ describe('what can not be patched', () => {
     await expectQuiet();
   });
 
-  it('says that the guest has gone, in the middle of a transition', async () => {
-    const patch = join(folder, 'loadavg.o.lgp');
-    const args = [
-      join(ROOT, 'bin/livegraft.js'),
-      'apply',
-      patch,
-      '--timeout',
-      '60',
-      '--model',
-      'stop',
-      ...subject(),
-      '--json',
-    ];
-    const child = spawn(process.execPath, args);
-    let output = '';
-    child.stdout.on('data', (bytes) => {
-      output += bytes;
-      if (output.includes('"install"')) guest.stop();
+  it('is refused when it was made for another build, or other code', async () => {
+    const object = compile('cmdline.c');
+    const options = { name: 'other', description: '', createdAt: '' };
+    const file = parseElf(readFileSync(object), object);
+    const path = join(folder, 'other.lgp');
+    const before = await entryOf('cmdline_proc_show');
+    const otherBuild = { ...image, buildId: image.buildId?.replace(/^../, '00') };
+    writeFileSync(path, buildReplacement(file, otherBuild, { ...options, digest: sha256 }).bytes);
+    expect(run('inspect', path).lines.at(-1)).toMatchObject({
+      kernel: { refusal: { code: 'wrong-target' } },
     });
-    expect([1, 3]).toContain(await new Promise((resolve) => child.on('exit', resolve)));
-    const last = JSON.parse(output.trim().split('\n').at(-1) as string);
-    expect(['gdb-connection-lost', 'transition-interrupted', 'target-gone']).toContain(last.code);
+    expect(errorOf(run('apply', path).lines)).toMatchObject({ code: 'wrong-target' });
+    let digests = 0;
+    const otherCode = (bytes: Uint8Array) => sha256(digests++ === 0 ? new Uint8Array() : bytes);
+    writeFileSync(path, buildReplacement(file, image, { ...options, digest: otherCode }).bytes);
+    expect(errorOf(run('apply', path).lines)).toMatchObject({ code: 'old-code-differs' });
+    expect(await entryOf('cmdline_proc_show')).toBe(before);
+  });
+
+  it('is refused when the guest has no memory for it, which says no itself', async () => {
+    const before = await entryOf('cmdline_proc_show');
+    // More than the area of modules has.
+    const patch = patchOf('cmdline.c', '-DHUGE');
+    expect(errorOf(run('apply', patch).lines)).toMatchObject({ code: 'guest-no-memory' });
+    expect(await entryOf('cmdline_proc_show')).toBe(before);
+    const status = jsonLineSchema.parse(run('status').lines.at(-1));
+    if (status.event !== 'kernelStatus') throw new Error('no status');
+    expect(status.transition).toBeNull();
+    expect(status.patches.map((each) => each.name)).not.toContain('cmdline-DHUGE');
+    await expectQuiet();
+  });
+});
+
+describe('a transition that is interrupted', () => {
+  beforeAll(() => {
+    for (const source of ['cmdline.c', 'schedule-timeout.c']) patchOf(source);
+  });
+  const options = (gdb: string, onEvent: (kind: string) => void) => ({
+    ...{ gdb, vmlinux, model: 'hybrid' as const, timeoutMs: 20_000, answerTimeoutMs: 400 },
+    signal: new AbortController().signal,
+    onEvent: (event: OperationEvent) => onEvent(event.kind === 'step' ? event.step : event.kind),
+  });
+
+  const failures: readonly (readonly ['cut' | 'stall', string, string])[] = [
+    ['cut', 'started', 'gdb-connection-lost'],
+    ['stall', 'taskSwitched', 'gdb-timeout'],
+  ];
+  it.each(failures)(
+    'by a connection that fails (%s at %s) is taken back by the next run',
+    async (failure, place, cause) => {
+      const before = await entryOf('cmdline_proc_show');
+      const proxy = await startGdbProxy(guest.gdb, folder);
+      try {
+        const failed = applyToKernel({
+          patchPath: join(folder, 'cmdline.o.lgp'),
+          ...options(proxy.gdb, (kind) => {
+            if (kind === place) proxy[failure]();
+          }),
+        });
+        await expect(failed).rejects.toMatchObject({ code: 'transition-interrupted', details: { cause } });
+      } finally {
+        proxy.close();
+      }
+      expect(run('revert', 'cmdline', '--timeout', '20').lines.at(-1)).toMatchObject({
+        result: { kind: 'complete', direction: 'unpatch' },
+      });
+      expect(await entryOf('cmdline_proc_show')).toBe(before);
+      await expectQuiet();
+    },
+  );
+
+  /** A kernel thread sleeps in the function: the transition lasts until something happens. */
+  const during = (event: string) => ({
+    patchPath: join(folder, 'schedule-timeout.o.lgp'),
+    patch: 'schedule-timeout',
+    guestMemory: guest.memoryFile,
+    ...options(guest.gdb, (kind) => {
+      if (kind === 'install') void guest.run(`(sleep 0.3; ${event}) & sleep 0`).catch(() => {});
+    }),
+  });
+
+  it('by a guest that starts again: it is told, and the new kernel is left alone', async () => {
+    await expect(revertFromKernel(during('echo b > /proc/sysrq-trigger'))).rejects.toMatchObject({
+      code: 'target-gone',
+      message: expect.stringContaining('started again'),
+    });
+    await guest.expectBoot(2);
+    expect(run('status').lines.at(-1)).toMatchObject({ patches: [], transition: null });
+    await expectQuiet();
+  });
+
+  it('by a guest that panics: it is told, and its stacks can be looked at', async () => {
+    await guest.run(
+      'echo 0 > /proc/sys/kernel/panic; (while :; do cat /proc/version; done >/dev/null) & sleep 0',
+    );
+    await expect(applyToKernel(during('echo c > /proc/sysrq-trigger'))).rejects.toMatchObject({
+      code: 'target-gone',
+      message: expect.stringContaining('panicked'),
+    });
+    expect(errorOf(run('apply', join(folder, 'cmdline.o.lgp')).lines)).toMatchObject({ code: 'target-gone' });
+    const stacks = jsonLineSchema.parse(run('stack').lines.at(-1));
+    if (stacks.event !== 'kernelStack') throw new Error('no stacks');
+    const symbols = stacks.tasks.flatMap((task) => task.frames.map((frame) => frame.symbol ?? ''));
+    expect(symbols.filter((symbol) => symbol.startsWith('panic+'))).toHaveLength(1);
   });
 });

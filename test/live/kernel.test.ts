@@ -1,4 +1,4 @@
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -23,7 +23,8 @@ import { Status } from '../../src/validate/flow-proof.js';
 import { encodeProof } from '../../src/validate/proof.js';
 import { validateElf } from '../../src/validate/validate-file.js';
 import { bootGuest, type Guest } from '../support/guest.js';
-import { livegraft, pause } from '../support/live.js';
+import { compileKernelObject } from '../support/kernel-objects.js';
+import { livegraft, pause, ROOT } from '../support/live.js';
 
 /** A module without dependencies that every Debian kernel package has. */
 const MODULE = 'configfs';
@@ -341,5 +342,25 @@ describe('livegraft stack --gdb', () => {
     expect(bad.lines.at(-1)).toMatchObject({ event: 'error', code: 'gdb-endpoint' });
     const empty = livegraft('stack', '--gdb', guest.gdb, '--vmlinux', '/dev/null', '--json');
     expect(empty.lines.at(-1)).toMatchObject({ event: 'error', code: 'malformed-input' });
+  });
+});
+
+describe('an emulator that ends', () => {
+  it('is told in the middle of a transition', async () => {
+    const object = compileKernelObject(folder, 'loadavg.c');
+    const target = ['--target', guest.kernel.vmlinuz];
+    expect(livegraft('build', '--replacement', object, ...target, '-o', `${object}.lgp`).code).toBe(0);
+    const child = spawn(process.execPath, [
+      ...[join(ROOT, 'bin/livegraft.js'), 'apply', `${object}.lgp`, '--timeout', '60', '--model', 'stop'],
+      ...['--gdb', guest.gdb, '--vmlinux', guest.kernel.vmlinuz, '--json'],
+    ]);
+    let output = '';
+    child.stdout.on('data', (bytes) => {
+      output += bytes;
+      if (output.includes('"install"')) guest.stop();
+    });
+    expect([1, 3]).toContain(await new Promise((resolve) => child.on('exit', resolve)));
+    const last = JSON.parse(output.trim().split('\n').at(-1) as string);
+    expect(['gdb-connection-lost', 'transition-interrupted', 'target-gone']).toContain(last.code);
   });
 });

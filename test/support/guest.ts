@@ -84,6 +84,8 @@ export interface GuestOptions {
   readonly append?: string;
   /** Whether the guest's memory is a file of ours as well. */
   readonly sharedMemory?: boolean;
+  /** Whether the guest starts again when its kernel asks for it; else it ends. */
+  readonly restarts?: boolean;
   /** Whether the guest's clock counts its instructions, one to a nanosecond: what it measures is then exact. For one CPU. */
   readonly countInstructions?: boolean;
 }
@@ -95,6 +97,8 @@ export interface Guest {
   readonly memoryFile: string | undefined;
   /** Runs a shell command in the guest and returns what it prints. */
   run(command: string, timeoutMs?: number): Promise<string>;
+  /** Waits until the guest, which starts again, has booted that often in all. */
+  expectBoot(count: number): Promise<void>;
   /** Everything that came over the serial line. */
   console(): string;
   readonly hasEnded: boolean;
@@ -123,17 +127,8 @@ export async function bootGuest(options: GuestOptions = {}): Promise<Guest> {
         '-smp',
         String(vcpus),
       ],
-      ...[
-        '-m',
-        '512M',
-        '-nodefaults',
-        '-no-user-config',
-        '-display',
-        'none',
-        '-no-reboot',
-        '-serial',
-        'stdio',
-      ],
+      ...['-m', '512M', '-nodefaults', '-no-user-config', '-display', 'none', '-serial', 'stdio'],
+      ...(options.restarts === true ? [] : ['-no-reboot']),
       ...(memoryFile === undefined
         ? []
         : [
@@ -149,9 +144,7 @@ export async function bootGuest(options: GuestOptions = {}): Promise<Guest> {
   );
   const guest = new QemuGuest(child, folder, `unix:${socket}`, memoryFile, kernel);
   try {
-    await guest.expectOutput(/^guest-is-ready/m, 60_000);
-    // The shell's greeting is nobody's output.
-    await guest.run('true');
+    await guest.expectBoot(1);
   } catch (error) {
     guest.stop();
     throw error;
@@ -171,6 +164,8 @@ function initramfs(kernel: KernelPackage, options: GuestOptions): Uint8Array {
   ];
   return writeCpio(entries);
 }
+
+const READY = /^guest-is-ready/m;
 
 let commands = 0;
 
@@ -211,6 +206,15 @@ class QemuGuest implements Guest {
 
   get hasEnded(): boolean {
     return this.#ended !== undefined;
+  }
+
+  async expectBoot(count: number): Promise<void> {
+    for (let from = 0, boots = 0; boots < count; boots++) {
+      await this.expectOutput(READY, 60_000, from);
+      from = this.#output.indexOf('guest-is-ready', from) + 1;
+    }
+    // The shell's greeting is nobody's output.
+    await this.run('true');
   }
 
   console(): string {

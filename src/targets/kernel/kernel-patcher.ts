@@ -7,6 +7,7 @@ import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
 import type { ExternalSymbol, LinkedImage, SymbolSource } from '../../patch/link.js';
 import type { PatchFunction } from '../../patch/manifest.js';
 import { findCallPlaces, GuestCalls } from './guest-calls.js';
+import { GuestWatch } from './guest-watch.js';
 import { linkForKernel } from './kernel-link.js';
 import {
   type KernelRange,
@@ -31,6 +32,8 @@ export class KernelPatcher {
   readonly #arch: Architecture;
   readonly #store: KernelRegistryStore;
   readonly #calls: GuestCalls;
+  /** Whether the guest still is the one that the registry was read from. */
+  readonly watch: GuestWatch;
   #registry: KernelRegistry;
 
   private constructor(
@@ -44,6 +47,7 @@ export class KernelPatcher {
     this.#arch = arch;
     this.#store = store;
     this.#calls = calls;
+    this.watch = new GuestWatch(session, store);
     this.#registry = registry;
   }
 
@@ -195,7 +199,7 @@ export class KernelPatcher {
       await this.save({ ...this.#registry, transition: { ...left, direction } });
     const { transition } = this.#registry;
     if (transition === undefined) throw new Error('the transition was not recorded');
-    return new KernelTransition(this.#session, patch, transition, async (now) => {
+    return new KernelTransition(this.#session, this.watch, patch, transition, async (now) => {
       await this.save({ ...this.#registry, transition: { ...transition, direction: now } });
     });
   }
@@ -213,6 +217,7 @@ export class KernelPatcher {
   }
 
   async save(registry: KernelRegistry): Promise<void> {
+    await this.watch.expectAlive();
     await this.#store.write(registry);
     this.#registry = registry;
     await this.#session.usePatches(registry.patches);

@@ -124,6 +124,13 @@ export class KernelRegistryStore implements BorrowRecord {
     return JSON.parse(decodeText(text)) as KernelRegistry;
   }
 
+  /** In a stopped guest: whether the anchor is what it was when it was read or written last. */
+  async isPresent(): Promise<boolean> {
+    if (!this.hasMemory) return true;
+    const found = await this.#stopped.readMemory(this.#place, ANCHOR_BYTES);
+    return encodeAnchor(this.#anchor).every((byte, i) => found[i] === byte);
+  }
+
   /** In a stopped guest: takes `REGISTRY_BYTES` of the guest's memory for good. */
   async useMemory(address: number): Promise<void> {
     await this.#writeAnchor({ ...this.#anchor, address, sizeBytes: 0 }, this.#stopped);
@@ -154,15 +161,19 @@ export class KernelRegistryStore implements BorrowRecord {
   }
 
   async #writeAnchor(anchor: Anchor, memory: MemorySource): Promise<void> {
-    const bytes = new Uint8Array(ANCHOR_BYTES);
-    const view = new DataView(bytes.buffer);
-    view.setBigUint64(0, MAGIC, true);
-    view.setBigInt64(8, BigInt(anchor.address), true);
-    view.setUint32(16, anchor.copy, true);
-    view.setUint32(20, anchor.sizeBytes, true);
-    view.setUint32(24, anchor.crc, true);
-    view.setBigInt64(32, BigInt(anchor.borrowed), true);
-    await memory.writeMemory(this.#place, bytes);
+    await memory.writeMemory(this.#place, encodeAnchor(anchor));
     this.#anchor = anchor;
   }
+}
+
+function encodeAnchor(anchor: Anchor): Uint8Array {
+  const bytes = new Uint8Array(ANCHOR_BYTES);
+  const view = new DataView(bytes.buffer);
+  view.setBigUint64(0, MAGIC, true);
+  view.setBigInt64(8, BigInt(anchor.address), true);
+  view.setUint32(16, anchor.copy, true);
+  view.setUint32(20, anchor.sizeBytes, true);
+  view.setUint32(24, anchor.crc, true);
+  view.setBigInt64(32, BigInt(anchor.borrowed), true);
+  return bytes;
 }

@@ -11,6 +11,7 @@ import {
 } from '../../engine/target.js';
 import { findFrameIn } from '../../unwind/walk-reliable.js';
 import { guestEnded } from './guest-calls.js';
+import type { GuestWatch } from './guest-watch.js';
 import type { KernelRange, KernelRegistry, RegisteredKernelPatch } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
 import type { Cpu, KernelTask } from './kernel-tasks.js';
@@ -33,6 +34,7 @@ const NOT_SWITCHED = -1;
 export class KernelTransition implements TransitionTarget {
   readonly name: string;
   readonly #session: KernelSession;
+  readonly #watch: GuestWatch;
   readonly #patch: RegisteredKernelPatch;
   readonly #transition: NonNullable<KernelRegistry['transition']>;
   readonly #saveDirection: (direction: Direction) => Promise<void>;
@@ -52,12 +54,14 @@ export class KernelTransition implements TransitionTarget {
    */
   constructor(
     session: KernelSession,
+    watch: GuestWatch,
     patch: RegisteredKernelPatch,
     transition: NonNullable<KernelRegistry['transition']>,
     saveDirection: (direction: Direction) => Promise<void>,
   ) {
     this.name = `kernel ${session.kernel.image.release}`;
     this.#session = session;
+    this.#watch = watch;
     this.#patch = patch;
     this.#transition = transition;
     this.#saveDirection = saveDirection;
@@ -91,13 +95,14 @@ export class KernelTransition implements TransitionTarget {
   }
 
   async #writeCode(address: number, code: Uint8Array): Promise<void> {
-    await this.#session.stop();
+    await this.#watch.expectAlive();
     await this.#session.memory.writeCode(address, code);
     this.#session.breathe();
   }
 
   async tasks(): Promise<readonly TaskInfo[]> {
     const { tasks, scan } = this.#session;
+    await this.#watch.expectAlive();
     for (let attempt = 0; ; attempt++) {
       try {
         const idle = await tasks.idleTasks(await this.#enter());
