@@ -3,6 +3,7 @@ import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { ElfFile, ElfRelocation, ElfSection, ElfSymbol } from '../elf/elf-file.js';
 import type { KernelImage } from '../kernel-image/kernel-image.js';
+import type { ModuleImage } from '../kernel-image/module-image.js';
 import type { KernelSymbol } from '../kernel-image/symbol-table.js';
 import type { PatchSection, PatchSectionKind, PatchSymbol } from '../patch/content.js';
 import { type Digest, writePatch } from '../patch/file.js';
@@ -20,6 +21,20 @@ export interface ReplacementOptions {
   readonly description: string;
   readonly digest: Digest;
   readonly createdAt: string;
+  /** Modules whose functions may be replaced, too: what they define is looked up in them first. */
+  readonly modules?: readonly ModuleImage[];
+}
+
+/** A symbol of the kernel or of a module, as a patch names it. */
+interface FoundSymbol {
+  /** `vmlinux`, or a module's name. */
+  readonly object: string;
+  readonly name: string;
+  readonly kind: 'func' | 'object';
+  /** A link address; in a module's text the place behind its start. */
+  readonly address: number;
+  readonly sizeBytes: number;
+  readonly bytes: () => Uint8Array;
 }
 
 const KEPT = /^\.(?:text|rodata|data|bss)(?:$|\.)/;
@@ -36,8 +51,8 @@ const PART = /\.(?:cold|part\.\d+|isra\.\d+|constprop\.\d+)(?:\.|$)/;
 
 /**
  * Makes a patch from one object file whose functions take the place of the kernel's of the same names. What it refers to
- * is looked up in the kernel's symbols. Throws a LivegraftError that names all that can't be patched: `special-section`,
- * `symbol-ambiguous`, `symbol-unresolved`, `nothing-changed`.
+ * is looked up in the symbols of the modules that are given, then in the kernel's. Throws a LivegraftError that names all that
+ * can't be patched: `special-section`, `symbol-ambiguous`, `symbol-unresolved`, `nothing-changed`, `wrong-target`.
  */
 export function buildReplacement(
   object: ElfFile,
@@ -49,33 +64,45 @@ export function buildReplacement(
       remedy: 'a kernel is recognised by its build-id: give one that was linked with --build-id',
     });
   }
+  const modules = options.modules ?? [];
+  for (const module of modules) expectRelease(module, image);
   refuseSpecialSections(object);
   const kept = object.sections.filter(
     (section) =>
       (section.flags & c.SHF_ALLOC) !== 0 && section.sizeBytes > 0 && kindOf(section) !== undefined,
   );
   const indexOf = new Map(kept.map((section, index) => [section.index, index]));
-  const symbols = new SymbolConversion(object, image, indexOf);
+  const symbols = new SymbolConversion(object, image, modules, indexOf);
   const sections = kept.map((section) => convertSection(object, section, symbols));
   const functions = object.symbols
     .filter((symbol) => symbol.type === c.STT_FUNC && indexOf.has(symbol.sectionIndex))
     .filter((symbol) => symbol.sizeBytes > 0 && !PART.test(symbol.name));
   const replaced = functions.flatMap((symbol) => {
     const old = symbols.findText(symbol.name);
-    return old === undefined ? [] : [describe(symbol, old, object, image, options.digest, symbols)];
+    if (old === undefined) return [];
+    return [{ object: old.object, fn: describe(symbol, old, object, options.digest, symbols) }];
   });
   symbols.expectAllResolved();
   if (replaced.length === 0) {
     throw new LivegraftError(
       'nothing-changed',
-      `${object.source} defines no function that ${image.release} has`,
+      `${object.source} defines no function that ${[image.release, ...modules.map((m) => m.name)].join(' or ')} has`,
       {
         remedy: 'give the new function the name of the one that it replaces',
         details: { functions: functions.map((symbol) => symbol.name).join(', ') },
       },
     );
   }
-  const isReplaced = new Set(replaced.map((fn) => fn.newSymbol));
+  const isReplaced = new Set(replaced.map(({ fn }) => fn.newSymbol));
+  const objects = [
+    { name: VMLINUX, buildId: image.buildId },
+    ...modules.map(({ name, buildId }) => ({ name, buildId })),
+  ].map(({ name, buildId }) => ({
+    name,
+    identity: { kind: 'buildId' as const, hex: buildId },
+    functions: replaced.filter((each) => each.object === name).map(({ fn }) => fn),
+    symbols: symbols.usedOf(name),
+  }));
   const manifest: PatchManifest = {
     formatVersion: MANIFEST_VERSION,
     name: options.name,
@@ -83,14 +110,8 @@ export function buildReplacement(
     createdAt: options.createdAt,
     tool: 'livegraft 0.1.0',
     architecture: 'x86-64',
-    objects: [
-      {
-        name: VMLINUX,
-        identity: { kind: 'buildId', hex: image.buildId },
-        functions: replaced,
-        symbols: symbols.used,
-      },
-    ],
+    // What functions of a module refer to in the kernel is the kernel's that it was built with.
+    objects: objects.filter(({ functions, name }) => name === VMLINUX || functions.length > 0),
     newFunctions: functions.map((symbol) => symbol.name).filter((name) => !isReplaced.has(name)),
     newData: object.symbols
       .filter((symbol) => symbol.type === c.STT_OBJECT && indexOf.has(symbol.sectionIndex))
@@ -100,6 +121,15 @@ export function buildReplacement(
     ],
   };
   return { bytes: writePatch({ manifest, sections, symbols: symbols.all }, options.digest), manifest };
+}
+
+function expectRelease(module: ModuleImage, image: KernelImage): void {
+  if (module.release === image.release) return;
+  throw new LivegraftError(
+    'wrong-target',
+    `${module.source} is a module of ${module.release}, and ${image.source} is ${image.release}`,
+    { remedy: 'give the module of that kernel', details: { module: module.name, release: module.release } },
+  );
 }
 
 function refuseSpecialSections(object: ElfFile): void {
@@ -147,27 +177,37 @@ function convertSection(object: ElfFile, section: ElfSection, symbols: SymbolCon
   };
 }
 
-/** The symbols of the object as those of a patch: its own as they are, the kernel's by name. */
+/** The symbols of the object as those of a patch: its own as they are, those of the kernel and its modules by name. */
 class SymbolConversion {
   readonly all: PatchSymbol[] = [];
   readonly #object: ElfFile;
   readonly #image: KernelImage;
+  readonly #modules: readonly ModuleImage[];
   readonly #indexOf: ReadonlyMap<number, number>;
   readonly #converted = new Map<number, number>();
-  readonly #used = new Map<string, PatchSymbolAddress>();
+  readonly #used = new Map<string, FoundSymbol>();
   readonly #unresolved = new Set<string>();
 
-  constructor(object: ElfFile, image: KernelImage, indexOf: ReadonlyMap<number, number>) {
+  constructor(
+    object: ElfFile,
+    image: KernelImage,
+    modules: readonly ModuleImage[],
+    indexOf: ReadonlyMap<number, number>,
+  ) {
     this.#object = object;
     this.#image = image;
+    this.#modules = modules;
     this.#indexOf = indexOf;
     // Functions are found by name when the patch is loaded, also those that nothing refers to.
     for (const symbol of object.symbols)
       if (symbol.type === c.STT_FUNC && indexOf.has(symbol.sectionIndex)) this.#defined(symbol);
   }
 
-  get used(): PatchSymbolAddress[] {
-    return [...this.#used.values()];
+  /** What the new code refers to in an object. */
+  usedOf(object: string): PatchSymbolAddress[] {
+    return [...this.#used.values()]
+      .filter((symbol) => symbol.object === object)
+      .map(({ name, kind, address }) => ({ name, sympos: 0, kind, address: hex(address) }));
   }
 
   convert(relocation: ElfRelocation, section: ElfSection): number {
@@ -186,33 +226,29 @@ class SymbolConversion {
     );
   }
 
-  /** The kernel's function of that name; undefined when it has none. */
-  findText(name: string): KernelSymbol | undefined {
+  /** The function of that name that can be replaced; undefined when there is none. */
+  findText(name: string): FoundSymbol | undefined {
+    const inModule = this.#findInModules(name, 'func');
+    if (inModule !== undefined) return inModule;
     const all = this.#image.symbols.findAll(name).filter((symbol) => /[tTwW]/.test(symbol.type));
-    if (all.length > 1) throw ambiguous(name, all.length, this.#image);
+    if (all.length > 1) throw ambiguous(name, all.length, this.#image.release);
     const [only] = all;
     const { text } = this.#image;
     if (
       only !== undefined &&
       (only.address < text.address || only.address >= text.address + text.bytes.length)
-    ) {
-      throw new LivegraftError(
-        'init-code',
-        `${name} is init code of the kernel: it is gone once the kernel has started`,
-        {
-          remedy: 'patch a function that still runs',
-          details: { function: name },
-        },
-      );
-    }
-    return only;
+    )
+      throw initCode(name, 'the kernel', 'the kernel has started');
+    return only && this.#inKernel(only);
   }
 
   /** Parts that the compiler split from a function. */
-  partsOf(name: string): KernelSymbol[] {
+  partsOf({ name, object }: FoundSymbol): FoundSymbol[] {
     return ['cold', 'part.0', 'isra.0', 'constprop.0'].flatMap((suffix) => {
-      const all = this.#image.symbols.findAll(`${name}.${suffix}`);
-      return all.length === 1 ? all : [];
+      const part = `${name}.${suffix}`;
+      if (object !== VMLINUX) return this.#findInModules(part, 'func') ?? [];
+      const all = this.#image.symbols.findAll(part);
+      return all.length === 1 ? all.map((symbol) => this.#inKernel(symbol)) : [];
     });
   }
 
@@ -224,28 +260,53 @@ class SymbolConversion {
       `${this.#object.source} refers to ${names}, which ${this.#image.release} does not have`,
       {
         remedy:
-          'use what is in /proc/kallsyms of the running kernel; compile with -fno-pic and without sanitizers',
+          'use what is in /proc/kallsyms of the running kernel; name the module that has it with --module; compile with -fno-pic and without sanitizers',
         details: { symbols: names },
       },
     );
   }
 
+  #findInModules(name: string, kind?: 'func'): FoundSymbol | undefined {
+    const found = this.#modules.flatMap((module) =>
+      module
+        .findAll(name)
+        .filter((symbol) => kind === undefined || symbol.kind === kind)
+        .map((symbol) => ({ module, symbol })),
+    );
+    const [first] = found;
+    if (first === undefined) return undefined;
+    const { module, symbol } = first;
+    if (found.length > 1) throw ambiguous(name, found.length, module.name);
+    if (symbol.section.name.startsWith('.init')) throw initCode(name, module.name, 'the module is loaded');
+    return {
+      ...{ object: module.name, name, kind: symbol.kind, sizeBytes: symbol.sizeBytes },
+      address: symbol.textOffset ?? symbol.value,
+      bytes: () => symbol.section.data.slice(symbol.value, symbol.value + symbol.sizeBytes),
+    };
+  }
+
+  #inKernel({ name, type, address, sizeBytes }: KernelSymbol): FoundSymbol {
+    return {
+      ...{ object: VMLINUX, name, kind: /[tTwW]/.test(type) ? 'func' : 'object', address, sizeBytes },
+      bytes: () => this.#image.elf.bytesAt(linkAddress(address), sizeBytes) ?? new Uint8Array(),
+    };
+  }
+
+  #findAny(name: string): FoundSymbol | undefined {
+    const inModule = this.#findInModules(name);
+    if (inModule !== undefined) return inModule;
+    const all = this.#image.symbols.findAll(name);
+    if (all.length > 1) throw ambiguous(name, all.length, this.#image.release);
+    return all[0] && this.#inKernel(all[0]);
+  }
+
   #external(symbol: ElfSymbol): number {
-    const all = this.#image.symbols.findAll(symbol.name);
-    if (all.length > 1) throw ambiguous(symbol.name, all.length, this.#image);
-    const [found] = all;
+    const found = this.#findAny(symbol.name);
     if (found === undefined) this.#unresolved.add(symbol.name);
-    else {
-      this.#used.set(symbol.name, {
-        name: symbol.name,
-        sympos: 0,
-        kind: /[tTwW]/.test(found.type) ? 'func' : 'object',
-        address: hex(found.address),
-      });
-    }
+    else this.#used.set(symbol.name, found);
     return this.#add(symbol, {
       kind: 'external',
-      object: VMLINUX,
+      object: found?.object ?? VMLINUX,
       name: symbol.name,
       sympos: 0,
       isThreadLocal: false,
@@ -272,26 +333,30 @@ class SymbolConversion {
   }
 }
 
-function ambiguous(name: string, count: number, image: KernelImage): LivegraftError {
-  return new LivegraftError('symbol-ambiguous', `${image.release} has ${count} symbols ${name}`, {
+function ambiguous(name: string, count: number, where: string): LivegraftError {
+  return new LivegraftError('symbol-ambiguous', `${where} has ${count} symbols ${name}`, {
     remedy: 'patch a function that has its name for itself, such as a caller',
     details: { symbol: name, count },
   });
 }
 
+function initCode(name: string, where: string, when: string): LivegraftError {
+  return new LivegraftError('init-code', `${name} is init code of ${where}: it is gone once ${when}`, {
+    remedy: 'patch a function that still runs',
+    details: { function: name },
+  });
+}
+
 function describe(
   symbol: ElfSymbol,
-  old: KernelSymbol,
+  old: FoundSymbol,
   object: ElfFile,
-  image: KernelImage,
   digest: Digest,
   symbols: SymbolConversion,
 ): PatchFunction {
-  const range = ({ name, address, sizeBytes }: KernelSymbol) => ({
-    name,
-    address: hex(address),
-    sizeBytes,
-    sha256: digest(image.elf.bytesAt(linkAddress(address), sizeBytes) ?? new Uint8Array()),
+  const range = ({ name, address, sizeBytes, bytes }: FoundSymbol) => ({
+    ...{ name, address: hex(address), sizeBytes },
+    sha256: digest(bytes()),
   });
   const newParts = object.symbols.filter(
     (part) => part.type === c.STT_FUNC && PART.test(part.name) && part.name.startsWith(`${symbol.name}.`),
@@ -300,7 +365,7 @@ function describe(
     name: symbol.name,
     sympos: 0,
     old: range(old),
-    parts: symbols.partsOf(symbol.name).map(range),
+    parts: symbols.partsOf(old).map(range),
     newSymbol: symbol.name,
     newParts: newParts.map((part) => part.name),
   };

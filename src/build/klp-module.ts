@@ -143,7 +143,8 @@ class KlpModule {
 
   /** `struct klp_patch`, its object and functions, each list with an empty one behind it. Returns the patch's symbol. */
   #addStructures(): number {
-    const [object] = this.#patch.manifest.objects;
+    const [object, ...modules] = this.#patch.manifest.objects;
+    if (modules.length > 0) throw unsupported(`the patch is for the module ${modules[0]?.name}, too`);
     // A module has an exception table of its own.
     const functions = (object?.functions ?? []).filter((fn) => fn.newSymbol !== NEW_SEARCH);
     const [patchBytes, objectBytes, functionBytes] = ['klp_patch', 'klp_object', 'klp_func'].map((name) =>

@@ -12,6 +12,7 @@ export interface BuildCommandOptions {
   readonly orig?: string;
   readonly patched?: string;
   readonly replacement?: string;
+  readonly module?: readonly string[];
   readonly kernel?: boolean;
   readonly headers?: string;
   readonly format: 'lgp' | 'klp';

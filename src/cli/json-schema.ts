@@ -192,7 +192,15 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
         state: z.enum(['applying', 'applied', 'reverting', 'reverted']),
         forced: z.boolean(),
         appliedAt: z.string(),
-        functions: z.array(z.strictObject({ name: z.string(), oldAddress: address, newAddress: address })),
+        functions: z.array(
+          z.strictObject({
+            object: z.string(),
+            name: z.string(),
+            entry: z.enum(['redirected', 'original', 'moduleUnloaded', 'moduleReloaded']),
+            oldAddress: address,
+            newAddress: address,
+          }),
+        ),
       }),
     ),
     transition: z.strictObject({ patchId: z.string(), direction }).nullable(),

@@ -11,8 +11,13 @@ import { parsePatch } from '../patch/file.js';
 import type { StopStatistics } from '../targets/kernel/gdb-client.js';
 import { parseGdbEndpoint } from '../targets/kernel/gdb-connection.js';
 import { GuestGuard } from '../targets/kernel/guest-guard.js';
+import { type EntryState, KernelEntries } from '../targets/kernel/kernel-entries.js';
 import { KernelPatcher } from '../targets/kernel/kernel-patcher.js';
-import type { KernelRegistry, RegisteredKernelPatch } from '../targets/kernel/kernel-registry.js';
+import type {
+  KernelRegistry,
+  RegisteredKernelFunction,
+  RegisteredKernelPatch,
+} from '../targets/kernel/kernel-registry.js';
 import { KernelSession } from '../targets/kernel/kernel-session.js';
 import { soakKernel } from '../targets/kernel/kernel-soak.js';
 import { sha256 } from '../targets/process/patch-loader.js';
@@ -126,6 +131,7 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
       return await transit(session, patcher, known, 'patch', options);
     }
     if (known?.state === 'applied') {
+      await expectEntries(session, known);
       throw new LivegraftError('already-applied', `patch ${known.name} is applied to this kernel already`, {
         remedy: 'nothing to do; see livegraft status --gdb',
         details: { patch: known.id },
@@ -141,6 +147,21 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
     return await transit(session, patcher, loaded, 'patch', options);
   };
   return withSession(options, ['SIGHUP'], use, onImage);
+}
+
+/** Whether all entries of an applied patch still lead to it: those of a module that was loaded again do not. */
+async function expectEntries(session: KernelSession, patch: RegisteredKernelPatch): Promise<void> {
+  const entries = new KernelEntries(session);
+  for (const fn of patch.functions) {
+    const state = await entries.state(patch, fn);
+    if (state === 'redirected') continue;
+    const what =
+      state === 'moduleUnloaded' ? 'was unloaded since' : 'was loaded again since, without the patch';
+    throw new LivegraftError('module-reloaded', `the module ${fn.object} ${what}`, {
+      remedy: `revert patch ${patch.name}, then apply it again while the module is loaded`,
+      details: { module: fn.object, function: fn.name, patch: patch.id },
+    });
+  }
 }
 
 /** Removes a patch from a running kernel (the newest by default), or turns a half-done apply around. */
@@ -176,13 +197,28 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
   return withSession(options, ['SIGHUP'], use, onImage);
 }
 
-/** What the registry in the guest says. */
-export async function kernelStatus(
-  reference: KernelReference,
-): Promise<{ readonly release: string; readonly registry: KernelRegistry }> {
+/** The patches that a kernel carries, and what is at the entries of their functions. */
+export interface KernelStatus {
+  readonly release: string;
+  readonly patches: readonly (Omit<RegisteredKernelPatch, 'functions'> & {
+    readonly functions: readonly (RegisteredKernelFunction & { readonly entry: EntryState })[];
+  })[];
+  readonly transition: KernelRegistry['transition'];
+}
+
+/** What the registry in the guest says, and its code. */
+export async function kernelStatus(reference: KernelReference): Promise<KernelStatus> {
   return withSession(reference, LEAVING_SIGNALS, async (session, image) => {
     const { registry } = await KernelPatcher.open(session, x86_64);
-    return { release: image.release, registry };
+    const entries = new KernelEntries(session);
+    const patches: KernelStatus['patches'][number][] = [];
+    for (const patch of registry.patches) {
+      if (patch.state === 'reverted') continue;
+      const functions: KernelStatus['patches'][number]['functions'][number][] = [];
+      for (const fn of patch.functions) functions.push({ ...fn, entry: await entries.state(patch, fn) });
+      patches.push({ ...patch, functions });
+    }
+    return { release: image.release, patches, transition: registry.transition };
   });
 }
 
@@ -215,6 +251,7 @@ export async function previewInKernel(reference: KernelReference, patch: Patch):
 /** What {@link KernelPatcher.check} refuses by. */
 const REFUSALS: ReadonlySet<string> = new Set([
   ...['wrong-target', 'old-code-differs', 'no-fentry', 'already-patched', 'symbol-unresolved'],
+  ...['module-not-loaded'],
 ]);
 
 /** Walks the stack at every context switch for a while. */

@@ -59,7 +59,8 @@ const objectSchema = z.strictObject({
     /** For a file without a build-id: SHA-256 over its executable segments. */
     z.strictObject({ kind: z.literal('textHash'), sha256 }),
   ]),
-  functions: z.array(functionSchema).check(z.minLength(1)),
+  /** Of a kernel none, when only functions of its modules are replaced. */
+  functions: z.array(functionSchema),
   /** What the new code refers to in the object, resolved when the patch was built. */
   symbols: z.array(symbolSchema),
   callbacks: z.optional(callbacksSchema),
@@ -72,7 +73,11 @@ export const manifestSchema = z.strictObject({
   createdAt: z.string(),
   tool: z.string(),
   architecture: z.literal('x86-64'),
-  objects: z.array(objectSchema).check(z.minLength(1)),
+  objects: z
+    .array(objectSchema)
+    .check(
+      z.refine((objects) => objects.some((object) => object.functions.length > 0), 'it replaces no function'),
+    ),
   /** Cumulative: whatever older patches a process has go in the transition that brings this one. */
   replace: z.optional(z.boolean()),
   /** A function of the object that no thread calls while it is in a function of the patch: the barrier. */

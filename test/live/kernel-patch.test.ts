@@ -8,27 +8,34 @@ import { sha256 } from '../../src/build/from-objects.js';
 import { buildReplacement } from '../../src/build/kernel-replacement.js';
 import { decompressors } from '../../src/cli/decompressors.js';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
-import { applyToKernel, revertFromKernel } from '../../src/cli/kernel-operations.js';
+import { applyToKernel, kernelStatus, revertFromKernel } from '../../src/cli/kernel-operations.js';
 import type { OperationEvent } from '../../src/cli/operations.js';
 import { parseElf } from '../../src/elf/reader.js';
 import { extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../../src/kernel-image/kernel-image.js';
+import { readModuleImage } from '../../src/kernel-image/module-image.js';
 import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
 import { KernelLayout, StructReader } from '../../src/targets/kernel/kernel-layout.js';
 import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import { startGdbProxy } from '../support/gdb-proxy.js';
-import { bootGuest, type Guest } from '../support/guest.js';
+import { bootGuest, type Guest, type KernelPackage } from '../support/guest.js';
 import { compileKernelObject } from '../support/kernel-objects.js';
 import { livegraft, pause, ROOT } from '../support/live.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-kernel-patch-'));
 /** Unpacked once: every run of the command line reads it. */
 const vmlinux = join(folder, 'vmlinux');
+/** A module with a function behind a file. */
+const MODULE = 'binfmt_misc';
+const moduleFile = ({ modules }: KernelPackage) => join(modules, `kernel/fs/${MODULE}.ko`);
 let guest: Guest;
 let image: KernelImage;
 
 beforeAll(async () => {
-  guest = await bootGuest({ vcpus: 2, sharedMemory: true, restarts: true });
+  guest = await bootGuest({
+    ...{ vcpus: 2, sharedMemory: true, restarts: true },
+    files: (kernel) => [{ path: `lib/${MODULE}.ko`, data: readFileSync(moduleFile(kernel)) }],
+  });
   const bytes = extractVmlinux(readFileSync(guest.kernel.vmlinuz), 'vmlinuz', decompressors);
   writeFileSync(vmlinux, bytes);
   image = parseKernelImage(bytes, 'vmlinuz');
@@ -42,16 +49,10 @@ afterAll(() => {
 
 const compile = (source: string, ...flags: string[]) => compileKernelObject(folder, source, ...flags);
 
-const build = (object: string) =>
+const build = (object: string, ...more: string[]) =>
   livegraft(
-    'build',
-    '--replacement',
-    object,
-    '--target',
-    guest.kernel.vmlinuz,
-    '-o',
-    `${object}.lgp`,
-    '--json',
+    ...['build', '--replacement', object, '--target', guest.kernel.vmlinuz],
+    ...['-o', `${object}.lgp`, '--json', ...more],
   );
 
 function patchOf(source: string, ...flags: string[]): string {
@@ -66,6 +67,13 @@ const subject = () => ['--gdb', guest.gdb, '--vmlinux', vmlinux];
 const run = (...args: string[]) =>
   livegraft(...args, ...subject(), '--guest-memory', guest.memoryFile as string, '--json');
 const errorOf = (lines: readonly Record<string, unknown>[]) => lines.at(-1);
+
+/** For the operations themselves. */
+const options = (gdb: string, onEvent: (kind: string) => void) => ({
+  ...{ gdb, vmlinux, model: 'hybrid' as const, timeoutMs: 20_000, answerTimeoutMs: 400 },
+  signal: new AbortController().signal,
+  onEvent: (event: OperationEvent) => onEvent(event.kind === 'step' ? event.step : event.kind),
+});
 
 /** The bytes at the entry of a function, as the guest has them. */
 async function entryOf(name: string): Promise<string> {
@@ -260,6 +268,88 @@ describe('a patch of a running kernel', () => {
   });
 });
 
+describe('a function of a module', () => {
+  const subjectOptions = () => ({
+    ...options(guest.gdb, () => {}),
+    ...{ guestMemory: guest.memoryFile, patch: 'binfmt' },
+  });
+  const apply = (patchPath: string, more = {}) => applyToKernel({ ...subjectOptions(), patchPath, ...more });
+  const revert = () => revertFromKernel(subjectOptions());
+  const complete = { result: { kind: 'complete', forced: false } };
+  const entry = async () => {
+    const { patches } = await kernelStatus(subjectOptions());
+    return patches.flatMap(({ functions }) => functions.filter(({ object }) => object === MODULE))[0]?.entry;
+  };
+  const load = () => guest.run(`insmod /lib/${MODULE}.ko; mount -t ${MODULE} none /tmp/m`);
+  const unload = () => guest.run(`umount /tmp/m; rmmod ${MODULE}; grep -c ${MODULE} /proc/modules`);
+  const shown = async () => (await guest.run('cat /tmp/m/status')).trim();
+  let patch: string;
+
+  beforeAll(async () => {
+    await guest.run('mkdir -p /tmp/m');
+    const object = compile('binfmt.c');
+    expect(build(object, '--module', moduleFile(guest.kernel)).lines.at(-1)).toMatchObject({
+      functions: ['bm_status_read'],
+    });
+    patch = `${object}.lgp`;
+  });
+
+  it('is patched with what it refers to in the module and in the kernel, and reverted', async () => {
+    await expect(apply(patch)).rejects.toMatchObject({ code: 'module-not-loaded' });
+    await load();
+    expect(await apply(patch)).toMatchObject(complete);
+    expect([await shown(), await entry()]).toEqual(['patched: enabled', 'redirected']);
+    await guest.run('echo 0 > /tmp/m/status');
+    expect(await shown()).toBe('patched: disabled');
+    expect(await revert()).toMatchObject(complete);
+    expect(await shown()).toBe('disabled');
+  });
+
+  it('is left alone when its module goes, and is told to be unpatched when it comes back', async () => {
+    expect(await apply(patch)).toMatchObject(complete);
+    expect((await unload()).trim()).toBe('0');
+    expect(await entry()).toBe('moduleUnloaded');
+    await load();
+    expect([await shown(), await entry()]).toEqual(['enabled', 'moduleReloaded']);
+    await expect(apply(patch)).rejects.toMatchObject({ code: 'module-reloaded' });
+    expect(await revert()).toMatchObject(complete);
+    expect(await apply(patch)).toMatchObject(complete);
+    expect([await shown(), await entry()]).toEqual(['patched: enabled', 'redirected']);
+    expect(await revert()).toMatchObject(complete);
+    expect(await shown()).toBe('enabled');
+    await expectQuiet();
+  });
+
+  it('may lose its module in the middle of a transition', async () => {
+    const object = compile('binfmt.c', '-DAND_KERNEL');
+    const built = build(object, '--module', moduleFile(guest.kernel), '--name', 'binfmt');
+    expect(built.lines.at(-1)).toMatchObject({ functions: ['schedule_timeout', 'bm_status_read'] });
+    const both = `${object}.lgp`;
+    expect(await apply(both, { timeoutMs: 1000 })).toMatchObject({ result: { kind: 'incomplete' } });
+    expect((await unload()).trim()).toBe('0');
+    expect(await revert()).toMatchObject({ result: { kind: 'complete', direction: 'unpatch' } });
+    await load();
+    expect(await shown()).toBe('enabled');
+    await expectQuiet();
+  });
+
+  it('is refused in another build of the module, and in one for another kernel', async () => {
+    const file = readFileSync(moduleFile(guest.kernel));
+    const module = readModuleImage(parseElf(file, MODULE));
+    const object = parseElf(readFileSync(compile('binfmt.c')), 'binfmt.o');
+    const about = { name: 'other', description: '', createdAt: '', digest: sha256 };
+    const other = join(folder, 'other-module.lgp');
+    const otherBuild = { ...module, buildId: module.buildId.replace(/^../, '00') };
+    writeFileSync(other, buildReplacement(object, image, { ...about, modules: [otherBuild] }).bytes);
+    await expect(apply(other)).rejects.toMatchObject({ code: 'wrong-target', details: { module: MODULE } });
+    const otherKernel = { ...module, release: '5.10.0-1-amd64' };
+    expect(() => buildReplacement(object, image, { ...about, modules: [otherKernel] })).toThrow(
+      '5.10.0-1-amd64',
+    );
+    expect(await shown()).toBe('enabled');
+  });
+});
+
 describe('guest memory that QEMU shares', () => {
   it('is what the protocol reads, and is refused when it is another file', async () => {
     const endpoint = parseGdbEndpoint(guest.gdb);
@@ -333,19 +423,19 @@ describe('what can not be patched', () => {
 
   it('is refused when it was made for another build, or other code', async () => {
     const object = compile('cmdline.c');
-    const options = { name: 'other', description: '', createdAt: '' };
+    const about = { name: 'other', description: '', createdAt: '' };
     const file = parseElf(readFileSync(object), object);
     const path = join(folder, 'other.lgp');
     const before = await entryOf('cmdline_proc_show');
     const otherBuild = { ...image, buildId: image.buildId?.replace(/^../, '00') };
-    writeFileSync(path, buildReplacement(file, otherBuild, { ...options, digest: sha256 }).bytes);
+    writeFileSync(path, buildReplacement(file, otherBuild, { ...about, digest: sha256 }).bytes);
     expect(run('inspect', path).lines.at(-1)).toMatchObject({
       kernel: { refusal: { code: 'wrong-target' } },
     });
     expect(errorOf(run('apply', path).lines)).toMatchObject({ code: 'wrong-target' });
     let digests = 0;
     const otherCode = (bytes: Uint8Array) => sha256(digests++ === 0 ? new Uint8Array() : bytes);
-    writeFileSync(path, buildReplacement(file, image, { ...options, digest: otherCode }).bytes);
+    writeFileSync(path, buildReplacement(file, image, { ...about, digest: otherCode }).bytes);
     expect(errorOf(run('apply', path).lines)).toMatchObject({ code: 'old-code-differs' });
     expect(await entryOf('cmdline_proc_show')).toBe(before);
   });
@@ -368,12 +458,6 @@ describe('a transition that is interrupted', () => {
   beforeAll(() => {
     for (const source of ['cmdline.c', 'schedule-timeout.c']) patchOf(source);
   });
-  const options = (gdb: string, onEvent: (kind: string) => void) => ({
-    ...{ gdb, vmlinux, model: 'hybrid' as const, timeoutMs: 20_000, answerTimeoutMs: 400 },
-    signal: new AbortController().signal,
-    onEvent: (event: OperationEvent) => onEvent(event.kind === 'step' ? event.step : event.kind),
-  });
-
   const failures: readonly (readonly ['cut' | 'stall', string, string])[] = [
     ['cut', 'started', 'gdb-connection-lost'],
     ['stall', 'taskSwitched', 'gdb-timeout'],

@@ -51,14 +51,19 @@ export async function build(
     (options.kernel === true || replacement !== undefined)
   )
     usage('--replace and --barrier are for processes');
+  if (options.module !== undefined && replacement === undefined) usage('--module is for --replacement');
   expectWritable(options.output);
   let result: { readonly bytes: Uint8Array; readonly manifest: PatchManifest };
   const isPair = orig !== undefined && patched !== undefined;
   if (replacement !== undefined) {
     if ([source, diff, orig, patched].some((given) => given !== undefined))
       usage('--replacement stands alone, with --target');
-    const { readKernelImage } = await import('../kernel-operations.js');
+    const [{ readKernelImage }, { readModuleImage }] = await Promise.all([
+      import('../kernel-operations.js'),
+      import('../../kernel-image/module-image.js'),
+    ]);
     result = buildReplacement(readElf(replacement), readKernelImage(target), {
+      modules: (options.module ?? []).map((path) => readModuleImage(readElf(path))),
       name: nameOf(replacement),
       description: '',
       digest: sha256,

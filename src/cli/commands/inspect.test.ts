@@ -202,7 +202,7 @@ describe('files with a right checksum and wrong contents', () => {
     [
       'no functions',
       write({ manifest: { ...patch.manifest, objects: [{ ...object, functions: [] }] } }),
-      /invalid at objects\.0\.functions/,
+      /invalid at objects: it replaces no function/,
     ],
     [
       'a bad address',

@@ -34,10 +34,17 @@ export async function showStatus(pid: number | undefined, explain: boolean, outp
   for (const status of processes) showProcess(status, output);
 }
 
+const ENTRY_TEXT = {
+  redirected: '',
+  original: ', not redirected yet',
+  moduleUnloaded: ', and the module was unloaded since',
+  moduleReloaded:
+    ', and the module was loaded again since: it runs without the patch (revert, then apply again)',
+} as const;
+
 export async function showKernelStatus(reference: KernelReference, output: Output): Promise<void> {
   const { kernelStatus } = await import('../kernel-operations.js');
-  const { release, registry } = await kernelStatus(reference);
-  const patches = registry.patches.filter((patch) => patch.state !== 'reverted');
+  const { release, patches, transition } = await kernelStatus(reference);
   output.json({
     event: 'kernelStatus',
     release,
@@ -48,15 +55,15 @@ export async function showKernelStatus(reference: KernelReference, output: Outpu
       forced,
       appliedAt,
       functions: functions.map((fn) => ({
+        object: fn.object,
         name: fn.name,
+        entry: fn.entry,
         oldAddress: hex(fn.old[0]?.address ?? 0),
         newAddress: hex(fn.new[0]?.address ?? 0),
       })),
     })),
     transition:
-      registry.transition === undefined
-        ? null
-        : { patchId: registry.transition.patchId, direction: registry.transition.direction },
+      transition === undefined ? null : { patchId: transition.patchId, direction: transition.direction },
   });
   const { bold, green, yellow } = output.colors;
   output.text(bold(`kernel ${release}`));
@@ -66,11 +73,13 @@ export async function showKernelStatus(reference: KernelReference, output: Outpu
     output.text(
       `  ${patch.name} (${patch.id}) ${state} since ${patch.appliedAt}${patch.forced ? ', forced' : ''}`,
     );
-    for (const fn of patch.functions)
-      output.text(`    ${fn.name} ${hex(fn.old[0]?.address ?? 0)} -> ${hex(fn.new[0]?.address ?? 0)}`);
+    for (const fn of patch.functions) {
+      const [from, to] = [hex(fn.old[0]?.address ?? 0), hex(fn.new[0]?.address ?? 0)];
+      output.text(`    ${fn.object}: ${fn.name} ${from} -> ${to}${yellow(ENTRY_TEXT[fn.entry])}`);
+    }
   }
-  if (registry.transition === undefined) return;
-  const { direction, patchId } = registry.transition;
+  if (transition === undefined) return;
+  const { direction, patchId } = transition;
   output.text(`  ${yellow('transition not complete')}: ${direction}, patch ${patchId}`);
   output.text('  what to do: apply the patch again to complete it, or livegraft revert --gdb …');
 }

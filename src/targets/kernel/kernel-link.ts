@@ -3,14 +3,13 @@ import type { Patch } from '../../patch/content.js';
 import type { PatchLayout } from '../../patch/layout.js';
 import { type LinkedImage, linkPatch, type SymbolSource } from '../../patch/link.js';
 import { applyAlternatives, hasAlternatives } from './kernel-alternatives.js';
-import { KernelLayout } from './kernel-layout.js';
 import type { KernelSession } from './kernel-session.js';
 
 const RETURN_THUNK = '__x86_return_thunk';
 
 /** Links a patch for a place in the guest, with what the running kernel decided at boot: instructions for its CPU, and how functions return. */
 export async function linkForKernel(
-  { kernel, sliced }: KernelSession,
+  { kernel, layout: types, sliced }: KernelSession,
   patch: Patch,
   layout: PatchLayout,
   address: number,
@@ -26,10 +25,7 @@ export async function linkForKernel(
   };
   const image = linkPatch(patch, layout, address, source, redirector);
   if (hasAlternatives(patch)) {
-    const place = new KernelLayout(kernel.image.btf, kernel.image.source).expect(
-      'cpuinfo_x86',
-      'x86_capability',
-    );
+    const place = types.expect('cpuinfo_x86', 'x86_capability');
     const bytes = await sliced.readMemory(kernel.expect('boot_cpu_data') + place.offset, place.sizeBytes);
     applyAlternatives(image, patch, layout, new Uint32Array(bytes.slice().buffer));
   }

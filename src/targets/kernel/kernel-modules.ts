@@ -20,8 +20,32 @@ export interface KernelModule {
   };
 }
 
-const MAX_MODULES = 10_000;
+export const MAX_MODULES = 10_000;
 const MODULE_STATE_UNFORMED = 3;
+
+/** The head of the list of modules. */
+export function findModuleList(kernel: KernelAddresses): number | undefined {
+  return kernel.find('modules');
+}
+
+/** Whether a module in the list has its memory: what is being loaded is listed before, what was unloaded until behind. */
+export function isFormed(state: number): boolean {
+  return state !== MODULE_STATE_UNFORMED;
+}
+
+/** Where a `struct module` says what is needed of it. */
+export function modulePlaces(layout: KernelLayout) {
+  const at = (...paths: string[]) => layout.expect('module', ...paths);
+  // 6.4 replaced the two layouts by an array, of which the first is the text (ac3b43283923).
+  const base = at('core_layout.base', 'mem');
+  const memoryBase = layout.find('module_memory', 'base');
+  const textSize = layout.find('module', 'core_layout.text_size') ?? layout.expect('module_memory', 'size');
+  return {
+    ...{ list: at('list'), name: at('name'), state: at('state'), kallsyms: at('kallsyms') },
+    textAt: memoryBase === undefined ? base : { offset: base.offset + memoryBase.offset },
+    sizeAt: memoryBase === undefined ? textSize : { ...textSize, offset: base.offset + textSize.offset },
+  };
+}
 
 /** How often to begin anew when modules come and go meanwhile. */
 const MAX_TRIES = 20;
@@ -38,22 +62,15 @@ export async function readModules(
   kernel: KernelAddresses,
   layout: KernelLayout,
 ): Promise<readonly KernelModule[]> {
-  const head = kernel.find('modules');
+  const head = findModuleList(kernel);
   if (head === undefined) return [];
   const read = new StructReader(memory);
-  const at = (...paths: string[]) => layout.expect('module', ...paths);
-  const place = { list: at('list'), name: at('name'), state: at('state'), kallsyms: at('kallsyms') };
-  // 6.4 replaced the two layouts by an array, of which the first is the text (ac3b43283923).
-  const base = at('core_layout.base', 'mem');
-  const memoryBase = layout.find('module_memory', 'base');
-  const textSize = layout.find('module', 'core_layout.text_size') ?? layout.expect('module_memory', 'size');
-  const textAt = memoryBase === undefined ? base : { offset: base.offset + memoryBase.offset };
-  const sizeAt = memoryBase === undefined ? textSize : { ...textSize, offset: base.offset + textSize.offset };
+  const place = modulePlaces(layout);
   const list = async () => {
     await slices.stop();
     const found: number[] = [];
     for (const address of await read.list(head, place.list, MAX_MODULES))
-      if ((await read.number(address, place.state)) !== MODULE_STATE_UNFORMED) found.push(address);
+      if (isFormed(await read.number(address, place.state))) found.push(address);
     slices.breathe();
     return found;
   };
@@ -67,8 +84,8 @@ export async function readModules(
           name: await read.text(address, place.name),
           structAddress: address,
           text: {
-            address: await read.address(address, textAt),
-            sizeBytes: await read.number(address, sizeAt),
+            address: await read.address(address, place.textAt),
+            sizeBytes: await read.number(address, place.sizeAt),
           },
         };
         const symbols = await findSymbols(read, await read.address(address, place.kallsyms), layout);

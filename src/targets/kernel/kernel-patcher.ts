@@ -1,14 +1,14 @@
 import type { Architecture } from '../../arch/architecture.js';
-import { hex, linkAddress } from '../../base/brand.js';
+import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { Patch } from '../../patch/content.js';
 import type { Digest } from '../../patch/file.js';
 import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
-import type { ExternalSymbol, LinkedImage, SymbolSource } from '../../patch/link.js';
-import type { PatchFunction } from '../../patch/manifest.js';
+import type { LinkedImage } from '../../patch/link.js';
 import { findCallPlaces, GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
 import { linkForKernel } from './kernel-link.js';
+import { KernelObjects, type ReplacedFunction, replacedFunctions } from './kernel-objects.js';
 import {
   type KernelRange,
   type KernelRegistry,
@@ -24,7 +24,6 @@ import { KernelTransition } from './kernel-transition.js';
 const PAGE_BYTES = 4096;
 /** "lg" and a count: no value of the kernel's own for patch_state. */
 const SWITCHED_BASE = 0x6c67_0000;
-const VMLINUX = 'vmlinux';
 
 /** Puts patches into a running kernel and finds those that are there. */
 export class KernelPatcher {
@@ -32,6 +31,7 @@ export class KernelPatcher {
   readonly #arch: Architecture;
   readonly #store: KernelRegistryStore;
   readonly #calls: GuestCalls;
+  readonly #objects: KernelObjects;
   /** Whether the guest still is the one that the registry was read from. */
   readonly watch: GuestWatch;
   #registry: KernelRegistry;
@@ -47,6 +47,7 @@ export class KernelPatcher {
     this.#arch = arch;
     this.#store = store;
     this.#calls = calls;
+    this.#objects = new KernelObjects(session);
     this.watch = new GuestWatch(session, store);
     this.#registry = registry;
   }
@@ -73,33 +74,17 @@ export class KernelPatcher {
 
   /**
    * Everything that can be refused before the guest is changed: `wrong-target`, `old-code-differs`, `no-fentry`,
-   * `already-patched`, `symbol-unresolved` (by name).
+   * `already-patched`, `module-not-loaded`, `symbol-unresolved` (by name).
    */
   async check(patch: Patch, digest: Digest): Promise<void> {
-    const object = expectVmlinux(patch);
-    const { image } = this.#session.kernel;
-    if (object.identity.kind !== 'buildId' || object.identity.hex !== image.buildId) {
-      throw new LivegraftError('wrong-target', `the patch was not made for this build of ${image.release}`, {
-        remedy: 'build it with the vmlinuz of the kernel that runs as --target',
-        details: { release: image.release },
-      });
-    }
-    for (const fn of object.functions) {
-      for (const range of [fn.old, ...fn.parts]) {
-        const bytes = image.elf.bytesAt(linkAddress(addressOf(range.address)), range.sizeBytes);
-        if (bytes === undefined || digest(bytes) !== range.sha256) {
-          throw new LivegraftError(
-            'old-code-differs',
-            `${range.name} in ${image.source} is not what the patch replaces`,
-            {
-              remedy: 'build the patch again with the vmlinuz of the kernel that runs',
-              details: { function: range.name },
-            },
-          );
-        }
-      }
+    await this.#objects.expectSame(patch, digest);
+    for (const replaced of replacedFunctions(patch)) {
+      const { object, fn } = replaced;
       const owner = this.#registry.patches.find(
-        (p) => p.id !== patch.id && p.state !== 'reverted' && p.functions.some((f) => f.name === fn.name),
+        (p) =>
+          p.id !== patch.id &&
+          p.state !== 'reverted' &&
+          p.functions.some((f) => f.object === object && f.name === fn.name),
       );
       if (owner !== undefined) {
         throw new LivegraftError('already-patched', `${fn.name} is patched by ${owner.name} already`, {
@@ -107,9 +92,9 @@ export class KernelPatcher {
           details: { function: fn.name, patch: owner.id },
         });
       }
-      await this.#site(fn);
+      await this.#site(replaced);
     }
-    const source = this.#symbols();
+    const source = this.#objects.symbols;
     const missing = patch.symbols.filter((s) => s.kind === 'external' && source.resolve(s) === undefined);
     if (missing.length > 0) {
       const names = missing.map((symbol) => symbol.name).join(', ');
@@ -122,16 +107,15 @@ export class KernelPatcher {
 
   /** Where the entries of a patch's functions are in the running kernel. */
   entriesOf(patch: Patch): readonly { readonly name: string; readonly address: number }[] {
-    return expectVmlinux(patch).functions.map(({ name, old }) => ({
-      name,
-      address: this.#session.kernel.relocate(addressOf(old.address)),
+    return replacedFunctions(patch).map(({ object, fn }) => ({
+      name: fn.name,
+      address: this.#objects.addressOf(object, fn.old),
     }));
   }
 
   /** Borrows a task to allocate memory, writes the new code, and registers it. The old code is untouched. */
   async load(patch: Patch, appliedAt: string, timeoutMs: number): Promise<RegisteredKernelPatch> {
-    const object = expectVmlinux(patch);
-    const layout = layoutPatch(patch, object.functions.length * TRAMPOLINE_BYTES);
+    const layout = layoutPatch(patch, replacedFunctions(patch).length * TRAMPOLINE_BYTES);
     const session = this.#session;
     await session.stop();
     const address = await this.#calls.borrow(timeoutMs, async (call) => {
@@ -155,7 +139,7 @@ export class KernelPatcher {
       patch,
       layout,
       address,
-      this.#symbols(),
+      this.#objects.symbols,
       this.#arch.redirector,
     );
     await session.sliced.writeMemory(address, image.bytes);
@@ -164,7 +148,7 @@ export class KernelPatcher {
     return registered;
   }
 
-  /** Writes the code of a registered patch that nobody runs once more: its data begins anew. */
+  /** Writes the code of a registered patch that nobody runs once more: its data begins anew, and modules may lie elsewhere. */
   async loadAgain(patch: Patch, registered: RegisteredKernelPatch): Promise<RegisteredKernelPatch> {
     const layout = layoutPatch(patch, registered.functions.length * TRAMPOLINE_BYTES);
     const { address } = registered.memory;
@@ -173,11 +157,14 @@ export class KernelPatcher {
       patch,
       layout,
       address,
-      this.#symbols(),
+      this.#objects.symbols,
       this.#arch.redirector,
     );
     await this.#session.sliced.writeMemory(address, linked.bytes);
-    return registered;
+    const described = await this.#describe(patch, layout, linked, registered.appliedAt);
+    const patches = this.#registry.patches.map((each) => (each.id === patch.id ? described : each));
+    await this.save({ ...this.#registry, patches });
+    return described;
   }
 
   /** A transition of a registered patch, recorded before it begins; one that was left half-done is taken up. */
@@ -244,26 +231,10 @@ export class KernelPatcher {
     return address;
   }
 
-  #symbols(): SymbolSource {
-    const { kernel } = this.#session;
-    const find = ({ name, sympos }: ExternalSymbol): number | undefined => {
-      const all = kernel.image.symbols.findAll(name);
-      const symbol = sympos === 0 ? (all.length === 1 ? all[0] : undefined) : all[sympos - 1];
-      return symbol && kernel.relocate(symbol.address);
-    };
-    return {
-      resolve: find,
-      threadOffset: () => undefined,
-      moduleOffset: () => undefined,
-      moduleId: () => undefined,
-    };
-  }
-
   /** The fentry nop of a function in the running kernel. */
-  async #site(fn: PatchFunction): Promise<{ address: number; bytes: number[] }> {
-    const { kernel, sliced } = this.#session;
-    const entry = kernel.relocate(addressOf(fn.old.address));
-    const code = await sliced.readMemory(entry, 16);
+  async #site({ object, fn }: ReplacedFunction): Promise<{ address: number; bytes: number[] }> {
+    const entry = this.#objects.addressOf(object, fn.old);
+    const code = await this.#session.sliced.readMemory(entry, 16);
     const offset = findFentryNop(code);
     if (offset === undefined || offset + JUMP_BYTES > fn.old.sizeBytes) {
       throw new LivegraftError(
@@ -285,10 +256,10 @@ export class KernelPatcher {
     image: LinkedImage,
     appliedAt: string,
   ): Promise<RegisteredKernelPatch> {
-    const { kernel } = this.#session;
     const functions: RegisteredKernelFunction[] = [];
-    for (const [index, fn] of expectVmlinux(patch).functions.entries()) {
-      const site = await this.#site(fn);
+    for (const [index, replaced] of replacedFunctions(patch).entries()) {
+      const { object, fn } = replaced;
+      const site = await this.#site(replaced);
       const loaded = (name: string): KernelRange => {
         const found = image.functions.find((f) => f.name === name);
         if (found === undefined)
@@ -299,11 +270,12 @@ export class KernelPatcher {
         return found;
       };
       functions.push({
+        object,
         name: fn.name,
-        old: [fn.old, ...fn.parts].map(({ name, address, sizeBytes }) => ({
-          name,
-          address: kernel.relocate(addressOf(address)),
-          sizeBytes,
+        old: [fn.old, ...fn.parts].map((range) => ({
+          name: range.name,
+          address: this.#objects.addressOf(object, range),
+          sizeBytes: range.sizeBytes,
         })),
         new: [loaded(fn.newSymbol), ...fn.newParts.map(loaded)],
         site: site.address,
@@ -320,21 +292,9 @@ export class KernelPatcher {
       appliedAt,
       memory: { address: image.base, sizeBytes: layout.sizeBytes },
       text: { address: image.base, sizeBytes: layout.codeSizeBytes },
+      modules: this.#objects.placesOf(patch),
       ehFrame: ehFrame && { address: image.base + ehFrame.offset, sizeBytes: ehFrame.sizeBytes },
       functions,
     };
   }
-}
-
-function expectVmlinux(patch: Patch): Patch['manifest']['objects'][number] {
-  const [object, ...more] = patch.manifest.objects;
-  if (object?.name === VMLINUX && more.length === 0) return object;
-  throw new LivegraftError('wrong-target', `the patch is for ${object?.name}, not for a kernel`, {
-    remedy: 'build it with a vmlinuz as --target',
-  });
-}
-
-/** A manifest's `0x…` as a signed number. */
-function addressOf(text: string): number {
-  return Number(BigInt.asIntN(64, BigInt(text)));
 }

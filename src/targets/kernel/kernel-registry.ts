@@ -3,6 +3,7 @@ import { crc32 } from '../../base/crc32.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { BorrowRecord } from './guest-calls.js';
 import type { MemorySource } from './guest-memory.js';
+import type { ModulePlace } from './module-identity.js';
 
 export interface KernelRange {
   readonly name: string;
@@ -11,6 +12,8 @@ export interface KernelRange {
 }
 
 export interface RegisteredKernelFunction {
+  /** `vmlinux`, or the module that it is in. */
+  readonly object: string;
   readonly name: string;
   /** The original and the parts that were split from it. */
   readonly old: readonly KernelRange[];
@@ -31,6 +34,8 @@ export interface RegisteredKernelPatch {
   readonly text: { readonly address: number; readonly sizeBytes: number };
   readonly ehFrame: { readonly address: number; readonly sizeBytes: number } | undefined;
   readonly functions: readonly RegisteredKernelFunction[];
+  /** Where the modules lay whose functions it replaces: the entries are theirs. */
+  readonly modules: readonly ModulePlace[];
 }
 
 export interface KernelRegistry {

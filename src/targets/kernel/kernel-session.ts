@@ -37,6 +37,7 @@ const REHEARSAL_WALKS = 200;
 export class KernelSession {
   readonly client: GdbClient;
   readonly kernel: KernelAddresses;
+  readonly layout: KernelLayout;
   readonly memory: GuestMemory;
   readonly modules: readonly KernelModule[];
   readonly tasks: TaskReader;
@@ -64,6 +65,7 @@ export class KernelSession {
     this.client = client;
     this.guard = parts.guard;
     this.kernel = kernel;
+    this.layout = layout;
     this.memory = memory;
     this.modules = modules;
     this.sliced = slices;

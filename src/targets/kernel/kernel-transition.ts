@@ -12,7 +12,13 @@ import {
 import { findFrameIn } from '../../unwind/walk-reliable.js';
 import { guestEnded } from './guest-calls.js';
 import type { GuestWatch } from './guest-watch.js';
-import type { KernelRange, KernelRegistry, RegisteredKernelPatch } from './kernel-registry.js';
+import { type EntryContent, KernelEntries } from './kernel-entries.js';
+import type {
+  KernelRange,
+  KernelRegistry,
+  RegisteredKernelFunction,
+  RegisteredKernelPatch,
+} from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
 import type { Cpu, KernelTask } from './kernel-tasks.js';
 import { encodeJump, encodeTaskTest } from './kernel-trampoline.js';
@@ -35,6 +41,7 @@ export class KernelTransition implements TransitionTarget {
   readonly name: string;
   readonly #session: KernelSession;
   readonly #watch: GuestWatch;
+  readonly #entries: KernelEntries;
   readonly #patch: RegisteredKernelPatch;
   readonly #transition: NonNullable<KernelRegistry['transition']>;
   readonly #saveDirection: (direction: Direction) => Promise<void>;
@@ -43,6 +50,8 @@ export class KernelTransition implements TransitionTarget {
   /** Of tasks that were found busy: where the outermost function that leaves returns to. */
   readonly #returnsTo = new Map<TaskId, number>();
   readonly #watched = new Map<TaskId, number>();
+  /** Of modules that are not loaded any more, or were loaded again. */
+  readonly #gone = new Set<RegisteredKernelFunction>();
   #direction: Direction;
   #cpus: readonly Cpu[] | undefined;
   /** The stop in which the CPUs were looked at. */
@@ -62,6 +71,7 @@ export class KernelTransition implements TransitionTarget {
     this.name = `kernel ${session.kernel.image.release}`;
     this.#session = session;
     this.#watch = watch;
+    this.#entries = new KernelEntries(session);
     this.#patch = patch;
     this.#transition = transition;
     this.#saveDirection = saveDirection;
@@ -89,9 +99,33 @@ export class KernelTransition implements TransitionTarget {
       });
       await this.#writeCode(fn.trampoline, code);
     }
+    const before: readonly EntryContent[] = begunAs === 'patch' ? ['original', 'redirected'] : ['redirected'];
     for (const fn of this.#patch.functions)
-      await this.#writeCode(fn.site, encodeJump(fn.site, fn.trampoline));
+      await this.#writeEntry(fn, encodeJump(fn.site, fn.trampoline), before);
     this.#session.resume();
+  }
+
+  /**
+   * Changes an entry. Where the module was unloaded that it was in, its memory is somebody else's; where it was loaded again, its
+   * entry was never redirected. Both are left alone: `expected` says what may be there.
+   */
+  async #writeEntry(
+    fn: RegisteredKernelFunction,
+    code: Uint8Array,
+    expected: readonly EntryContent[],
+  ): Promise<void> {
+    for (let attempt = 0; ; attempt++) {
+      try {
+        await this.#watch.expectAlive();
+        const isModules = this.#patch.modules.some(({ name }) => name === fn.object);
+        if (isModules && !expected.includes(await this.#entries.content(this.#patch, fn))) this.#gone.add(fn);
+        else await this.#session.memory.writeCode(fn.site, code);
+        return this.#session.breathe();
+      } catch (error) {
+        if (!isInconsistent(error) || attempt >= MAX_SETTLES) throw error;
+        this.#session.resume();
+      }
+    }
   }
 
   async #writeCode(address: number, code: Uint8Array): Promise<void> {
@@ -202,7 +236,7 @@ export class KernelTransition implements TransitionTarget {
     for (const fn of this.#patch.functions) {
       const bytes =
         direction === 'patch' ? encodeJump(fn.site, entryOf(fn.new)) : Uint8Array.from(fn.original);
-      await this.#writeCode(fn.site, bytes);
+      await this.#writeEntry(fn, bytes, ['redirected']);
     }
   }
 
@@ -214,7 +248,10 @@ export class KernelTransition implements TransitionTarget {
       const { code, detail } = walk.reason;
       return { kind: 'unreliable', cause: code, detail, frames: report() };
     }
-    const leaving = this.#patch.functions.flatMap((fn) => (this.#direction === 'patch' ? fn.old : fn.new));
+    const leaving = this.#patch.functions.flatMap((fn) => {
+      if (this.#direction === 'unpatch') return fn.new;
+      return this.#gone.has(fn) ? [] : fn.old;
+    });
     const forks = findFrameIn(walk.frames, this.#forking);
     if (forks >= 0) return { kind: 'busy', function: 'copy_process', frame: forks, frames: report() };
     const index = findFrameIn(walk.frames, leaving);

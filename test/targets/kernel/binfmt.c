@@ -1,0 +1,19 @@
+/* /proc/sys/fs/binfmt_misc/status says that it is patched. `enabled` is the module's own, though the kernel has others. */
+struct file;
+extern int enabled;
+extern long simple_read_from_buffer(void *to, unsigned long count, long long *ppos, const void *from,
+				    unsigned long available);
+
+static const char on[] = "patched: enabled\n";
+static const char off[] = "patched: disabled\n";
+
+long bm_status_read(struct file *file, char *buf, unsigned long nbytes, long long *ppos)
+{
+	(void)file;
+	return simple_read_from_buffer(buf, nbytes, ppos, enabled ? on : off, enabled ? sizeof(on) - 1 : sizeof(off) - 1);
+}
+
+#ifdef AND_KERNEL
+/* Kernel threads sleep in it: the transition does not end by itself. */
+#include "schedule-timeout.c"
+#endif
