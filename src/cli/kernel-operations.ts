@@ -106,6 +106,7 @@ export async function kernelStacks(reference: KernelReference): Promise<KernelSt
 }
 
 export type KernelApplyOptions = KernelReference &
+  Partial<Pick<ApplyOptions, 'barrier'>> &
   Pick<ApplyOptions, 'patchPath' | 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
 export type KernelRevertOptions = KernelReference &
   Pick<RevertOptions, 'patch' | 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
@@ -141,8 +142,8 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
     step('prepare', `${patch.sections.length} sections`);
     const loaded = await patcher.watch.explain(() =>
       known === undefined
-        ? patcher.load(patch, new Date().toISOString(), options.timeoutMs)
-        : patcher.loadAgain(patch, known),
+        ? patcher.load(patch, options.barrier, new Date().toISOString(), options.timeoutMs)
+        : patcher.loadAgain(patch, options.barrier, known),
     );
     return await transit(session, patcher, loaded, 'patch', options);
   };
@@ -277,14 +278,17 @@ async function transit(
   step('install', `${patch.functions.length} functions`);
   try {
     const result = await patcher.watch.explain(async () => {
-      const outcome = await runTransition(await patcher.transition(patch, direction), {
-        direction,
-        model: options.model,
-        timeoutMs: options.timeoutMs,
-        clock: { nowMs: () => performance.now() },
-        control,
-        onEvent: options.onEvent,
-      });
+      const outcome = await runTransition(
+        await patcher.transition(patch, direction, mayGoAhead(options.model)),
+        {
+          direction,
+          model: options.model,
+          timeoutMs: options.timeoutMs,
+          clock: { nowMs: () => performance.now() },
+          control,
+          onEvent: options.onEvent,
+        },
+      );
       if (outcome.kind === 'complete') await patcher.complete(patch, outcome.direction, outcome.forced);
       return outcome;
     });
@@ -315,6 +319,11 @@ async function transit(
   } finally {
     options.signal.removeEventListener('abort', stop);
   }
+}
+
+/** Models in which some tasks switch before the others. */
+function mayGoAhead(model: ApplyOptions['model']): boolean {
+  return model === 'hybrid' || model === 'lazy';
 }
 
 function inTransition(registry: KernelRegistry): LivegraftError {

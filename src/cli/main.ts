@@ -226,7 +226,7 @@ function addApply(program: Command, output: () => Output, io: Io, setCode: (code
     .argument('<file>', 'a .lgp file')
     .option(
       '--barrier <symbol>',
-      'of a process: a function that no thread calls while it is in one that the patch replaces (docs/operations.md)',
+      'a function that no task calls while it is in one that the patch replaces (docs/operations.md); of a kernel, by default its edge',
     )
     .option('--replace', 'of a process: all older patches go in the same transition (a cumulative patch)')
     .addHelpText(
@@ -243,8 +243,8 @@ Examples:
         options: TransitionOptions & { readonly barrier?: string; readonly replace?: boolean },
       ) => {
         const subject = subjectOf(options, program);
-        if (subject.kind === 'kernel' && (options.barrier !== undefined || options.replace === true))
-          program.error('error: --barrier and --replace are for processes', { exitCode: EXIT.usage });
+        if (subject.kind === 'kernel' && options.replace === true)
+          program.error('error: --replace is for processes', { exitCode: EXIT.usage });
         const { applyKernelPatch, applyPatch } = await import('./commands/transition.js');
         setCode(
           subject.kind === 'process'
@@ -259,7 +259,12 @@ Examples:
                 output(),
                 io,
               )
-            : await applyKernelPatch(file, { ...subject, ...transitionOptions(options) }, output(), io),
+            : await applyKernelPatch(
+                file,
+                { ...subject, ...transitionOptions(options), barrier: options.barrier },
+                output(),
+                io,
+              ),
         );
       },
     );

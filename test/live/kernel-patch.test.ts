@@ -214,6 +214,55 @@ describe('a patch of a running kernel', () => {
     await expectQuiet();
   });
 
+  it("lets tasks switch themselves at the kernel's edge (model lazy), and kernel threads in the hybrid model", async () => {
+    const patch = patchOf('loadavg.c');
+    const before = await entryOf('exit_to_user_mode_prepare');
+    await guest.run(
+      'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen3; touch /tmp/stopped) & sleep 0',
+    );
+    const lazy = run('apply', patch, '--model', 'lazy', '--timeout', '2');
+    expect(lazy.code).toBe(3);
+    const { result } = lazy.lines.at(-1) as {
+      result: { switched: number; stragglers: { name: string; reason: object }[] };
+    };
+    expect(result.switched).toBeGreaterThan(0);
+    const waiting = result.stragglers.map(({ name }) => name);
+    expect(waiting).toContain('kthreadd');
+    expect(waiting).not.toContain('cat');
+    expect(result.stragglers[0]?.reason).toEqual({
+      kind: 'beforeBarrier',
+      barrier: 'exit_to_user_mode_prepare',
+    });
+    // It goes on without livegraft: what runs in user mode switches, in the direction that was turned to.
+    expect(await entryOf('exit_to_user_mode_prepare')).not.toBe(before);
+    expect(run('revert', 'loadavg', '--timeout', '30').lines.at(-1)).toMatchObject({
+      result: { kind: 'complete', direction: 'unpatch' },
+    });
+    expect(await entryOf('exit_to_user_mode_prepare')).toBe(before);
+    expect(run('apply', patch, '--timeout', '30').lines.at(-1)).toMatchObject({
+      result: { kind: 'complete' },
+    });
+    expect(await entryOf('exit_to_user_mode_prepare')).toBe(before);
+    for (const [barrier, why] of [
+      ['loadavg_proc_show', 'replaces it'],
+      ['do_syscall_64', 'fentry nop'],
+      ['no_such', '0 functions'],
+    ] as const) {
+      const refused = run('apply', patchOf('getpid.c'), '--barrier', barrier);
+      expect(errorOf(refused.lines)).toMatchObject({
+        code: 'bad-barrier',
+        message: expect.stringContaining(why),
+      });
+    }
+    expect(run('revert', 'loadavg', '--timeout', '30').lines.at(-1)).toMatchObject({
+      result: { kind: 'complete' },
+    });
+    await guest.run('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done', 60_000);
+    const seen = await guest.run('grep -cvE "both are new|^[0-9]{1,3}\\.[0-9]+ " /tmp/seen3; true');
+    expect(Number(seen.trim().split('\n')[0])).toBe(0);
+    await expectQuiet();
+  });
+
   it('switches tasks in padding of the task_struct where the kernel has no field for it', async () => {
     // The same kernel, whose types do not name patch_state any more.
     const bytes = Uint8Array.from(readFileSync(vmlinux));

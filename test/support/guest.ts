@@ -225,7 +225,8 @@ class QemuGuest implements Guest {
     const number = ++commands;
     const from = this.#output.length;
     this.#child.stdin?.write(`${command}; echo; echo "done-${number}:$?"\n`);
-    await this.expectOutput(new RegExp(`^done-${number}:\\d+$`, 'm'), timeoutMs, from);
+    // With the end of the line: it would be the first of what the next command says.
+    await this.expectOutput(new RegExp(`^done-${number}:\\d+\\n`, 'm'), timeoutMs, from);
     const text = this.#output.slice(from);
     return text.slice(0, text.indexOf(`done-${number}:`)).replace(/\n\n?$/, '\n');
   }

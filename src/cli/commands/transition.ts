@@ -52,7 +52,7 @@ export async function forceTransition(
 
 export async function applyKernelPatch(
   patchPath: string,
-  options: KernelCommon,
+  options: KernelCommon & Pick<ApplyOptions, 'barrier'>,
   output: Output,
   io: Io,
 ): Promise<number> {

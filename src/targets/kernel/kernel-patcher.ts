@@ -7,6 +7,7 @@ import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
 import type { LinkedImage } from '../../patch/link.js';
 import { findCallPlaces, GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
+import { findBarrier, type PlannedBarrier } from './kernel-barrier.js';
 import { linkForKernel } from './kernel-link.js';
 import { KernelObjects, type ReplacedFunction, replacedFunctions } from './kernel-objects.js';
 import {
@@ -113,9 +114,18 @@ export class KernelPatcher {
     }));
   }
 
-  /** Borrows a task to allocate memory, writes the new code, and registers it. The old code is untouched. */
-  async load(patch: Patch, appliedAt: string, timeoutMs: number): Promise<RegisteredKernelPatch> {
-    const layout = layoutPatch(patch, replacedFunctions(patch).length * TRAMPOLINE_BYTES);
+  /**
+   * Borrows a task to allocate memory, writes the new code, and registers it. The old code is untouched. `barrier` is a declared
+   * one: see {@link findBarrier}.
+   */
+  async load(
+    patch: Patch,
+    barrier: string | undefined,
+    appliedAt: string,
+    timeoutMs: number,
+  ): Promise<RegisteredKernelPatch> {
+    const layout = layoutForKernel(patch);
+    const planned = await this.#findBarrier(patch, barrier);
     const session = this.#session;
     await session.stop();
     const address = await this.#calls.borrow(timeoutMs, async (call) => {
@@ -143,14 +153,19 @@ export class KernelPatcher {
       this.#arch.redirector,
     );
     await session.sliced.writeMemory(address, image.bytes);
-    const registered = await this.#describe(patch, layout, image, appliedAt);
+    const registered = await this.#describe(patch, planned, layout, image, appliedAt);
     await this.save({ ...this.#registry, patches: [...this.#registry.patches, registered] });
     return registered;
   }
 
   /** Writes the code of a registered patch that nobody runs once more: its data begins anew, and modules may lie elsewhere. */
-  async loadAgain(patch: Patch, registered: RegisteredKernelPatch): Promise<RegisteredKernelPatch> {
-    const layout = layoutPatch(patch, registered.functions.length * TRAMPOLINE_BYTES);
+  async loadAgain(
+    patch: Patch,
+    barrier: string | undefined,
+    registered: RegisteredKernelPatch,
+  ): Promise<RegisteredKernelPatch> {
+    const layout = layoutForKernel(patch);
+    const planned = await this.#findBarrier(patch, barrier);
     const { address } = registered.memory;
     const linked = await linkForKernel(
       this.#session,
@@ -161,14 +176,21 @@ export class KernelPatcher {
       this.#arch.redirector,
     );
     await this.#session.sliced.writeMemory(address, linked.bytes);
-    const described = await this.#describe(patch, layout, linked, registered.appliedAt);
+    const described = await this.#describe(patch, planned, layout, linked, registered.appliedAt);
     const patches = this.#registry.patches.map((each) => (each.id === patch.id ? described : each));
     await this.save({ ...this.#registry, patches });
     return described;
   }
 
-  /** A transition of a registered patch, recorded before it begins; one that was left half-done is taken up. */
-  async transition(patch: RegisteredKernelPatch, direction: 'patch' | 'unpatch'): Promise<KernelTransition> {
+  /**
+   * A transition of a registered patch, recorded before it begins; one that was left half-done is taken up. `usesBarrier`: tasks may
+   * go ahead of each other.
+   */
+  async transition(
+    patch: RegisteredKernelPatch,
+    direction: 'patch' | 'unpatch',
+    usesBarrier: boolean,
+  ): Promise<KernelTransition> {
     const left = this.#registry.transition;
     if (left === undefined) {
       const serial = this.#registry.serial + 1;
@@ -186,7 +208,7 @@ export class KernelPatcher {
       await this.save({ ...this.#registry, transition: { ...left, direction } });
     const { transition } = this.#registry;
     if (transition === undefined) throw new Error('the transition was not recorded');
-    return new KernelTransition(this.#session, this.watch, patch, transition, async (now) => {
+    return new KernelTransition(this.#session, this.watch, patch, transition, usesBarrier, async (now) => {
       await this.save({ ...this.#registry, transition: { ...transition, direction: now } });
     });
   }
@@ -252,11 +274,13 @@ export class KernelPatcher {
 
   async #describe(
     patch: Patch,
+    barrier: PlannedBarrier | undefined,
     layout: PatchLayout,
     image: LinkedImage,
     appliedAt: string,
   ): Promise<RegisteredKernelPatch> {
     const functions: RegisteredKernelFunction[] = [];
+    const trampolineAt = (index: number) => image.base + layout.redirectOffset + index * TRAMPOLINE_BYTES;
     for (const [index, replaced] of replacedFunctions(patch).entries()) {
       const { object, fn } = replaced;
       const site = await this.#site(replaced);
@@ -280,7 +304,7 @@ export class KernelPatcher {
         new: [loaded(fn.newSymbol), ...fn.newParts.map(loaded)],
         site: site.address,
         original: site.bytes,
-        trampoline: image.base + layout.redirectOffset + index * TRAMPOLINE_BYTES,
+        trampoline: trampolineAt(index),
       });
     }
     const { ehFrame } = layout;
@@ -295,6 +319,36 @@ export class KernelPatcher {
       modules: this.#objects.placesOf(patch),
       ehFrame: ehFrame && { address: image.base + ehFrame.offset, sizeBytes: ehFrame.sizeBytes },
       functions,
+      ...(barrier && { barrier: { ...barrier, trampoline: trampolineAt(functions.length) } }),
     };
   }
+
+  async #findBarrier(patch: Patch, declared: string | undefined): Promise<PlannedBarrier | undefined> {
+    const replaced = replacedFunctions(patch).map(({ object, fn }) => ({
+      name: fn.name,
+      address: this.#objects.addressOf(object, fn.old),
+      sizeBytes: fn.old.sizeBytes,
+    }));
+    return await findBarrier(
+      this.#session,
+      this.#arch.decoder,
+      declared ?? patch.manifest.barrier,
+      replaced,
+      (entry) => this.#isPatched(patch.id, entry),
+    );
+  }
+
+  #isPatched(byOtherThan: string, entry: number): boolean {
+    return this.#registry.patches.some(
+      (patch) =>
+        patch.id !== byOtherThan &&
+        patch.state !== 'reverted' &&
+        patch.functions.some((fn) => fn.old[0]?.address === entry),
+    );
+  }
+}
+
+/** With a trampoline for each function, and one for the barrier. */
+function layoutForKernel(patch: Patch): PatchLayout {
+  return layoutPatch(patch, (replacedFunctions(patch).length + 1) * TRAMPOLINE_BYTES);
 }

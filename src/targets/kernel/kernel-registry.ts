@@ -24,6 +24,14 @@ export interface RegisteredKernelFunction {
   readonly trampoline: number;
 }
 
+/** A function in which tasks switch themselves while a transition runs: its fentry nop, and code that stores the state. */
+export interface RegisteredKernelBarrier {
+  readonly name: string;
+  readonly site: number;
+  readonly original: readonly number[];
+  readonly trampoline: number;
+}
+
 export interface RegisteredKernelPatch {
   readonly id: string;
   readonly name: string;
@@ -36,6 +44,7 @@ export interface RegisteredKernelPatch {
   readonly functions: readonly RegisteredKernelFunction[];
   /** Where the modules lay whose functions it replaces: the entries are theirs. */
   readonly modules: readonly ModulePlace[];
+  readonly barrier?: RegisteredKernelBarrier;
 }
 
 export interface KernelRegistry {

@@ -1,6 +1,12 @@
 import { describe, expect, it } from 'vitest';
 import { x86_64 } from '../../arch/x86-64/index.js';
-import { encodeJump, encodeTaskTest, findFentryNop, TRAMPOLINE_BYTES } from './kernel-trampoline.js';
+import {
+  encodeJump,
+  encodeTaskStore,
+  encodeTaskTest,
+  findFentryNop,
+  TRAMPOLINE_BYTES,
+} from './kernel-trampoline.js';
 
 const AT = -0x3fa5_0000;
 const [SWITCHED, OTHER] = [AT - 0x4000, -0x7ec0_e0eb];
@@ -36,6 +42,23 @@ describe('the trampoline of a kernel function', () => {
     const hex = Buffer.from(code).toString('hex');
     // As `as` writes it: mov %gs:0x1fbc0,%r11; cmpl $0x6c670001,0x145c(%r11)
     expect(hex.slice(0, 40)).toBe('654c8b1c25c0fb01004181bb5c1400000100676c');
+  });
+});
+
+describe('the trampoline of a barrier', () => {
+  const code = encodeTaskStore({
+    at: AT,
+    currentTask: 0x1fbc0,
+    stateOffset: 5212,
+    value: 0x6c67_0001,
+    next: OTHER,
+  });
+
+  it('loads current, stores the value, and goes on', () => {
+    expect(code.length).toBeLessThanOrEqual(TRAMPOLINE_BYTES);
+    // As `as` writes it: mov %gs:0x1fbc0,%r11; movl $0x6c670001,0x145c(%r11)
+    expect(Buffer.from(code).toString('hex').slice(0, 40)).toBe('654c8b1c25c0fb010041c7835c1400000100676c');
+    expect(x86_64.decoder.decode(code, 20, AT + 20)).toMatchObject({ flow: 'jump', target: OTHER });
   });
 });
 

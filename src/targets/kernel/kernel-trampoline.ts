@@ -40,8 +40,7 @@ export function encodeTaskTest(options: {
 }): Uint8Array {
   const { at, currentTask, stateOffset, value, switched, other } = options;
   const writer = new ByteWriter(TRAMPOLINE_BYTES);
-  for (const byte of [0x65, 0x4c, 0x8b, 0x1c, 0x25]) writer.writeU8(byte);
-  writer.writeI32(currentTask);
+  writeLoadCurrent(writer, currentTask);
   for (const byte of [0x41, 0x81, 0xbb]) writer.writeU8(byte);
   writer.writeI32(stateOffset).writeI32(value);
   writer
@@ -49,4 +48,33 @@ export function encodeTaskTest(options: {
     .writeU8(0x84)
     .writeI32(switched - (at + 26));
   return writer.writeBytes(encodeJump(at + 26, other)).toBytes();
+}
+
+/**
+ * Sets the current task's state word to `value` and goes on to `next`. It changes r11.
+ *
+ *     mov  %gs:current_task, %r11
+ *     movl $value, stateOffset(%r11)
+ *     jmp  next
+ */
+export function encodeTaskStore(options: {
+  readonly at: number;
+  /** As for {@link encodeTaskTest}. */
+  readonly currentTask: number;
+  readonly stateOffset: number;
+  readonly value: number;
+  readonly next: number;
+}): Uint8Array {
+  const { at, currentTask, stateOffset, value, next } = options;
+  const writer = new ByteWriter(TRAMPOLINE_BYTES);
+  writeLoadCurrent(writer, currentTask);
+  for (const byte of [0x41, 0xc7, 0x83]) writer.writeU8(byte);
+  writer.writeI32(stateOffset).writeI32(value);
+  return writer.writeBytes(encodeJump(at + 20, next)).toBytes();
+}
+
+/** mov %gs:current_task, %r11 */
+function writeLoadCurrent(writer: ByteWriter, currentTask: number): void {
+  for (const byte of [0x65, 0x4c, 0x8b, 0x1c, 0x25]) writer.writeU8(byte);
+  writer.writeI32(currentTask);
 }

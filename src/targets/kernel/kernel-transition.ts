@@ -12,6 +12,7 @@ import {
 import { findFrameIn } from '../../unwind/walk-reliable.js';
 import { guestEnded } from './guest-calls.js';
 import type { GuestWatch } from './guest-watch.js';
+import { armBarrier, disarmBarrier } from './kernel-barrier.js';
 import { type EntryContent, KernelEntries } from './kernel-entries.js';
 import type {
   KernelRange,
@@ -30,6 +31,8 @@ type State = 'unpatched' | 'patched';
 const MAX_SETTLES = 200;
 /** `KLP_UNDEFINED`: what `patch_state` is when no transition runs. */
 const NOT_SWITCHED = -1;
+/** A list of 2000 tasks is a second's work without shared memory. */
+const BARRIER_LOOK_MS = 200;
 
 /**
  * A transition in a running kernel. A task has switched when its `patch_state` is the value of this transition; the field
@@ -44,7 +47,9 @@ export class KernelTransition implements TransitionTarget {
   readonly #entries: KernelEntries;
   readonly #patch: RegisteredKernelPatch;
   readonly #transition: NonNullable<KernelRegistry['transition']>;
+  readonly #usesBarrier: boolean;
   readonly #saveDirection: (direction: Direction) => Promise<void>;
+  #barrierSeenAtMs = 0;
   #known: ReadonlyMap<TaskId, ScannedTask> = new Map();
   readonly #forking: readonly KernelRange[];
   /** Of tasks that were found busy: where the outermost function that leaves returns to. */
@@ -66,6 +71,7 @@ export class KernelTransition implements TransitionTarget {
     watch: GuestWatch,
     patch: RegisteredKernelPatch,
     transition: NonNullable<KernelRegistry['transition']>,
+    usesBarrier: boolean,
     saveDirection: (direction: Direction) => Promise<void>,
   ) {
     this.name = `kernel ${session.kernel.image.release}`;
@@ -74,6 +80,7 @@ export class KernelTransition implements TransitionTarget {
     this.#entries = new KernelEntries(session);
     this.#patch = patch;
     this.#transition = transition;
+    this.#usesBarrier = usesBarrier;
     this.#saveDirection = saveDirection;
     this.#direction = transition.direction;
     this.#forking = findForking(session);
@@ -102,7 +109,26 @@ export class KernelTransition implements TransitionTarget {
     const before: readonly EntryContent[] = begunAs === 'patch' ? ['original', 'redirected'] : ['redirected'];
     for (const fn of this.#patch.functions)
       await this.#writeEntry(fn, encodeJump(fn.site, fn.trampoline), before);
+    // Only now do all functions follow the state that the barrier gives.
+    await this.#aimBarrier();
     this.#session.resume();
+  }
+
+  get barrier(): string | undefined {
+    return this.#usesBarrier ? this.#patch.barrier?.name : undefined;
+  }
+
+  /** One that another run has put there is taken away where all switch together. */
+  async #aimBarrier(): Promise<void> {
+    const { barrier } = this.#patch;
+    if (barrier === undefined) return;
+    const write = (address: number, code: Uint8Array) => this.#writeCode(address, code);
+    if (!this.#usesBarrier) return disarmBarrier(barrier, write);
+    await armBarrier(this.#session, barrier, this.#stateWord(this.#wanted), write);
+  }
+
+  get #wanted(): State {
+    return this.#direction === 'patch' ? 'patched' : 'unpatched';
   }
 
   /**
@@ -213,9 +239,10 @@ export class KernelTransition implements TransitionTarget {
 
   async waitForEvents(timeoutMs: number): Promise<readonly TargetEvent[]> {
     if (timeoutMs <= 0) return [];
-    if (!(await this.#run(timeoutMs, new Set(this.#watched.values())))) return [];
+    const hasStopped = await this.#run(timeoutMs, new Set(this.#watched.values()));
+    const events = await this.#selfSwitched();
+    if (!hasStopped) return events;
     const cpus = await this.#enter();
-    const events: TargetEvent[] = [];
     for (const cpu of cpus) {
       const id = [...this.#known].find(([, task]) => task.address === cpu.current)?.[0];
       if (id === undefined || this.#watched.get(id) !== cpu.registers.address('rip')) continue;
@@ -225,14 +252,32 @@ export class KernelTransition implements TransitionTarget {
     return events;
   }
 
+  /** Tasks that have switched themselves, and those that have ended, since the last list: asked for now and then. */
+  async #selfSwitched(): Promise<TargetEvent[]> {
+    if (this.barrier === undefined || performance.now() - this.#barrierSeenAtMs < BARRIER_LOOK_MS) return [];
+    const known = this.#known;
+    const infos = await this.tasks();
+    this.#barrierSeenAtMs = performance.now();
+    const events: TargetEvent[] = [];
+    for (const { id, state } of infos)
+      if (state === this.#wanted && known.has(id)) events.push({ kind: 'taskSwitched', task: id });
+    for (const id of known.keys()) if (!this.#known.has(id)) events.push({ kind: 'taskExited', task: id });
+    return events;
+  }
+
   async reverse(direction: Direction): Promise<void> {
     await this.#saveDirection(direction);
     this.#direction = direction;
+    await this.#aimBarrier();
     this.#watched.clear();
   }
 
   /** The guest may run in between: some entries choose then, and all tasks choose alike. */
   async finish(direction: Direction): Promise<void> {
+    const { barrier } = this.#patch;
+    // Tasks set their state only while the entries choose by it.
+    if (barrier !== undefined)
+      await disarmBarrier(barrier, (address, code) => this.#writeCode(address, code));
     for (const fn of this.#patch.functions) {
       const bytes =
         direction === 'patch' ? encodeJump(fn.site, entryOf(fn.new)) : Uint8Array.from(fn.original);
@@ -271,9 +316,12 @@ export class KernelTransition implements TransitionTarget {
   }
 
   async #setState(task: KernelTask, to: State): Promise<void> {
-    const isSwitched = (to === 'patched') === (this.#transition.begunAs === 'patch');
-    const value = isSwitched ? this.#transition.switchedValue : NOT_SWITCHED;
-    await this.#session.tasks.setPatchState(task, value);
+    await this.#session.tasks.setPatchState(task, this.#stateWord(to));
+  }
+
+  #stateWord(state: State): number {
+    const isSwitched = (state === 'patched') === (this.#transition.begunAs === 'patch');
+    return isSwitched ? this.#transition.switchedValue : NOT_SWITCHED;
   }
 
   /** Stops the guest, if it runs, and says what its CPUs do. */

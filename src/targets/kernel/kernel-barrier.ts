@@ -1,0 +1,94 @@
+import type { InstructionDecoder } from '../../arch/architecture.js';
+import { hex, linkAddress } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import type { KernelRange, RegisteredKernelBarrier } from './kernel-registry.js';
+import type { KernelSession } from './kernel-session.js';
+import { encodeJump, encodeTaskStore, findFentryNop, JUMP_BYTES } from './kernel-trampoline.js';
+
+/**
+ * Where every task is about to go back to user mode, with nothing on its stack but the entry code, which can't be replaced (no
+ * function of it has an fentry nop): the kernel's edge, at which kGraft migrated tasks. It exists from 5.8 on (kernel/entry/common.c), as a
+ * function of its own up to 6.7.
+ */
+const KERNEL_EDGE = 'exit_to_user_mode_prepare';
+
+export type PlannedBarrier = Omit<RegisteredKernelBarrier, 'trampoline'>;
+
+/**
+ * Finds the barrier of a patch in the running kernel: a declared function, or the kernel's edge where it can be one. Undefined
+ * where nothing was declared and the edge can't. Throws `bad-barrier` for a declared one that can be seen to be wrong.
+ */
+export async function findBarrier(
+  session: KernelSession,
+  decoder: InstructionDecoder,
+  declared: string | undefined,
+  replaced: readonly KernelRange[],
+  isPatched: (address: number) => boolean,
+): Promise<PlannedBarrier | undefined> {
+  const { kernel, sliced } = session;
+  const name = declared ?? KERNEL_EDGE;
+  const refuse = (why: string): undefined => {
+    if (declared === undefined) return undefined;
+    throw new LivegraftError('bad-barrier', `${name} can't be the barrier of this patch: ${why}`, {
+      remedy: 'declare a function that no task calls while it is in a function of the patch, or none',
+      details: { barrier: name, why },
+    });
+  };
+  const all = kernel.image.symbols.findAll(name);
+  const [symbol] = all;
+  if (symbol === undefined || all.length > 1)
+    return refuse(`the kernel has ${all.length} functions of that name`);
+  const entry = kernel.relocate(symbol.address);
+  if (replaced.some((range) => entry >= range.address && entry < range.address + range.sizeBytes))
+    return refuse('the patch replaces it');
+  if (isPatched(entry)) return refuse('an earlier patch replaces it');
+  const caller = replaced.find((range) => callsDirectly(session, decoder, range, entry));
+  if (caller !== undefined) return refuse(`${caller.name}, which is replaced, calls it`);
+  const code = await sliced.readMemory(entry, 16);
+  const offset = findFentryNop(code);
+  if (offset === undefined) return refuse(`at ${hex(entry)}, it does not begin with a fentry nop now`);
+  return { name, site: entry + offset, original: [...code.subarray(offset, offset + JUMP_BYTES)] };
+}
+
+function callsDirectly(
+  { kernel }: KernelSession,
+  decoder: InstructionDecoder,
+  range: KernelRange,
+  entry: number,
+): boolean {
+  const code = kernel.image.elf.bytesAt(linkAddress(range.address - kernel.offset), range.sizeBytes);
+  // Of a module: it can't be linked against what the kernel does not export.
+  if (code === undefined) return false;
+  for (let at = 0; at < code.length; ) {
+    const instruction = decoder.decode(code, at, range.address + at);
+    if (instruction === undefined) return false;
+    if (instruction.target === entry) return true;
+    at += instruction.lengthBytes;
+  }
+  return false;
+}
+
+type WriteCode = (address: number, code: Uint8Array) => Promise<void>;
+
+/** Every task that passes sets its state word to `value`, from then on. The code is written before the jump to it. */
+export async function armBarrier(
+  session: KernelSession,
+  barrier: RegisteredKernelBarrier,
+  value: number,
+  write: WriteCode,
+): Promise<void> {
+  const { site, original, trampoline } = barrier;
+  const code = encodeTaskStore({
+    at: trampoline,
+    ...session.currentTask,
+    value,
+    next: site + original.length,
+  });
+  await write(trampoline, code);
+  await write(site, encodeJump(site, trampoline));
+}
+
+/** A task that is in the trampoline just now still sets its state: the value must stay what it was meant to be until all have. */
+export async function disarmBarrier(barrier: RegisteredKernelBarrier, write: WriteCode): Promise<void> {
+  await write(barrier.site, Uint8Array.from(barrier.original));
+}
