@@ -14,6 +14,10 @@ long bm_status_read(struct file *file, char *buf, unsigned long nbytes, long lon
 }
 
 #ifdef AND_KERNEL
-/* Kernel threads sleep in it: the transition does not end by itself. */
-#include "schedule-timeout.c"
+/* The function of a kernel thread, which never leaves it: the transition does not end. */
+int oom_reaper(void *unused)
+{
+	(void)unused;
+	return 0;
+}
 #endif
