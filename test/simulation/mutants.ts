@@ -9,6 +9,7 @@ export interface Mutant extends Damage {
 
 const ENGINE = 'engine/transition.ts';
 const TARGET = 'targets/simulated/simulated-transition.ts';
+const CALLBACKS = 'engine/callbacks.ts';
 const PROGRAM = 'targets/simulated/machine.ts';
 const TASK = 'targets/simulated/task.ts';
 
@@ -47,6 +48,46 @@ export const MUTANTS: readonly Mutant[] = [
     file: ENGINE,
     find: '    this.#pending.set(task, task.backoff.dueMs);',
     replace: '    this.#pending.set(task, Number.POSITIVE_INFINITY);',
+  },
+  {
+    name: 'runs-pre-patch-behind-the-install',
+    breaks: 'a pre-patch callback runs before anything is changed',
+    file: ENGINE,
+    find: `    this.#passMoment(this.#direction === 'patch' ? 'enable' : 'disable');
+    await this.#target.install(this.#direction);`,
+    replace: `    await this.#target.install(this.#direction);
+    this.#passMoment(this.#direction === 'patch' ? 'enable' : 'disable');`,
+  },
+  {
+    name: 'runs-post-callbacks-before-all-have-switched',
+    breaks:
+      'a post-patch callback runs when all tasks have the new version, a post-unpatch one when none has',
+    file: ENGINE,
+    find: '    do {\n      if (!(await this.#settle()))',
+    replace: `    this.#passMoment(this.#direction === 'patch' ? 'enabled' : 'disabled');
+    do {
+      if (!(await this.#settle()))`,
+  },
+  {
+    name: 'runs-pre-patch-again-when-resumed',
+    breaks: 'a callback that has had its turn has none again when a later run goes on',
+    file: CALLBACKS,
+    find: "return stage === 'none' ? 'prePatch' : undefined;",
+    replace: "return 'prePatch';",
+  },
+  {
+    name: 'runs-pre-unpatch-of-what-was-never-complete',
+    breaks: 'a patch that is turned around before it was complete has no pre-unpatch callback run',
+    file: CALLBACKS,
+    find: "return stage === 'postPatched' ? 'preUnpatch' : undefined;",
+    replace: "return stage === 'none' ? undefined : 'preUnpatch';",
+  },
+  {
+    name: 'leaves-what-pre-patch-did',
+    breaks: 'whatever a pre-patch callback did, the post-unpatch one undoes',
+    file: CALLBACKS,
+    find: "return isBetween ? 'postUnpatch' : undefined;",
+    replace: "return stage === 'preUnpatched' ? 'postUnpatch' : undefined;",
   },
   {
     name: 'forgets-cold-parts',

@@ -1,3 +1,4 @@
+import type { CallbackKind, CallbackStage } from '../../engine/callbacks.js';
 import { VersionStack } from '../../engine/version-stack.js';
 import type { Choices } from './choices.js';
 import { Oracle } from './oracle.js';
@@ -16,6 +17,8 @@ export interface SimulatedPatch {
   readonly functions: readonly SimulatedFunction[];
   /** All older patches go in the same transition. */
   readonly replaces: boolean;
+  /** What runs in the program; what the pre-patch one answers but 0 is a veto. */
+  readonly callbacks?: Readonly<Partial<Record<CallbackKind, () => number>>>;
 }
 
 /** Where the first instructions of a function lead. */
@@ -44,6 +47,8 @@ export interface MachineOptions {
   readonly longestSleep: number;
   /** Threads only: nobody forks, or executes another program. */
   readonly isOneProcess?: boolean;
+  /** No task is created, and none ends. */
+  readonly isSteady?: boolean;
   /** What tasks call; all functions where it is not given. */
   readonly calls?: readonly string[];
   /** Told what happens, for people. */
@@ -75,6 +80,8 @@ export class SimulatedMachine {
   onEvent: (kind: MachineEvent, task: SimulatedTask, parent?: SimulatedTask) => void = () => {};
   readonly #options: MachineOptions;
   readonly #places = new Map<number, number>();
+  /** Of patches that are loaded: how far their callbacks are. */
+  readonly #stages = new Map<string, CallbackStage>();
   #nextId = 1;
   #turn = 0;
 
@@ -98,6 +105,20 @@ export class SimulatedMachine {
   find(id: number): SimulatedTask | undefined {
     const place = this.#places.get(id);
     return place === undefined ? undefined : this.alive[place];
+  }
+
+  stageOf(patch: string): CallbackStage {
+    return this.#stages.get(patch) ?? 'none';
+  }
+
+  setStage(patch: string, stage: CallbackStage): void {
+    this.#stages.set(patch, stage);
+  }
+
+  /** Of patches that are gone, replaced ones above all. */
+  dropStages(): void {
+    for (const id of this.#stages.keys())
+      if (!this.patches.some((patch) => patch.id === id)) this.#stages.delete(id);
   }
 
   log(line: () => string): void {
@@ -156,6 +177,7 @@ export class SimulatedMachine {
     else if (what < 0.86) this.#enterColdPart(task, top);
     else if (what < 0.9) this.#interrupt(task);
     else if (what < 0.92) this.#throw(task);
+    else if (this.#options.isSteady === true) return;
     else if (what < 0.96) this.#split(task);
     else if (what < 0.98) this.#exit(task);
     else if (what < 0.985 && this.#options.isOneProcess !== true) this.#exec(task);

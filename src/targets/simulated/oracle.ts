@@ -1,9 +1,18 @@
+import type { CallbackKind } from '../../engine/callbacks.js';
 import { VersionStack } from '../../engine/version-stack.js';
 import type { SimulatedFunction, SimulatedMachine, SimulatedPatch } from './machine.js';
 import { type SimulatedFrame, type SimulatedTask, stateOf } from './task.js';
 
 /** Something that live patching must rule out has happened. */
 export class ConsistencyViolation extends Error {}
+
+/** Of a patch that has all four. */
+const MAY_FOLLOW: Readonly<Record<CallbackKind, readonly (CallbackKind | undefined)[]>> = {
+  prePatch: [undefined],
+  postPatch: ['prePatch', 'preUnpatch'],
+  preUnpatch: ['postPatch'],
+  postUnpatch: ['prePatch', 'preUnpatch'],
+};
 
 interface Sides {
   readonly old: string | undefined;
@@ -20,6 +29,8 @@ export class Oracle {
   #sides: ReadonlyMap<string, Sides> | undefined;
   /** Nobody looks at stacks (model immediate, force): mixes are then the operator's. */
   isLenient = false;
+  /** The last callback that ran of each patch, until it is gone. */
+  readonly #ran = new Map<string, CallbackKind | undefined>();
 
   constructor(machine: SimulatedMachine) {
     this.#machine = machine;
@@ -76,7 +87,32 @@ export class Oracle {
       if (task.ruled !== (direction === 'patch')) fail(`finished without ${describe(task)}`);
       if (!this.isLenient) this.#expectLeft(task, direction === 'patch' ? 'old' : 'new', 'would return into');
     }
+    const patch = this.#machine.patches.find(({ id }) => id === this.#machine.change?.patch);
+    const last = this.#ran.get(patch?.id ?? '');
+    if (patch?.callbacks !== undefined && last !== (direction === 'patch' ? 'postPatch' : undefined))
+      fail(`finished, and the last callback of ${patch.id} was ${last ?? 'none'}`);
     this.#sides = undefined;
+  }
+
+  /**
+   * The order of the kernel (Documentation/livepatch/callbacks.rst), and what the tasks must have by then. It follows what has run,
+   * not what the target notes of it.
+   */
+  noteCallback(patch: SimulatedPatch, kind: CallbackKind): void {
+    const before = this.#ran.get(patch.id);
+    if (!MAY_FOLLOW[kind].includes(before))
+      fail(`callback ${kind} of ${patch.id} behind ${before ?? 'none'}`);
+    this.#ran.set(patch.id, kind === 'postUnpatch' ? undefined : kind);
+    // Whoever has asked for a mix has it here, too.
+    if (this.#sides === undefined || this.#machine.change?.patch !== patch.id) return;
+    const wanted = kind === 'postPatch' || kind === 'preUnpatch';
+    const other = this.#machine.alive.find((task) => task.ruled !== wanted);
+    if (other !== undefined) fail(`callback ${kind} of ${patch.id} too early: ${describe(other)}`);
+  }
+
+  /** It was refused, and counts as not begun. */
+  noteVeto(patch: SimulatedPatch): void {
+    this.#ran.set(patch.id, undefined);
   }
 
   /** At rest every entry leads to the newest version of what is enabled, and to nothing else. */
@@ -87,6 +123,8 @@ export class Oracle {
       fail(`the registry holds "${ids(machine.patches)}" and not "${ids(patches)}"`);
     if (machine.change !== undefined) fail('a transition is left over');
     if (machine.barrierGives !== undefined) fail('the barrier still switches tasks');
+    // Of those that were replaced none runs any more; they can come anew.
+    for (const id of this.#ran.keys()) if (!patches.some((patch) => patch.id === id)) this.#ran.delete(id);
     const versions = new VersionStack<SimulatedFunction>(patches, (version) => version.name);
     for (const [name, entry] of machine.entries) {
       const newest = versions.newest(name)?.patch;

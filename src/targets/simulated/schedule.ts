@@ -1,9 +1,11 @@
 import { LivegraftError } from '../../base/errors.js';
+import { passMoment } from '../../engine/callbacks.js';
 import type { ConsistencyModel, Direction } from '../../engine/target.js';
 import { runTransition, TransitionControl } from '../../engine/transition.js';
 import type { Choices } from './choices.js';
 import { SimulatedMachine, type SimulatedPatch } from './machine.js';
 import { ConsistencyViolation } from './oracle.js';
+import { SimulatedCallbacks } from './simulated-callbacks.js';
 import { SimulatedDeath, SimulatedTransition } from './simulated-transition.js';
 
 /** One schedule: patches come, go, turn around and replace each other in a simulated program, in an order that choices give. */
@@ -14,12 +16,17 @@ const patchOf = (id: string, replaces: boolean, ...names: string[]): SimulatedPa
   functions: names.map((name) => ({ name, patch: id })),
 });
 
-const PATCHES: readonly SimulatedPatch[] = [
-  patchOf('a', false, 'f', 'g'),
-  patchOf('b', false, 'g', 'h'),
-  patchOf('c', false, 'f', 'leaf'),
-  patchOf('r', true, 'f', 'h'),
-];
+/** Some have callbacks, `answer` is what their pre-patch ones answer. */
+function makePatches(answer: () => number): readonly SimulatedPatch[] {
+  const ok = () => 0;
+  const callbacks = { prePatch: answer, postPatch: ok, preUnpatch: ok, postUnpatch: ok };
+  return [
+    { ...patchOf('a', false, 'f', 'g'), callbacks },
+    patchOf('b', false, 'g', 'h'),
+    patchOf('c', false, 'f', 'leaf'),
+    { ...patchOf('r', true, 'f', 'h'), callbacks },
+  ];
+}
 
 /** How often what happened, over one or many schedules. */
 export interface Tally {
@@ -28,6 +35,7 @@ export interface Tally {
   incomplete: number;
   reversed: number;
   replaced: number;
+  vetoed: number;
   forced: number;
   deaths: number;
   gone: number;
@@ -40,6 +48,7 @@ export function emptyTally(): Tally {
     incomplete: 0,
     reversed: 0,
     replaced: 0,
+    vetoed: 0,
     forced: 0,
     deaths: 0,
     gone: 0,
@@ -76,6 +85,7 @@ export async function runSchedule(options: ScheduleOptions): Promise<void> {
   });
   machine.run(choices.below(20));
   const model = choices.pick(MODELS);
+  let isCalm = false;
   const story: Story = {
     ...options,
     machine,
@@ -83,6 +93,7 @@ export async function runSchedule(options: ScheduleOptions): Promise<void> {
     hasBarrier: model === 'lazy' || choices.chance(0.3),
     deathChance: choices.pick([0, 0, 0.02, 0.05]),
     unreliableChance: choices.pick([0, 0.1, 0.3]),
+    patches: makePatches(() => (!isCalm && choices.chance(0.1) ? -19 : 0)),
     origin: [],
   };
   const calmAfter = isLong ? LONG_CALM_AFTER : CALM_AFTER;
@@ -90,7 +101,8 @@ export async function runSchedule(options: ScheduleOptions): Promise<void> {
   for (let operation = 0; operation < operations || machine.change !== undefined; operation++) {
     if (operation > calmAfter + 4) throw new ConsistencyViolation('the transition does not come to an end');
     if (machine.isGone) tally.gone += 1;
-    if (machine.isGone || !(await operate(story, operation >= calmAfter))) return;
+    isCalm = operation >= calmAfter;
+    if (machine.isGone || !(await operate(story, isCalm))) return;
     machine.run(choices.below(12));
   }
 }
@@ -101,6 +113,7 @@ interface Story extends ScheduleOptions {
   readonly hasBarrier: boolean;
   readonly deathChance: number;
   readonly unreliableChance: number;
+  readonly patches: readonly SimulatedPatch[];
   /** What was enabled before the transition began. */
   origin: readonly SimulatedPatch[];
 }
@@ -108,7 +121,8 @@ interface Story extends ScheduleOptions {
 /** False when the schedule ends here. */
 async function operate(story: Story, isCalm: boolean): Promise<boolean> {
   const { machine, choices, tally } = story;
-  const [patch, direction] = chooseOperation(machine, choices);
+  for (const patch of story.patches) if (!machine.patches.includes(patch)) takeBack(machine, patch);
+  const [patch, direction] = chooseOperation(story);
   if (machine.change === undefined) story.origin = machine.patches;
   machine.oracle.isLenient = story.model === 'immediate';
   const target = new SimulatedTransition({
@@ -163,6 +177,13 @@ async function operate(story: Story, isCalm: boolean): Promise<boolean> {
     else if (error instanceof LivegraftError && error.code === 'target-gone') {
       tally.gone += 1;
       return false;
+    } else if (error instanceof LivegraftError && error.code === 'callback-veto') {
+      tally.vetoed += 1;
+      // Of a transition that was left half-done before, the rest stays.
+      if (machine.change === undefined) {
+        takeBack(machine, patch);
+        machine.oracle.expectAtRest(story.origin);
+      }
     } else throw error;
   } finally {
     machine.detach();
@@ -170,12 +191,17 @@ async function operate(story: Story, isCalm: boolean): Promise<boolean> {
   return machine.forced.size === 0;
 }
 
+/** Of a patch that was given up before its install, what its pre-patch callback did is undone. */
+function takeBack(machine: SimulatedMachine, patch: SimulatedPatch): void {
+  passMoment([new SimulatedCallbacks(machine, patch, () => {})], 'disabled', () => {});
+}
+
 /** A transition that was left goes on in either direction; else a patch is enabled, or one on top removed. */
-function chooseOperation(machine: SimulatedMachine, choices: Choices): readonly [SimulatedPatch, Direction] {
+function chooseOperation({ machine, choices, patches: known }: Story): readonly [SimulatedPatch, Direction] {
   const { patches, change, versions } = machine;
   const inTransition = patches.find((patch) => patch.id === change?.patch);
   if (inTransition !== undefined) return [inTransition, choices.pick(['patch', 'unpatch'] as const)];
-  const free = PATCHES.filter((patch) => !patches.includes(patch));
+  const free = known.filter((patch) => !patches.includes(patch));
   const removable = patches.filter((patch) => versions.above(patch.id).length === 0);
   if (removable.length > 0 && (free.length === 0 || choices.chance(0.5)))
     return [choices.pick(removable), 'unpatch'];

@@ -1,4 +1,5 @@
 import { LivegraftError } from '../../base/errors.js';
+import type { CallbackObject } from '../../engine/callbacks.js';
 import {
   type Direction,
   type StragglerReason,
@@ -11,6 +12,7 @@ import {
 } from '../../engine/target.js';
 import { type MachineEvent, OPAQUE, type SimulatedMachine, type SimulatedPatch } from './machine.js';
 import { ConsistencyViolation } from './oracle.js';
+import { SimulatedCallbacks } from './simulated-callbacks.js';
 import { type SimulatedFrame, type SimulatedTask, stateOf } from './task.js';
 
 /** The tool dies here: what it knew is lost, what it wrote in the target stays. */
@@ -63,6 +65,10 @@ export class SimulatedTransition implements TransitionTarget {
     this.#options = options;
     this.#machine = options.machine;
     this.barrier = options.hasBarrier ? 'turn' : undefined;
+  }
+
+  callbackObjects(): readonly CallbackObject[] {
+    return [new SimulatedCallbacks(this.#machine, this.#options.patch, () => this.#step())];
   }
 
   install(direction: Direction): void {
@@ -176,6 +182,7 @@ export class SimulatedTransition implements TransitionTarget {
     this.#log(`finished: ${direction}`);
     if (direction === 'unpatch') machine.patches = machine.patches.filter((other) => other.id !== patch.id);
     else if (patch.replaces) machine.patches = [patch];
+    machine.dropStages();
     machine.change = undefined;
     machine.oracle.expectAll();
   }

@@ -27,6 +27,7 @@ describe('the simulated target', () => {
     expect(sum('deaths')).toBeGreaterThan(SCHEDULES / 4);
     expect(sum('reversed')).toBeGreaterThan(SCHEDULES / 10);
     expect(sum('replaced')).toBeGreaterThan(SCHEDULES / 20);
+    expect(sum('vetoed')).toBeGreaterThan(SCHEDULES / 40);
     expect(sum('gone')).toBeGreaterThan(SCHEDULES / 20);
     expect(sum('forced')).toBeGreaterThan(SCHEDULES / 100);
   }, 180_000);

@@ -1,0 +1,53 @@
+import { LivegraftError } from '../../base/errors.js';
+import {
+  type CallbackKind,
+  type CallbackObject,
+  type CallbackStage,
+  stageAfter,
+} from '../../engine/callbacks.js';
+import type { SimulatedMachine, SimulatedPatch } from './machine.js';
+
+/** The callbacks of one patch. The stage is kept in the machine, as a real target keeps it in its memory. */
+export class SimulatedCallbacks implements CallbackObject {
+  readonly name = 'program';
+  readonly #machine: SimulatedMachine;
+  readonly #patch: SimulatedPatch;
+  readonly #onStep: () => void;
+
+  /** `onStep`: the tool takes a step, and may die. */
+  constructor(machine: SimulatedMachine, patch: SimulatedPatch, onStep: () => void) {
+    this.#machine = machine;
+    this.#patch = patch;
+    this.#onStep = onStep;
+  }
+
+  get stage(): CallbackStage {
+    return this.#machine.stageOf(this.#patch.id);
+  }
+
+  has(kind: CallbackKind): boolean {
+    return this.#patch.callbacks?.[kind] !== undefined;
+  }
+
+  run(kind: CallbackKind): LivegraftError | undefined {
+    this.#onStep();
+    // It runs in the program, which also notes that it has had its turn: nothing comes between, not even the tool's death.
+    this.#machine.log(() => `callback ${kind} of ${this.#patch.id}`);
+    this.#machine.oracle.noteCallback(this.#patch, kind);
+    const result = this.#patch.callbacks?.[kind]?.() ?? 0;
+    if (kind === 'prePatch' && result !== 0) {
+      this.#machine.oracle.noteVeto(this.#patch);
+      throw new LivegraftError(
+        'callback-veto',
+        `the pre-patch callback of ${this.#patch.id} returned ${result}`,
+      );
+    }
+    this.setStage(stageAfter(kind));
+    this.#onStep();
+    return undefined;
+  }
+
+  setStage(stage: CallbackStage): void {
+    this.#machine.setStage(this.#patch.id, stage);
+  }
+}
