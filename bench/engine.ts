@@ -1,15 +1,18 @@
+import type { TransitionTarget } from '../src/engine/target.js';
 import { runTransition } from '../src/engine/transition.js';
 import { Choices } from '../src/targets/simulated/choices.js';
-import { SimulatedMachine } from '../src/targets/simulated/machine.js';
+import { type MachineOptions, SimulatedMachine } from '../src/targets/simulated/machine.js';
 import { SimulatedTransition } from '../src/targets/simulated/simulated-transition.js';
 import { simulate } from '../src/targets/simulated/simulation.js';
 import { medianOf, publish } from './support.js';
 
 /**
- * `npm run -s bench:engine -- --json`: transitions of 10 to 10,000 simulated tasks that call, return, sleep, are created
- * and end meanwhile, a tenth of the walks unreliable. Counted is the engine with the target's side of each call; what the
- * simulated program itself does meanwhile is not. `microsecondsPerTask` is what must not grow; the slowest of many tasks
- * is slower than the slowest of few, so that `simulatedMs` does. `schedules`: whole ones of docs/simulation.md, on one thread.
+ * `npm run -s bench:engine -- --json`: transitions of 10 to 10,000 simulated tasks that call, return and sleep meanwhile, a tenth
+ * of the walks unreliable. `engineMicrosecondsPerTask`: the engine alone, between what it asks of the target;
+ * `microsecondsPerTask`: with the target's side of each call, but without what the simulated program does meanwhile, nor its
+ * oracle's passes over all tasks. Neither may grow with the number of tasks; the slowest of many tasks is slower than the slowest
+ * of few, so that `simulatedMs` does. `churn`: how many tasks were created or ended meanwhile, for each that there is; the
+ * engine hears of each. `schedules`: whole ones of docs/simulation.md, on one thread.
  */
 const PATCH = {
   id: 'fix',
@@ -19,30 +22,73 @@ const PATCH = {
 const SIZES = [10, 100, 1000, 10_000];
 const runsOf = (tasks: number) => (tasks < 10_000 ? 15 : 3);
 
-/** Knows how long the program itself ran: that is no work of the engine's. */
+/** The same target; knows how long its side of the calls took, all that happens in the program meanwhile included. */
+function timed(target: SimulatedTransition): { readonly target: TransitionTarget; tookMs(): number } {
+  let tookMs = 0;
+  const measured =
+    <A extends unknown[], R>(call: (...args: A) => R) =>
+    (...args: A): R => {
+      const start = performance.now();
+      try {
+        return call.apply(target, args);
+      } finally {
+        tookMs += performance.now() - start;
+      }
+    };
+  return {
+    tookMs: () => tookMs,
+    target: {
+      name: target.name,
+      install: measured(target.install),
+      tasks: measured(target.tasks),
+      trySwitch: measured(target.trySwitch),
+      trySwitchAll: measured(target.trySwitchAll),
+      watchTask: measured(target.watchTask),
+      waitForEvents: measured(target.waitForEvents),
+      reverse: measured(target.reverse),
+      finish: measured(target.finish),
+    },
+  };
+}
+
+/** Knows how long the program itself ran, and its oracle looked at all of it: that is no work of the engine's. */
 class TimedMachine extends SimulatedMachine {
   ranMs = 0;
 
+  constructor(options: MachineOptions) {
+    super(options);
+    const { oracle } = this;
+    const expectAll = oracle.expectAll.bind(oracle);
+    oracle.expectAll = () => this.#timed(expectAll);
+  }
+
   override run(instants: number): void {
+    this.#timed(() => super.run(instants));
+  }
+
+  #timed(work: () => void): void {
     const start = performance.now();
-    super.run(instants);
+    work();
     this.ranMs += performance.now() - start;
   }
 }
 
 interface Measured {
+  readonly engineMs: number;
   readonly wallMs: number;
   readonly tasks: number;
   readonly attempts: number;
+  readonly churn: number;
   readonly simulatedMs: number;
 }
 
-async function transition(tasks: number, seed: number): Promise<Measured> {
+async function transition(tasks: number, seed: number, isSteady: boolean): Promise<Measured> {
   const machine = new TimedMachine({
     choices: Choices.ofSeed(seed),
     tasks,
     longestSleep: 10,
     isOneProcess: true,
+    isSteady,
     mostTasks: tasks + 8,
   });
   machine.run(tasks * 20);
@@ -57,36 +103,43 @@ async function transition(tasks: number, seed: number): Promise<Measured> {
     instantsPerMs: tasks,
   });
   let attempts = 0;
+  let churn = 0;
+  const side = timed(target);
   const start = performance.now();
-  const result = await runTransition(target, {
+  const result = await runTransition(side.target, {
     direction: 'patch',
     model: 'hybrid',
     timeoutMs: 60_000,
     clock: { nowMs: () => target.nowMs },
     onEvent: (event) => {
       if (event.kind === 'taskSwitched' || event.kind === 'taskWaiting') attempts += 1;
+      if (event.kind === 'taskCreated' || event.kind === 'taskExited') churn += 1;
     },
   });
-  const wallMs = performance.now() - start - machine.ranMs;
+  const tookMs = performance.now() - start;
+  const engineMs = tookMs - side.tookMs();
+  const wallMs = tookMs - machine.ranMs;
   if (result.kind !== 'complete') throw new Error(`${tasks} tasks: not complete in a minute`);
-  return { wallMs, tasks: result.tasks, attempts, simulatedMs: result.durationMs };
+  return { engineMs, wallMs, tasks: result.tasks, attempts, churn, simulatedMs: result.durationMs };
 }
 
 const rows: object[] = [];
 // The just-in-time compiler has seen everything before the first row.
-for (let seed = 1; seed <= 100; seed++) await transition(30, seed);
-for (const size of SIZES) {
+for (let seed = 1; seed <= 100; seed++) await transition(30, seed, seed % 2 === 0);
+for (const [size, isSteady] of [...SIZES.map((size) => [size, true] as const), [1000, false] as const]) {
   const runs: Measured[] = [];
-  for (let seed = 1; seed <= runsOf(size); seed++) runs.push(await transition(size, seed));
-  const wallMs = medianOf(runs.map((run) => run.wallMs));
+  for (let seed = 1; seed <= runsOf(size); seed++) runs.push(await transition(size, seed, isSteady));
+  const of = (what: (run: Measured) => number) => medianOf(runs.map(what));
   rows.push({
     what: 'transition',
     tasks: size,
     runs: runs.length,
-    attemptsPerTask: medianOf(runs.map((run) => run.attempts / run.tasks)),
-    simulatedMs: medianOf(runs.map((run) => run.simulatedMs)),
-    wallMs,
-    microsecondsPerTask: medianOf(runs.map((run) => (run.wallMs * 1000) / run.tasks)),
+    attemptsPerTask: of((run) => run.attempts / run.tasks),
+    churn: of((run) => run.churn / run.tasks),
+    simulatedMs: of((run) => run.simulatedMs),
+    wallMs: of((run) => run.wallMs),
+    engineMicrosecondsPerTask: of((run) => (run.engineMs * 1000) / run.tasks),
+    microsecondsPerTask: of((run) => (run.wallMs * 1000) / run.tasks),
   });
 }
 
