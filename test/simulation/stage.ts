@@ -1,8 +1,12 @@
+import { LivegraftError } from '../../src/base/errors.js';
 import type { TransitionResult } from '../../src/engine/events.js';
+import { type CallbackKind, passMoment } from '../../src/engine/callbacks.js';
+import { findStateConflict } from '../../src/engine/states.js';
 import type { ConsistencyModel, Direction } from '../../src/engine/target.js';
 import { runTransition, TransitionControl } from '../../src/engine/transition.js';
 import { Choices } from '../../src/targets/simulated/choices.js';
 import { SimulatedMachine, type SimulatedPatch } from '../../src/targets/simulated/machine.js';
+import { SimulatedCallbacks } from '../../src/targets/simulated/simulated-callbacks.js';
 import { SimulatedTransition } from '../../src/targets/simulated/simulated-transition.js';
 import { frameOf, type SimulatedTask, stateOf } from '../../src/targets/simulated/task.js';
 
@@ -34,6 +38,14 @@ export class Stage {
 
   /** Goes on until the transition is complete, or for `timeoutMs` of the program's time. */
   async enable(patch: SimulatedPatch, options?: TurnOptions): Promise<TransitionResult> {
+    const { patches, change } = this.machine;
+    if (change !== undefined && change.patch !== patch.id)
+      throw new LivegraftError('transition-in-progress', `that of ${change.patch}`);
+    const enabled = patches.filter((other) => other !== patch);
+    const named = enabled.map(({ id, states = [] }) => ({ name: id, states }));
+    const conflict = findStateConflict({ replaces: patch.replaces, states: patch.states ?? [] }, named);
+    if (conflict !== undefined)
+      throw new LivegraftError('state-incompatible', `with ${conflict.enabled} in state ${conflict.id}`);
     return await this.#go(patch, 'patch', options);
   }
 
@@ -107,6 +119,11 @@ export class Stage {
           if (event.kind === 'taskWaiting') options.onWaiting?.(control, event.task);
         },
       });
+    } catch (error) {
+      // Of a patch that was refused, what its callbacks did is taken back.
+      if (machine.change === undefined)
+        passMoment([new SimulatedCallbacks(machine, patch, () => {})], 'disabled', () => {});
+      throw error;
     } finally {
       machine.detach();
       machine.run(20 * machine.alive.length);
@@ -118,6 +135,29 @@ export interface TurnOptions {
   readonly timeoutMs?: number;
   /** Each time that a task was refused. */
   readonly onWaiting?: (control: TransitionControl, task: string) => void;
+}
+
+/** The patch with all four callbacks, which write their names down; the pre-patch one answers `answer`. */
+export function withCallbacks(
+  patch: SimulatedPatch,
+  log: string[],
+  answer = 0,
+  does: Partial<Record<CallbackKind, () => void>> = {},
+): SimulatedPatch {
+  const callback = (kind: CallbackKind) => () => {
+    log.push(`${patch.id} ${kind}`);
+    does[kind]?.();
+    return kind === 'prePatch' ? answer : 0;
+  };
+  return {
+    ...patch,
+    callbacks: {
+      prePatch: callback('prePatch'),
+      postPatch: callback('postPatch'),
+      preUnpatch: callback('preUnpatch'),
+      postUnpatch: callback('postUnpatch'),
+    },
+  };
 }
 
 export const patchOf = (id: string, names: readonly string[], replaces = false): SimulatedPatch => ({

@@ -1,4 +1,5 @@
 import type { CallbackKind, CallbackStage } from '../../engine/callbacks.js';
+import type { SystemState } from '../../engine/states.js';
 import { VersionStack } from '../../engine/version-stack.js';
 import type { Choices } from './choices.js';
 import { Oracle } from './oracle.js';
@@ -18,6 +19,7 @@ export interface SimulatedPatch {
   /** All older patches go in the same transition. */
   readonly replaces: boolean;
   /** What runs in the program; what the pre-patch one answers but 0 is a veto. */
+  readonly states?: readonly SystemState[];
   readonly callbacks?: Readonly<Partial<Record<CallbackKind, () => number>>>;
 }
 

@@ -1,9 +1,10 @@
 import { describe, expect, it } from 'vitest';
-import { patchOf, Stage } from '../../../test/simulation/stage.js';
+import { patchOf, Stage, withCallbacks } from '../../../test/simulation/stage.js';
+import type { SimulatedPatch } from './machine.js';
 
 /**
  * The scenarios of the kernel's selftests (tools/testing/selftests/livepatch) as behaviours of the engine, under their names
- * there. The oracle watches each. What the process target shows of them for real is in test/live/operations.test.ts.
+ * there. The oracle watches each. What the process target shows of them for real is in test/live/operations.test.ts and callbacks.test.ts.
  */
 const busyIn = (id: number, name: string) =>
   expect.objectContaining({
@@ -89,48 +90,185 @@ describe('test-livepatch', () => {
   });
 });
 
-describe('test-callbacks, without the callbacks', () => {
-  it('multiple target modules: a busy target delays the transition until it returns', async () => {
+describe('test-callbacks', () => {
+  const ranBy = (log: readonly string[], id: string) =>
+    log.filter((line) => line.startsWith(`${id} `)).map((line) => line.slice(id.length + 1));
+
+  it('target module before livepatch: each callback has its turn, once', async () => {
+    const log: string[] = [];
+    const stage = new Stage();
+    const patch = withCallbacks(patchOf('livepatch', ['f', 'g']), log);
+    await stage.enable(patch);
+    expect(ranBy(log, 'livepatch')).toEqual(['prePatch', 'postPatch']);
+    await stage.disable(patch);
+    expect(ranBy(log, 'livepatch').slice(2)).toEqual(['preUnpatch', 'postUnpatch']);
+    stage.machine.oracle.expectAtRest([]);
+  });
+
+  it('pre-patch callback -ENODEV: the patch is refused, and cleanly cancelled', async () => {
+    const log: string[] = [];
+    const stage = new Stage();
+    const patch = withCallbacks(patchOf('livepatch', ['f', 'g']), log, -19);
+    await expect(stage.enable(patch)).rejects.toMatchObject({ code: 'callback-veto' });
+    expect(log).toEqual(['livepatch prePatch']);
+    expect(stage.attributesOf(patch)).toEqual({ enabled: 0, transition: 0, patched: 0, stackOrder: 0 });
+    expect(stage.versionsOf('f')).toEqual(only(undefined));
+    stage.machine.oracle.expectAtRest([]);
+  });
+
+  it('multiple target modules: a busy target delays the transition, and post-patch with it', async () => {
+    const log: string[] = [];
     const stage = new Stage();
     const task = stage.park('f');
-    const patch = patchOf('livepatch', ['f', 'g']);
+    const patch = withCallbacks(patchOf('livepatch', ['f', 'g']), log);
     let refusals = 0;
     const result = await stage.enable(patch, {
       onWaiting: (_, id) => {
-        if (id === String(task.id) && ++refusals === 5) stage.letOut(task);
+        if (id !== String(task.id)) return;
+        expect(log).toEqual(['livepatch prePatch']);
+        if (++refusals === 5) stage.letOut(task);
       },
     });
     expect(result).toMatchObject({ kind: 'complete', direction: 'patch' });
     expect(refusals).toBeGreaterThanOrEqual(5);
+    expect(log).toEqual(['livepatch prePatch', 'livepatch postPatch']);
     expect(stage.versionsOf('f')).toEqual(only('livepatch'));
   });
 
-  it('busy target module: stalls the transition, and disable reverses it', async () => {
+  it('busy target module: stalls, a second patch may not come, no post-patch runs, disable reverses and skips pre-unpatch', async () => {
+    const log: string[] = [];
     const stage = new Stage();
     const task = stage.park('f');
-    const patch = patchOf('livepatch', ['f', 'g']);
+    const patch = withCallbacks(patchOf('livepatch', ['f', 'g']), log);
     expect(await stage.enable(patch, { timeoutMs: 200 })).toMatchObject({
       kind: 'incomplete',
       stragglers: expect.arrayContaining([busyIn(task.id, 'f')]),
     });
     expect(stage.versionsOf('g')).toEqual(new Set([undefined, 'livepatch']));
+    await expect(stage.enable(patchOf('second', ['h']))).rejects.toMatchObject({
+      code: 'transition-in-progress',
+    });
+    // Going on runs none of them again.
+    expect(await stage.enable(patch, { timeoutMs: 200 })).toMatchObject({ kind: 'incomplete' });
+    expect(log).toEqual(['livepatch prePatch']);
     // The task is still where it was.
     expect(await stage.disable(patch)).toMatchObject({ kind: 'complete', direction: 'unpatch' });
+    expect(log).toEqual(['livepatch prePatch', 'livepatch postUnpatch']);
     stage.machine.oracle.expectAtRest([]);
     expect(stage.versionsOf('g')).toEqual(only(undefined));
   });
 
   it('busy target module: is turned around while the engine waits for it', async () => {
+    const log: string[] = [];
     const stage = new Stage();
     const task = stage.park('f');
-    const patch = patchOf('livepatch', ['f']);
-    const result = await stage.enable(patch, {
+    const result = await stage.enable(withCallbacks(patchOf('livepatch', ['f']), log), {
       onWaiting: (control, id) => {
         if (id === String(task.id)) control.reverse('disabled');
       },
     });
     expect(result).toMatchObject({ kind: 'complete', direction: 'unpatch' });
+    expect(log).toEqual(['livepatch prePatch', 'livepatch postUnpatch']);
     stage.machine.oracle.expectAtRest([]);
+  });
+
+  it('multiple livepatches: each of two has its own callbacks', async () => {
+    const log: string[] = [];
+    const stage = new Stage();
+    const first = withCallbacks(patchOf('first', ['f']), log);
+    const second = withCallbacks(patchOf('second', ['f', 'g']), log);
+    await stage.enable(first);
+    await stage.enable(second);
+    await stage.disable(second);
+    await stage.disable(first);
+    expect(log).toEqual([
+      ...['first prePatch', 'first postPatch', 'second prePatch', 'second postPatch'],
+      ...['second preUnpatch', 'second postUnpatch', 'first preUnpatch', 'first postUnpatch'],
+    ]);
+  });
+
+  it('atomic replace: never runs the unpatch callbacks of the replaced patch', async () => {
+    const log: string[] = [];
+    const stage = new Stage();
+    await stage.enable(withCallbacks(patchOf('old', ['f', 'g']), log));
+    const replace = withCallbacks(patchOf('new', ['g'], true), log);
+    await stage.enable(replace);
+    await stage.disable(replace);
+    expect(ranBy(log, 'old')).toEqual(['prePatch', 'postPatch']);
+    expect(ranBy(log, 'new')).toEqual(['prePatch', 'postPatch', 'preUnpatch', 'postUnpatch']);
+  });
+});
+
+describe('test-state', () => {
+  /** Patches that set the program's level to 10, keep what it was, and hand that on (as test_klp_state does). */
+  function makeProgram() {
+    const program = { level: 7, kept: new Map<string, number>() };
+    const stage = new Stage();
+    const withState = (id: string, version: number, replaces = true): SimulatedPatch => {
+      const patch = { ...patchOf(id, ['f'], replaces), states: [{ id: 1, version }] };
+      return withCallbacks(patch, [], 0, {
+        prePatch: () => {
+          const previous = stage.machine.patches.findLast((other) => other.states !== undefined);
+          program.kept.set(id, program.kept.get(previous?.id ?? '') ?? program.level);
+        },
+        postPatch: () => {
+          program.level = 10;
+        },
+        preUnpatch: () => {
+          program.level = program.kept.get(id) ?? Number.NaN;
+        },
+        postUnpatch: () => program.kept.delete(id),
+      });
+    };
+    return { program, stage, withState };
+  }
+
+  it('system state modification: a change, and the state as it was', async () => {
+    const { program, stage, withState } = makeProgram();
+    const patch = withState('state', 1);
+    await stage.enable(patch);
+    expect(program.level).toBe(10);
+    await stage.disable(patch);
+    expect(program.level).toBe(7);
+    expect(program.kept.size).toBe(0);
+  });
+
+  it('taking over system state modification: a cumulative patch restores what the older one kept', async () => {
+    const { program, stage, withState } = makeProgram();
+    await stage.enable(withState('state', 1));
+    const newer = withState('state2', 2);
+    await stage.enable(newer);
+    expect(program.level).toBe(10);
+    stage.machine.oracle.expectAtRest([newer]);
+    await stage.disable(newer);
+    expect(program.level).toBe(7);
+  });
+
+  it('compatible cumulative livepatches: the same version replaces both ways', async () => {
+    const { program, stage, withState } = makeProgram();
+    const [second, third] = [withState('state2', 2), withState('state3', 2)];
+    for (const patch of [second, third, second]) {
+      await stage.enable(patch);
+      stage.machine.oracle.expectAtRest([patch]);
+    }
+    await stage.disable(second);
+    expect(program.level).toBe(7);
+  });
+
+  it('incompatible cumulative livepatches: an older version is refused, and one that does not know the state', async () => {
+    const { program, stage, withState } = makeProgram();
+    const newer = withState('state2', 2);
+    await stage.enable(newer);
+    for (const patch of [
+      withState('state', 1),
+      withState('stacked', 1, false),
+      patchOf('other', ['g'], true),
+    ])
+      await expect(stage.enable(patch)).rejects.toMatchObject({ code: 'state-incompatible' });
+    stage.machine.oracle.expectAtRest([newer]);
+    expect(program.level).toBe(10);
+    // One that is stacked may leave it alone.
+    await stage.enable(patchOf('stacked', ['g']));
   });
 });
 
