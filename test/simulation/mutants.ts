@@ -213,8 +213,15 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: 'leaves-slots-shared-when-resumed',
     breaks: 'a later run gives each task a slot of its own',
-    file: PROGRAM,
-    find: 'for (const task of this.alive) task.slot = { isPatched: stateOf(task) };',
+    file: TARGET,
+    find: 'if (taken.has(task.slot)) task.slot = { isPatched: stateOf(task) };',
+    replace: '',
+  },
+  {
+    name: 'believes-slots-that-were-shared',
+    breaks: 'what a slot says counts when its task was its only one',
+    file: TARGET,
+    find: 'for (const task of alive) task.slot.isPatched = stateOf(task);',
     replace: '',
   },
   {

@@ -110,7 +110,11 @@ export class ProcessTransition implements TransitionTarget {
         const keeps = before?.phase === 'running' || (before !== undefined && space.slots.hasSlot(tracee));
         space.slots.assign(tracee, keeps ? space.slots.ownState(tracee) : from);
       },
-      (record) => this.#tracer.resume(record.tracee),
+      ({ tracee }) => {
+        // All have slots of their own now. One that was stopped late may have passed the barrier in the slot of another.
+        if (before !== undefined) space.slots.setState(tracee, space.slots.ownState(tracee));
+        this.#tracer.resume(tracee);
+      },
     );
     space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
   }

@@ -100,7 +100,8 @@ class GsBaseSlots implements TaskSlots {
 
   assign(tracee: Tracee, state: 0 | 1): void {
     const current = this.#slotAtBase(tracee);
-    const slot = current === undefined || this.#taken.has(current) ? this.#findFree() : current;
+    const isFree = current !== undefined && !this.#taken.has(current);
+    const slot = this.#slotOf.get(tracee.tid) ?? (isFree ? current : this.#findFree());
     this.#taken.add(slot);
     this.#slotOf.set(tracee.tid, slot);
     const bytes = Buffer.alloc(SLOT_BYTES);

@@ -134,11 +134,6 @@ export class SimulatedMachine {
     for (const task of this.alive) task.isHeld = false;
   }
 
-  /** Every task gets a slot of its own, with what it had. */
-  giveSlots(): void {
-    for (const task of this.alive) task.slot = { isPatched: stateOf(task) };
-  }
-
   /** Lets `instants` pass, in each of which one task does one thing. */
   run(instants: number): void {
     for (let i = 0; i < instants && !this.isGone; i++) {

@@ -13,7 +13,7 @@ import {
 import { type MachineEvent, OPAQUE, type SimulatedMachine, type SimulatedPatch } from './machine.js';
 import { ConsistencyViolation } from './oracle.js';
 import { SimulatedCallbacks } from './simulated-callbacks.js';
-import { type SimulatedFrame, type SimulatedTask, stateOf } from './task.js';
+import { type SimulatedFrame, type SimulatedSlot, type SimulatedTask, stateOf } from './task.js';
 
 /** The tool dies here: what it knew is lost, what it wrote in the target stays. */
 export class SimulatedDeath extends Error {}
@@ -78,7 +78,7 @@ export class SimulatedTransition implements TransitionTarget {
     this.#direction = direction;
     machine.isWatched = true;
     machine.onEvent = (kind, task, parent) => this.#note(kind, task, parent);
-    machine.giveSlots();
+    this.#giveSlots();
     const before = machine.change;
     if (before?.phase !== 'running') {
       // What every task runs until now, whichever way the transition was to go when it was begun.
@@ -101,6 +101,19 @@ export class SimulatedTransition implements TransitionTarget {
     // Only now does every function follow the state that the barrier gives.
     this.#armBarrier();
     this.#step();
+  }
+
+  /** Each task gets a slot of its own, with what it has. They are stopped one by one, while the others run on. */
+  #giveSlots(): void {
+    const { alive } = this.#machine;
+    const taken = new Set<SimulatedSlot>();
+    for (const task of [...alive]) {
+      if (taken.has(task.slot)) task.slot = { isPatched: stateOf(task) };
+      taken.add(task.slot);
+      this.#step();
+    }
+    // One that was stopped late has passed the barrier in the slot of one that was stopped before.
+    for (const task of alive) task.slot.isPatched = stateOf(task);
   }
 
   tasks(): readonly TaskInfo[] {
