@@ -21,6 +21,7 @@ const TASKS = {
   'bench:validate': ['--import', 'tsx', 'bench/validate.ts'],
   'demo:kernel': ['--import', 'tsx', 'examples/kernel/demo.ts'],
   'bench:kernel': ['--import', 'tsx', 'bench/kernel.ts'],
+  verdicts: ['--import', 'tsx', 'test/oracle/verdicts.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
   simulate: ['--import', 'tsx', 'test/simulation/simulate.ts'],
   fuzz: ['--import', 'tsx', 'fuzz/run.ts'],

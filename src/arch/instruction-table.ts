@@ -61,9 +61,23 @@ export class InstructionTable {
   values = new Int32Array(0);
   /** Bit per DWARF number: registers that are overwritten by something that the operation does not describe. */
   writes = new Uint16Array(0);
+  /**
+   * Bit per DWARF number: with none of these registers known, a state of registers and stack slots is the same behind the
+   * instruction. All bits where it is more than that to be looked at: the stack pointer is moved, or control may go elsewhere.
+   */
+  touches = new Uint16Array(0);
+  /** How many of {@link transfers} there are. */
+  transferCount = 0;
+  /** Indexes of the instructions behind which control may go elsewhere, in order: all but next, system calls and breakpoints. */
+  transfers = new Int32Array(0);
 
   constructor(capacity: number) {
     this.reserve(capacity);
+  }
+
+  clear(): void {
+    this.count = 0;
+    this.transferCount = 0;
   }
 
   reserve(capacity: number): void {
@@ -77,6 +91,8 @@ export class InstructionTable {
     this.operands = grown(this.operands, new Uint8Array(size));
     this.values = grown(this.values, new Int32Array(size));
     this.writes = grown(this.writes, new Uint16Array(size));
+    this.touches = grown(this.touches, new Uint16Array(size));
+    this.transfers = grown(this.transfers, new Int32Array(size));
   }
 
   /** The index of the instruction that starts at a position, -1 when none does. */
@@ -109,7 +125,8 @@ function grown<T extends Int32Array | Uint8Array | Uint16Array>(from: T, to: T):
 export interface InstructionSweeper {
   /**
    * Appends the instructions from `start` on to the table. Returns where it stopped: at `end`, or at the first byte
-   * that no instruction of `[start, end)` starts at. Never throws on any bytes.
+   * that no instruction of `[start, end)` starts at. Of a run of breakpoints, which fills up pages, no more than a page becomes
+   * instructions. Never throws on any bytes.
    */
   sweep(bytes: Uint8Array, start: number, end: number, into: InstructionTable): number;
 }

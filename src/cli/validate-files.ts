@@ -54,20 +54,7 @@ const MAX_FILE_BYTES = 2 ** 31;
 /** Validates one file. Whatever is wrong with the file is in the report; only our own bugs are thrown. */
 export function validateFile(file: string, job: ValidateJob, scratch: Scratch): FileReport {
   try {
-    const bytes = extractVmlinux(readInput(file, scratch), file, decompressors);
-    const elf = parseElf(bytes, file, sectionDecompressors);
-    const kernel = readKernel(elf);
-    const kernelRelease = job.kernelRelease ?? kernel?.release;
-    const result = validateElf(elf, {
-      architecture: x86_64,
-      ...(job.sources !== undefined && { sources: job.sources }),
-      agree: job.agree,
-      scratch,
-      debugFile: () => findDebugFile(elf, file, []),
-      suppressions: parseSuppressions(job.suppressions),
-      ...(kernelRelease !== undefined && { kernelRelease }),
-      ...(kernel !== undefined && { symbols: kernel.symbols }),
-    });
+    const result = validateInput(file, job, scratch);
     const proof = keepProof(result, job);
     return {
       kind: 'validated',
@@ -84,6 +71,24 @@ export function validateFile(file: string, job: ValidateJob, scratch: Scratch): 
     if (!(error instanceof LivegraftError)) throw error;
     return { kind: 'unreadable', file, code: error.code, message: error.message, remedy: error.remedy };
   }
+}
+
+/** Reads a file, or the kernel packed inside of it, and validates it. Throws a LivegraftError for one that can't be read. */
+export function validateInput(file: string, job: ValidateJob, scratch: Scratch): ValidateResult {
+  const bytes = extractVmlinux(readInput(file, scratch), file, decompressors);
+  const elf = parseElf(bytes, file, sectionDecompressors);
+  const kernel = readKernel(elf);
+  const kernelRelease = job.kernelRelease ?? kernel?.release;
+  return validateElf(elf, {
+    architecture: x86_64,
+    ...(job.sources !== undefined && { sources: job.sources }),
+    agree: job.agree,
+    scratch,
+    debugFile: () => findDebugFile(elf, file, []),
+    suppressions: parseSuppressions(job.suppressions),
+    ...(kernelRelease !== undefined && { kernelRelease }),
+    ...(kernel !== undefined && { symbols: kernel.symbols }),
+  });
 }
 
 /** Kernels are walked by ORC, processes by DWARF. */

@@ -1,6 +1,7 @@
 import { sortedOrder } from '../base/sorted-order.js';
 import type { CfaRule, RegisterRule } from '../cfi/row.js';
 import { CHANGED_ALL, CHANGED_SLOTS } from './frame-state.js';
+import type { PositionIndex } from './position-index.js';
 
 /** Where claims come from. */
 export type ClaimKind = 'dwarf' | 'orc' | 'frame-pointer';
@@ -78,16 +79,20 @@ export class ClaimTable {
     return low - 1;
   }
 
-  /** Fills in the claim of each instruction, by id. */
-  claimOfEach(offsets: Int32Array, result: Int32Array): Int32Array {
-    const count = result.length;
+  /**
+   * Fills in the claim of each instruction, by id. `onChange` is called for the instructions where another row begins.
+   */
+  claimOfEach(index: PositionIndex, result: Int32Array, onChange?: (i: number) => void): Int32Array {
     const { starts, ids } = this;
-    let row = -1;
-    for (let i = 0; i < count; i++) {
-      const position = offsets[i] as number;
-      while (row + 1 < starts.length && (starts[row + 1] as number) <= position) row++;
-      result[i] = row < 0 ? 0 : (ids[row] as number);
+    let id = 0;
+    let from = 0;
+    for (let row = 0; row < starts.length; row++) {
+      const at = index.rank(starts[row] as number);
+      for (; from < at; from++) result[from] = id;
+      id = ids[row] as number;
+      onChange?.(at);
     }
+    result.fill(id, from);
     return result;
   }
 

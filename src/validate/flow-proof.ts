@@ -81,12 +81,18 @@ export function proveFlow(options: FlowProofOptions): FlowProofResult {
 }
 
 /** A loop of its own, as are others here: compiled while it runs, it takes nothing along that has not run yet. */
-function markTargets(targetIndexes: Int32Array, count: number, marks: Uint8Array): void {
-  for (let i = 0; i < count; i++) {
-    const target = targetIndexes[i] as number;
-    if (target >= 0) marks[target] = Mark.join;
+function markTargets({ table, targetIndexes }: Program, marks: Uint8Array): void {
+  const { transfers, transferCount, touches } = table;
+  for (let t = 0; t < transferCount; t++) {
+    const target = targetIndexes[transfers[t] as number] as number;
+    if (target < 0) continue;
+    marks[target] = Mark.join;
+    touches[target] = TOUCHES_ALL;
   }
 }
+
+/** What {@link InstructionTable.touches} says of an instruction that a walk has to look at in any case. */
+const TOUCHES_ALL = 0xffff;
 
 const INNER_CALL_BYTES = 64;
 /** More than an instruction has. */
@@ -113,6 +119,8 @@ class FlowProof {
   readonly #statuses: Uint8Array;
   /** Position in the pool of the state kept at a join, -1 for none. */
   readonly #snapshots: Int32Array;
+  /** From where control came first to a join that has a state: an instruction, -1 for the entry of a function. */
+  readonly #origins: Int32Array;
   /** {@link Mark} bits of each instruction. */
   readonly #marks: Uint8Array;
   readonly #pool = new SnapshotPool();
@@ -138,16 +146,20 @@ class FlowProof {
     this.#options = options;
     this.#program = program;
     this.#claims = claims;
+    const { touches } = table;
     this.#claimIds = claims.claimOfEach(
-      table.offsets,
-      scratch.int32(`${options.name} claims`, table.count, 0),
+      program.index,
+      scratch.rawInt32(`${options.name} claims`, table.count),
+      (i) => {
+        if (i < table.count) touches[i] = TOUCHES_ALL;
+      },
     );
     this.#statuses = scratch.uint8(`${options.name} statuses`, table.count);
     this.#snapshots = scratch.int32('snapshots', table.count, -1);
+    this.#origins = scratch.rawInt32('origins', table.count);
     this.#marks = scratch.uint8('marks', table.count);
     this.#state = new FrameState(options.architecture, options.redZoneBytes, claims.registerMask);
-    const { targetIndexes } = program;
-    markTargets(targetIndexes, table.count, this.#marks);
+    markTargets(program, this.#marks);
     for (const { from, to } of extraFlow.edges)
       this.#addEdge(program.index.find(from), program.index.find(to));
     if (options.isIndependent !== true) {
@@ -170,7 +182,9 @@ class FlowProof {
         i++
       ) {
         this.#claimIds[i] = claims.idAt(original + (table.offsets[i] as number) - replacement);
+        touches[i] = TOUCHES_ALL;
       }
+      if (i >= 0 && i < table.count) touches[i] = TOUCHES_ALL;
     }
     for (const [end, to] of extraFlow.continuations) {
       const target = program.index.find(to);
@@ -185,6 +199,7 @@ class FlowProof {
 
   #mark(i: number, bit: number): void {
     this.#marks[i] = (this.#marks[i] as number) | bit;
+    this.#program.table.touches[i] = TOUCHES_ALL;
   }
 
   /** The instruction that ends at a position, -1 when none does. */
@@ -246,7 +261,7 @@ class FlowProof {
       if (claim === undefined || this.#isPadding(i)) continue;
       if (this.#goOnBehindCall(i)) continue;
       this.#assumeAtStart(claim, i);
-      this.#state.isAssumed = true;
+      this.#state.assume(this.#state.isPartial);
       this.#mark(i, Mark.join);
       this.#arrive(i, -1);
       this.#statuses[i] = Status.assumed;
@@ -260,7 +275,7 @@ class FlowProof {
     this.#state.load(this.#pool.words, kept);
     if (!this.#isAgreed(i)) return false;
     this.#mark(i, Mark.join);
-    this.#arrive(i, this.#state.from);
+    this.#arrive(i, i - 1);
     this.#drain();
     return true;
   }
@@ -274,7 +289,6 @@ class FlowProof {
       const donor = this.#donors.get(this.#donorKey(i));
       if (donor !== undefined) {
         this.#state.load(this.#pool.words, donor);
-        this.#state.from = -1;
         if (checkClaim(claim, this.#state, this.#addressOf(i)) === Verdict.proven) return;
       }
     }
@@ -313,27 +327,37 @@ class FlowProof {
     }
   }
 
-  /** The current state reaches instruction `i`, from `from`. Queues it when that is news. */
-  #arrive(i: number, from: number): void {
+  /**
+   * The current state reaches instruction `i`, from `from`. Queues it when that is news. `proven`: the claim that this very state
+   * proves, 0 for none.
+   */
+  #arrive(i: number, from: number, proven = 0): void {
     const at = this.#snapshots[i] as number;
     if (at < 0) {
-      if (from >= 0 && this.#isRefused(i, from)) return;
-      this.#state.from = from;
+      if (from >= 0 && !(proven !== 0 && proven === this.#claimIds[i]) && this.#isRefused(i, from)) return;
+      this.#origins[i] = from;
       this.#snapshots[i] = this.#pool.add(this.#state);
       this.#work.push(i);
-    } else if (this.#join(i, at, from)) this.#work.push(i);
+    } else if (at !== this.#state.savedAt && this.#join(i, at, from)) this.#work.push(i);
   }
 
   /** Reduces the state kept at `i` to what holds here too; true when it changed. */
   #join(i: number, at: number, from: number): boolean {
-    const { words } = this.#pool;
-    if (this.#state.covers(words, at)) return false;
+    const state = this.#state;
+    if (state.covers(this.#pool.words, at)) return false;
     if (this.#isRefused(i, from)) return false;
-    if (this.#options.isIndependent === true && this.#state.conflictsWith(words, at)) {
+    if (this.#options.isIndependent === true && state.conflictsWith(this.#pool.words, at)) {
       this.#conflicts++;
       return false;
     }
-    return this.#state.meetInto(words, at);
+    const { changed } = state;
+    const own = this.#pool.add(state);
+    state.load(this.#pool.words, at);
+    state.meet(this.#pool.words, own);
+    this.#snapshots[i] = this.#pool.add(state);
+    state.load(this.#pool.words, own);
+    state.changed = changed;
+    return true;
   }
 
   /** A way into `i` that contradicts the claim there is a finding, and adds nothing to what is known at `i`. */
@@ -348,31 +372,35 @@ class FlowProof {
 
   #walk(first: number, startsAssumed: boolean): void {
     const { table, targetIndexes } = this.#program;
-    const { flows, offsets, lengths, targets, ops, writes } = table;
+    const { flows, offsets, lengths, targets, ops, writes, touches } = table;
     const state = this.#state;
     const { noReturn, onTransfer, transferMask = 0 } = this.#options;
     const marks = this.#marks;
     const snapshots = this.#snapshots;
+    const origins = this.#origins;
+    // Every instruction that a walk must look at touches the stack pointer, by what the table says.
+    const stopMask = 1 << this.#options.architecture.stackPointer;
     const claimIds = this.#claimIds;
     const statuses = this.#statuses;
     const { claims } = this.#claims;
     const landings = this.#options.extraFlow.landingPads?.byCall;
     const isDwarf = this.#claims.source === 'dwarf';
-    let previous = state.from;
+    let previous = this.#origins[first] as number;
     let isFirst = true;
     let lastClaimId = -1;
     // Which changes can make another verdict of the same claim.
     let relevant = CHANGED_ALL;
-    for (let i = first; ; i++) {
+    let i = first;
+    for (;;) {
       const mark = marks[i] as number;
       if (!isFirst && (mark & Mark.join) !== 0) {
         const at = snapshots[i] as number;
         if (at < 0) {
-          state.from = previous;
+          origins[i] = previous;
           snapshots[i] = this.#pool.add(state);
         } else {
-          if (!this.#join(i, at, previous)) return;
-          state.load(this.#pool.words, at);
+          if (at === state.savedAt || !this.#join(i, at, previous)) return;
+          state.load(this.#pool.words, snapshots[i] as number);
         }
       }
       const claimId = claimIds[i] as number;
@@ -391,44 +419,47 @@ class FlowProof {
       }
       isFirst = false;
       const flow = flows[i] as number;
-      if (((transferMask >> flow) & 1) !== 0) onTransfer?.(i, state);
-      const target = targetIndexes[i] as number;
-      if (
-        isDwarf &&
-        (flow === FlowCode.call || flow === FlowCode.indirectCall || flow === FlowCode.indirectJump)
-      ) {
-        this.#keepDonor(i, claimId);
-      }
-      if (flow === FlowCode.call && target > i && this.#isInnerCall(i, target)) {
-        this.#pushReturnAddress();
-        if (target !== i + 1) {
-          this.#arrive(target, i);
-          return;
+      if (flow === FlowCode.next) state.apply(table, i);
+      else {
+        if (((transferMask >> flow) & 1) !== 0) onTransfer?.(i, state);
+        const target = targetIndexes[i] as number;
+        if (
+          isDwarf &&
+          (flow === FlowCode.call || flow === FlowCode.indirectCall || flow === FlowCode.indirectJump)
+        ) {
+          this.#keepDonor(i, claimId);
         }
-      } else {
-        if (ops[i] !== OpCode.none || ((writes[i] as number) & state.known) !== 0) state.apply(table, i);
-        if ((mark & Mark.landing) !== 0) this.#land(i, landings?.get(i));
-        switch (flow) {
-          case FlowCode.next:
-          case FlowCode.indirectCall:
-          case FlowCode.systemCall:
-          case FlowCode.breakpoint:
-            break;
-          case FlowCode.branch:
-            if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, i);
-            break;
-          case FlowCode.jump:
-            if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, i);
+        if (flow === FlowCode.call && target > i && this.#isInnerCall(i, target)) {
+          this.#pushReturnAddress();
+          if (target !== i + 1) {
+            this.#arrive(target, i);
             return;
-          case FlowCode.call:
-            if (noReturn.has(targets[i] as number)) {
-              // Compilers that don't know write on behind it.
-              if (claimIds[i + 1] === claimId && snapshots[i + 1] === -1) this.#keepBehindCall(i + 1, i);
+          }
+        } else {
+          if (ops[i] !== OpCode.none || ((writes[i] as number) & state.known) !== 0) state.apply(table, i);
+          if ((mark & Mark.landing) !== 0) this.#land(i, landings?.get(i));
+          const proven = statuses[i] === Status.proven && (state.changed & relevant) === 0 ? claimId : 0;
+          switch (flow) {
+            case FlowCode.indirectCall:
+            case FlowCode.systemCall:
+            case FlowCode.breakpoint:
+              break;
+            case FlowCode.branch:
+              if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, i, proven);
+              break;
+            case FlowCode.jump:
+              if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, i, proven);
               return;
-            }
-            break;
-          default:
-            return;
+            case FlowCode.call:
+              if (noReturn.has(targets[i] as number)) {
+                // Compilers that don't know write on behind it.
+                if (claimIds[i + 1] === claimId && snapshots[i + 1] === -1) this.#keepBehindCall(i + 1);
+                return;
+              }
+              break;
+            default:
+              return;
+          }
         }
       }
       if ((mark & Mark.continuation) !== 0) {
@@ -438,7 +469,13 @@ class FlowProof {
       const end = (offsets[i] as number) + (lengths[i] as number);
       // What follows was not decoded, or is another section.
       if (i + 1 >= table.count || (offsets[i + 1] as number) !== end) return;
-      previous = i;
+      if ((state.changed & relevant) === 0) {
+        // Most instructions do nothing to what is known.
+        const mask = state.known | stopMask;
+        const status = statuses[i] as number;
+        for (i++; ((touches[i] as number) & mask) === 0; i++) statuses[i] = status;
+        previous = i - 1;
+      } else previous = i++;
     }
   }
 
@@ -482,9 +519,8 @@ class FlowProof {
     if (!this.#donors.has(key)) this.#donors.set(key, this.#pool.add(this.#state));
   }
 
-  #keepBehindCall(i: number, from: number): void {
+  #keepBehindCall(i: number): void {
     if (this.#options.isIndependent === true || this.#state.isAssumed) return;
-    this.#state.from = from;
     this.#behindCalls.set(i, this.#pool.add(this.#state));
   }
 
@@ -531,8 +567,7 @@ class FlowProof {
     if (!isIndependent && (verdict !== Verdict.wrongRegister || this.#statuses[i] === Status.assumed)) {
       assumeClaim(claim, this.#state, i, this.#options.architecture.stackPointer);
       // What else the frame held is no longer known.
-      this.#state.isPartial = true;
-      this.#state.isAssumed = true;
+      this.#state.assume(true);
     }
   }
 

@@ -3,9 +3,9 @@ import { type InstructionTable, OpCode } from '../arch/instruction-table.js';
 import { addTo, baseOf, cfaValue, entryValue, offsetOf, placeValue, UNKNOWN, type Value } from './values.js';
 
 const REGISTERS = 16;
-/** Words of a saved state before its slots: registers, the count of slots, where it came from, flags. */
-const HEADER_WORDS = REGISTERS + 3;
-const [COUNT, FROM, FLAGS] = [REGISTERS, REGISTERS + 1, REGISTERS + 2];
+/** Words of a saved state before its slots: registers, the count of slots, flags. */
+const HEADER_WORDS = REGISTERS + 2;
+const [COUNT, FLAGS] = [REGISTERS, REGISTERS + 1];
 const [IS_PARTIAL, IS_ASSUMED] = [1, 2];
 /** Bits of {@link FrameState.changed}. */
 export const CHANGED_SLOTS = 1 << REGISTERS;
@@ -15,7 +15,7 @@ const MAX_SLOTS = 40;
 
 /**
  * What is known before an instruction: the values of registers, and of the stack slots whose address is known. Mutable;
- * states are kept at joins as words of a {@link SnapshotPool}.
+ * states are kept at joins as words of a {@link SnapshotPool}, which never change.
  */
 export class FrameState {
   readonly registers = new Int32Array(REGISTERS);
@@ -26,8 +26,8 @@ export class FrameState {
   isPartial = false;
   /** Began from a claim that was taken as given: what follows from it is no proof. */
   isAssumed = false;
-  /** Index of the instruction that control came from, -1 at an entry. */
-  from = -1;
+  /** Position in the pool of a copy of the state as it is, -1 when there is none: two states at one position are equal. */
+  savedAt = -1;
   /** What changed since the last check: a bit per register, {@link CHANGED_SLOTS}; all after a load. */
   changed = CHANGED_ALL;
   /** Bit per register whose value is known. */
@@ -62,8 +62,15 @@ export class FrameState {
     this.known = 0;
     this.isPartial = false;
     this.isAssumed = false;
-    this.from = -1;
+    this.savedAt = -1;
     this.changed = CHANGED_ALL;
+  }
+
+  /** From here on it is what a claim says, and all that follows is no proof. */
+  assume(isPartial: boolean): void {
+    this.isPartial = isPartial;
+    this.isAssumed = true;
+    this.savedAt = -1;
   }
 
   /** A function that has just been called: the return address lies at the stack pointer, CFA - 8. */
@@ -75,6 +82,7 @@ export class FrameState {
   }
 
   setRegister(register: number, value: Value): void {
+    if (this.registers[register] !== value) this.savedAt = -1;
     this.registers[register] = value;
     if (value === UNKNOWN) this.known &= ~(1 << register);
     else this.known |= 1 << register;
@@ -104,7 +112,8 @@ export class FrameState {
       if (this.slotCount === MAX_SLOTS) return;
       index = this.slotCount++;
       this.slotAddresses[index] = address;
-    }
+      this.savedAt = -1;
+    } else if (this.slotValues[index] !== value) this.savedAt = -1;
     this.slotValues[index] = value;
     this.changed |= CHANGED_SLOTS;
   }
@@ -123,6 +132,7 @@ export class FrameState {
     const last = --this.slotCount;
     this.slotAddresses[index] = this.slotAddresses[last] as number;
     this.slotValues[index] = this.slotValues[last] as number;
+    this.savedAt = -1;
     this.changed |= CHANGED_SLOTS;
   }
 
@@ -133,6 +143,7 @@ export class FrameState {
       if ((lost >> register) & 1) this.registers[register] = UNKNOWN;
     }
     this.known &= ~lost;
+    this.savedAt = -1;
     this.changed |= lost;
   }
 
@@ -235,29 +246,33 @@ export class FrameState {
     return (this.isPartial ? IS_PARTIAL : 0) | (this.isAssumed ? IS_ASSUMED : 0);
   }
 
-  /** Words of a saved state: registers, the count of slots, then pairs of address and value. */
+  /** Words of a saved state: registers, the count of slots, flags, then pairs of address and value. */
   save(words: Int32Array, at: number): void {
-    words.set(this.registers, at);
+    const { registers } = this;
+    for (let register = 0; register < REGISTERS; register++)
+      words[at + register] = registers[register] as number;
     words[at + COUNT] = this.slotCount;
-    words[at + FROM] = this.from;
     words[at + FLAGS] = this.#flags;
     let to = at + HEADER_WORDS;
     for (let i = 0; i < this.slotCount; i++) {
       words[to++] = this.slotAddresses[i] as number;
       words[to++] = this.slotValues[i] as number;
     }
+    this.savedAt = at;
   }
 
   load(words: Int32Array, at: number): void {
+    this.changed = CHANGED_ALL;
+    if (this.savedAt === at) return;
+    const { registers } = this;
     let known = 0;
     for (let register = 0; register < REGISTERS; register++) {
       const value = words[at + register] as number;
-      this.registers[register] = value;
+      registers[register] = value;
       if (value !== UNKNOWN) known |= 1 << register;
     }
     this.known = known;
     this.slotCount = words[at + COUNT] as number;
-    this.from = words[at + FROM] as number;
     const flags = words[at + FLAGS] as number;
     this.isPartial = (flags & IS_PARTIAL) !== 0;
     this.isAssumed = (flags & IS_ASSUMED) !== 0;
@@ -266,11 +281,12 @@ export class FrameState {
       this.slotAddresses[i] = words[from++] as number;
       this.slotValues[i] = words[from++] as number;
     }
-    this.changed = CHANGED_ALL;
+    this.savedAt = at;
   }
 
   /** Whether everything that the saved state knows holds here too. */
   covers(words: Int32Array, at: number): boolean {
+    if (at === this.savedAt) return true;
     const { registers, slotAddresses, slotValues, slotCount } = this;
     if (this.isAssumed && ((words[at + FLAGS] as number) & IS_ASSUMED) === 0) return false;
     for (let register = 0; register < REGISTERS; register++) {
@@ -295,43 +311,35 @@ export class FrameState {
     return saved !== own && saved !== UNKNOWN && own !== UNKNOWN;
   }
 
-  /** Reduces the saved state to what this one knows too. True when it knew more before. */
-  meetInto(words: Int32Array, at: number): boolean {
-    let isReduced = false;
-    const flags = (words[at + FLAGS] as number) | this.#flags;
-    if (flags !== words[at + FLAGS]) {
-      words[at + FLAGS] = flags;
-      isReduced = true;
-    }
+  /** Reduces the state to what a saved one knows too. What was known for sure of one is so no more when it was assumed of the other. */
+  meet(words: Int32Array, at: number): void {
+    const flags = words[at + FLAGS] as number;
+    this.isPartial ||= (flags & IS_PARTIAL) !== 0;
+    this.isAssumed ||= (flags & IS_ASSUMED) !== 0;
+    this.savedAt = -1;
     for (let register = 0; register < REGISTERS; register++) {
-      const saved = words[at + register] as number;
-      if (saved !== UNKNOWN && saved !== this.registers[register]) {
-        words[at + register] = UNKNOWN;
-        isReduced = true;
-      }
+      if (this.registers[register] !== words[at + register]) this.setRegister(register, UNKNOWN);
     }
-    let count = words[at + COUNT] as number;
-    const first = at + HEADER_WORDS;
-    for (let i = count - 1; i >= 0; i--) {
-      const place = first + 2 * i;
-      if (this.slot(words[place] as number) === words[place + 1]) continue;
-      count--;
-      words[place] = words[first + 2 * count] as number;
-      words[place + 1] = words[first + 2 * count + 1] as number;
-      isReduced = true;
+    for (let i = this.slotCount - 1; i >= 0; i--) {
+      if (savedSlot(words, at, this.slotAddresses[i] as number) !== this.slotValues[i]) this.#removeSlot(i);
     }
-    words[at + COUNT] = count;
-    return isReduced;
   }
 }
 
-/** Saved states one behind the other; each takes what it needs, and can only shrink. */
+function savedSlot(words: Int32Array, at: number, address: Value): Value {
+  const end = at + HEADER_WORDS + 2 * (words[at + COUNT] as number);
+  for (let i = at + HEADER_WORDS; i < end; i += 2) if (words[i] === address) return words[i + 1] as number;
+  return UNKNOWN;
+}
+
+/** Saved states one behind the other. Who has the position of one has that state for good. */
 export class SnapshotPool {
   words = new Int32Array(1 << 14);
   #used = 0;
 
   /** Keeps a copy of the state; returns its position in {@link words}. */
   add(state: FrameState): number {
+    if (state.savedAt >= 0) return state.savedAt;
     const at = this.#used;
     this.#used += HEADER_WORDS + 2 * state.slotCount;
     if (this.#used > this.words.length) {

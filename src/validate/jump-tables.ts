@@ -40,7 +40,8 @@ export function findJumpTables(
   const previous = predecessors(program);
   const found: { i: number; jump: TableJump; place: TablePlace }[] = [];
   let notFollowed = 0;
-  for (let i = 0; i < table.count; i++) {
+  for (let t = 0; t < table.transferCount; t++) {
+    const i = table.transfers[t] as number;
     if (table.flows[i] !== FlowCode.indirectJump) continue;
     const at = table.offsets[i] as number;
     const thunk = program.nameOfTarget(table.targets[i] as number);

@@ -6,9 +6,11 @@ export class PositionIndex {
   readonly #bits: Uint32Array;
   readonly #before: Int32Array;
   readonly #size: number;
+  readonly #count: number;
 
   constructor(table: InstructionTable, sizeBytes: number, scratch: Scratch) {
     const words = (sizeBytes >>> 5) + 1;
+    this.#count = table.count;
     this.#size = sizeBytes;
     this.#bits = scratch.uint32('position bits', words);
     this.#before = scratch.int32('position ranks', words, 0);
@@ -32,6 +34,14 @@ export class PositionIndex {
     const bit = 1 << (position & 31);
     if ((word & bit) === 0) return -1;
     return (this.#before[position >>> 5] as number) + countBits(word & (bit - 1));
+  }
+
+  /** How many instructions start before a position: the index of the first one at or behind it. */
+  rank(position: number): number {
+    if (position <= 0) return 0;
+    if (position >= this.#size) return this.#count;
+    const word = this.#bits[position >>> 5] as number;
+    return (this.#before[position >>> 5] as number) + countBits(word & ((1 << (position & 31)) - 1));
   }
 }
 

@@ -93,8 +93,9 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
 }
 
 function findTargets(table: InstructionTable, index: PositionIndex, result: Int32Array): void {
-  const { targets, count } = table;
-  for (let i = 0; i < count; i++) {
+  const { targets, transfers, transferCount } = table;
+  for (let t = 0; t < transferCount; t++) {
+    const i = transfers[t] as number;
     const target = targets[i] as number;
     if (target >= 0) result[i] = index.find(target);
   }
@@ -219,7 +220,7 @@ function sweepAll(
   architecture: Architecture,
   table: InstructionTable,
 ) {
-  table.count = 0;
+  table.clear();
   table.reserve(Math.ceil(space.bytes.length / 4) + 64);
   const undecoded: { start: number; end: number }[] = [];
   let next = 0;
@@ -229,11 +230,20 @@ function sweepAll(
       while (next < functions.length && (functions[next] as CodeFunction).start <= at) next++;
       const boundary = Math.min(functions[next]?.start ?? region.end, region.end);
       const stopped = architecture.sweeper.sweep(space.bytes, at, boundary, table);
-      if (stopped < boundary) undecoded.push({ start: stopped, end: boundary });
+      if (stopped < boundary) {
+        undecoded.push({ start: stopped, end: boundary });
+        markLast(table);
+      }
       at = boundary;
     }
+    markLast(table);
   }
   return { table, undecoded };
+}
+
+/** What is behind the last instruction is not: whoever goes along the code is to look up there. */
+function markLast({ touches, count }: InstructionTable): void {
+  if (count > 0) touches[count - 1] = 0xffff;
 }
 
 /** Replaces the relative targets of relocated branches by what they name, and translates jumps between sections. */
@@ -253,8 +263,9 @@ function resolveTargets(
     return;
   }
   let region = 0;
-  const { offsets, targets } = table;
-  for (let i = 0; i < table.count; i++) {
+  const { offsets, targets, transfers, transferCount } = table;
+  for (let t = 0; t < transferCount; t++) {
+    const i = transfers[t] as number;
     const target = targets[i] as number;
     if (target === NO_TARGET) continue;
     while ((offsets[i] as number) >= (space.regions[region]?.end ?? Number.POSITIVE_INFINITY)) region++;
@@ -276,18 +287,24 @@ function applyBranchRelocations(
 ): void {
   const words = wordsOf(section.data);
   const count = Math.floor(section.data.length / RELA_BYTES);
-  const { offsets, lengths, targets, flows } = table;
+  const { offsets, lengths, targets, flows, transfers, transferCount } = table;
   const { symbols } = elf;
   const places = new Int32Array(symbols.length).fill(NO_TARGET);
-  let i = 0;
+  let t = 0;
+  let i = transferCount > 0 ? (transfers[0] as number) : table.count;
   let last = -1;
   for (let n = 0, word = 0; n < count; n++, word += RELA_BYTES / 4) {
     const offset = regionStart + (words[word] as number);
     // Relocations come in order as a rule; where they don't, the search starts over.
-    if (offset < last) i = 0;
+    if (offset < last) {
+      t = 0;
+      i = transfers[0] as number;
+    }
     last = offset;
-    while (i < table.count && (offsets[i] as number) + (lengths[i] as number) <= offset) i++;
-    if (i >= table.count || (offsets[i] as number) > offset) continue;
+    while (t < transferCount && (offsets[i] as number) + (lengths[i] as number) <= offset)
+      i = transfers[++t] as number;
+    if (t >= transferCount) continue;
+    if ((offsets[i] as number) > offset) continue;
     const flow = flows[i] as number;
     if (flow !== FlowCode.call && flow !== FlowCode.jump && flow !== FlowCode.branch) continue;
     if (architecture.idioms.relocationKind(words[word + 2] as number)?.isRelative !== true) continue;
@@ -335,8 +352,9 @@ type ThunkKind = 'return' | 'indirect';
 
 function replaceThunkFlows(table: InstructionTable, kinds: ReadonlyMap<number, ThunkKind>): void {
   const areExternal = [...kinds.keys()].every((target) => target < 0);
-  const { targets, flows } = table;
-  for (let i = 0; i < table.count; i++) {
+  const { targets, flows, transfers, transferCount } = table;
+  for (let t = 0; t < transferCount; t++) {
+    const i = transfers[t] as number;
     const flow = flows[i] as number;
     if (flow !== FlowCode.jump && flow !== FlowCode.call) continue;
     const target = targets[i] as number;

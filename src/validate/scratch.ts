@@ -11,12 +11,17 @@ export class Scratch {
   readonly #uint8 = new Map<string, Uint8Array>();
 
   int32(use: string, length: number, value: number): Int32Array {
+    return this.rawInt32(use, length).fill(value);
+  }
+
+  /** As the last user left it. */
+  rawInt32(use: string, length: number): Int32Array {
     let array = this.#int32.get(use);
     if (array === undefined || array.length < length) {
       array = new Int32Array(roomFor(length));
       this.#int32.set(use, array);
     }
-    return array.subarray(0, length).fill(value);
+    return array.subarray(0, length);
   }
 
   uint32(use: string, length: number): Uint32Array {

@@ -172,7 +172,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
       scratch,
     });
     if (options.sources?.includes('frame-pointer') === true) append(findings, result.findings);
-    const claimIds = result.claims.claimOfEach(program.table.offsets, new Int32Array(program.table.count));
+    const claimIds = result.claims.claimOfEach(program.index, new Int32Array(program.table.count));
     const statuses =
       claimIds.length > 0
         ? Uint8Array.from(claimIds, (id) => (id > 0 ? Status.proven : Status.unclaimed))

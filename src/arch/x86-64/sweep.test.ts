@@ -81,7 +81,7 @@ describe('sweeper', () => {
         for (let modrm = 0; modrm < 256; modrm += rex === 0 || rex === 0x48 ? 1 : 7) {
           bytes[at] = modrm;
           bytes[at + 1] = next();
-          table.count = 0;
+          table.clear();
           sweeper.sweep(bytes, 0, bytes.length, table);
           const wanted = expected(bytes, 0, bytes.length);
           const found = table.count === 0 ? undefined : row(table, 0);
