@@ -2,7 +2,7 @@ import { hex } from '../base/brand.js';
 import { expectNever } from '../base/errors.js';
 import type { TransitionResult } from '../engine/events.js';
 import type { ReportedFrame, StragglerReason } from '../engine/target.js';
-import type { StragglerReport } from '../targets/process/straggler-report.js';
+import type { StragglerReport } from '../targets/straggler-report.js';
 import type { OperationEvent } from './operations.js';
 import type { JsonBody } from './output.js';
 

@@ -203,7 +203,15 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
         ),
       }),
     ),
-    transition: z.strictObject({ patchId: z.string(), direction }).nullable(),
+    transition: z
+      .strictObject({
+        patchId: z.string(),
+        direction,
+        startedAt: z.string().nullable(),
+        /** Null without `--explain`. */
+        stragglers: z.array(stragglerReport).nullable(),
+      })
+      .nullable(),
   }),
   z.strictObject({
     ...common,

@@ -22,8 +22,9 @@ import { KernelSession } from '../targets/kernel/kernel-session.js';
 import { soakKernel } from '../targets/kernel/kernel-soak.js';
 import { sha256 } from '../targets/process/patch-loader.js';
 import type { SoakOptions, SoakReport } from '../targets/soak.js';
+import { blockingFrame, releasedBy, type StragglerReport } from '../targets/straggler-report.js';
 import { decompressors } from './decompressors.js';
-import type { ApplyOptions, ApplyOutcome, RevertOptions } from './operations.js';
+import type { ApplyOptions, ApplyOutcome, ForceOptions, RevertOptions } from './operations.js';
 import { readPatchFile, stepsOf } from './process-operations.js';
 
 /** How a command names a running kernel. */
@@ -110,6 +111,9 @@ export type KernelApplyOptions = KernelReference &
   Pick<ApplyOptions, 'patchPath' | 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
 export type KernelRevertOptions = KernelReference &
   Pick<RevertOptions, 'patch' | 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
+
+export type KernelForceOptions = KernelReference &
+  Pick<ForceOptions, 'acceptInconsistency' | 'timeoutMs' | 'signal' | 'onEvent'>;
 
 /** What the guest felt of it, besides. */
 export type KernelOutcome = ApplyOutcome & { readonly statistics: StopStatistics };
@@ -204,13 +208,19 @@ export interface KernelStatus {
   readonly patches: readonly (Omit<RegisteredKernelPatch, 'functions'> & {
     readonly functions: readonly (RegisteredKernelFunction & { readonly entry: EntryState })[];
   })[];
-  readonly transition: KernelRegistry['transition'];
+  readonly transition:
+    | (NonNullable<KernelRegistry['transition']> & {
+        /** Undefined when they were not asked for. */
+        readonly stragglerReports: readonly StragglerReport[] | undefined;
+      })
+    | undefined;
 }
 
 /** What the registry in the guest says, and its code. */
-export async function kernelStatus(reference: KernelReference): Promise<KernelStatus> {
+export async function kernelStatus(reference: KernelReference, explain: boolean): Promise<KernelStatus> {
   return withSession(reference, LEAVING_SIGNALS, async (session, image) => {
-    const { registry } = await KernelPatcher.open(session, x86_64);
+    const patcher = await KernelPatcher.open(session, x86_64);
+    const { registry } = patcher;
     const entries = new KernelEntries(session);
     const patches: KernelStatus['patches'][number][] = [];
     for (const patch of registry.patches) {
@@ -219,7 +229,34 @@ export async function kernelStatus(reference: KernelReference): Promise<KernelSt
       for (const fn of patch.functions) functions.push({ ...fn, entry: await entries.state(patch, fn) });
       patches.push({ ...patch, functions });
     }
-    return { release: image.release, patches, transition: registry.transition };
+    const stragglerReports = explain ? await explainStragglers(patcher) : undefined;
+    return {
+      release: image.release,
+      patches,
+      transition: registry.transition && { ...registry.transition, stragglerReports },
+    };
+  });
+}
+
+async function explainStragglers(patcher: KernelPatcher): Promise<readonly StragglerReport[]> {
+  const { transition, patches } = patcher.registry;
+  const patch = patches.find((each) => each.id === transition?.patchId);
+  if (transition === undefined || patch === undefined) return [];
+  const { direction } = transition;
+  const explained = await (await patcher.transition(patch, direction, false)).explain();
+  return explained.map(({ task, reason }) => {
+    const known = transition.stragglers?.find((each) => each.id === task.id && each.name === task.name);
+    return {
+      tid: Number(task.id) || 0,
+      name: task.name,
+      since: known?.since ?? transition.startedAt,
+      attempts: known?.attempts ?? 0,
+      seenAt: 'now',
+      reason,
+      frames: reason !== undefined && 'frames' in reason ? reason.frames : [],
+      blockingFrame: blockingFrame(reason),
+      releasedBy: releasedBy(reason, direction, undefined, patch.barrier?.name),
+    };
   });
 }
 
@@ -264,6 +301,42 @@ export async function soak(reference: KernelReference, options: SoakOptions): Pr
   });
 }
 
+/** Completes a half-done transition of a running kernel without looking at the tasks that hold it up. */
+export async function forceInKernel(options: KernelForceOptions): Promise<KernelOutcome> {
+  const { step } = stepsOf(options.onEvent);
+  return withSession(options, ['SIGHUP'], async (session, image) => {
+    step('check', `kernel ${image.release}`);
+    const patcher = await KernelPatcher.open(session, x86_64);
+    await patcher.watch.expectAlive();
+    session.breathe();
+    const { transition, patches } = patcher.registry;
+    const patch = patches.find((each) => each.id === transition?.patchId);
+    if (transition === undefined || patch === undefined) {
+      throw new LivegraftError(
+        'no-transition',
+        'no transition is under way in the kernel: there is nothing to force',
+        { remedy: 'see livegraft status --gdb' },
+      );
+    }
+    if (!options.acceptInconsistency) {
+      throw new LivegraftError(
+        'force-unconfirmed',
+        `forcing patch ${patch.name} switches tasks that are in the middle of a version that leaves: they may run a mix of both, and crash the kernel`,
+        {
+          remedy:
+            'see what holds them (livegraft status --gdb … --explain); if a mix can do no harm, repeat with --accept-inconsistency',
+          details: { patch: patch.id },
+        },
+      );
+    }
+    await patcher.noteForced(patch.id);
+    const control = new TransitionControl();
+    control.force();
+    const { direction } = transition;
+    return await transit(session, patcher, patch, direction, { ...options, model: 'hybrid', control });
+  });
+}
+
 async function transit(
   session: KernelSession,
   patcher: KernelPatcher,
@@ -276,6 +349,7 @@ async function transit(
   const stop = () => control.stop();
   options.signal.addEventListener('abort', stop);
   step('install', `${patch.functions.length} functions`);
+  const wasBegun = patcher.registry.transition !== undefined;
   try {
     const result = await patcher.watch.explain(async () => {
       const outcome = await runTransition(
@@ -290,6 +364,7 @@ async function transit(
         },
       );
       if (outcome.kind === 'complete') await patcher.complete(patch, outcome.direction, outcome.forced);
+      else await patcher.noteStragglers(outcome.stragglers);
       return outcome;
     });
     session.resume();
@@ -300,12 +375,12 @@ async function transit(
     );
     return { patch: { id: patch.id, name: patch.name }, result, statistics };
   } catch (error) {
-    if (
-      !(error instanceof LivegraftError) ||
-      error.code === 'target-gone' ||
-      error.code === 'model-needs-barrier'
-    )
+    if (!(error instanceof LivegraftError) || error.code === 'target-gone') throw error;
+    if (error.code === 'model-needs-barrier') {
+      // Nothing was written but the record.
+      if (!wasBegun) await patcher.complete(patch, direction === 'patch' ? 'unpatch' : 'patch', false);
       throw error;
+    }
     throw new LivegraftError(
       'transition-interrupted',
       `kernel ${session.kernel.image.release}: the transition of patch ${patch.name} is not complete: ${error.message}`,

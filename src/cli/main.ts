@@ -287,15 +287,11 @@ function addRevert(program: Command, output: () => Output, io: Io, setCode: (cod
 }
 
 function addForce(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
-  program
-    .command('force')
-    .description(
-      'complete a half-done transition of a process without looking at the threads that hold it up',
-    )
-    .requiredOption('--pid <pid>', 'the process', parsePid)
+  addSubjectOptions(program.command('force'))
+    .description('complete a half-done transition without looking at the tasks that hold it up')
     .option(
       '--accept-inconsistency',
-      'these threads may run a mix of old and new code, and crash the process',
+      'these tasks may run a mix of old and new code, and crash what they run in',
     )
     .option('--timeout <seconds>', 'how long to try', parseSeconds, 30)
     .addHelpText(
@@ -306,11 +302,16 @@ The patch counts as forced for good (livegraft status); its memory is never unma
 Example:
   $ livegraft force --pid 1234 --accept-inconsistency`,
     )
-    .action(async (options: { pid: number; acceptInconsistency?: boolean; timeout: number }) => {
-      const { forceTransition } = await import('./commands/transition.js');
-      const { pid, acceptInconsistency, timeout } = options;
-      const chosen = { pid, timeoutMs: timeout * 1000, acceptInconsistency: acceptInconsistency === true };
-      setCode(await forceTransition(chosen, output(), io));
+    .action(async (options: SubjectOptions & { acceptInconsistency?: boolean; timeout: number }) => {
+      const subject = subjectOf(options, program);
+      const { forceKernelTransition, forceTransition } = await import('./commands/transition.js');
+      const { acceptInconsistency, timeout } = options;
+      const how = { timeoutMs: timeout * 1000, acceptInconsistency: acceptInconsistency === true };
+      setCode(
+        subject.kind === 'process'
+          ? await forceTransition({ ...subject, ...how }, output(), io)
+          : await forceKernelTransition({ ...subject, ...how }, output(), io),
+      );
     });
 }
 
@@ -346,7 +347,7 @@ Examples:
       const isGiven = options.gdb !== undefined || options.vmlinux !== undefined;
       const subject = isGiven ? subjectOf(options, program) : undefined;
       const { showKernelStatus, showStatus } = await import('./commands/status.js');
-      if (subject?.kind === 'kernel') await showKernelStatus(subject, output());
+      if (subject?.kind === 'kernel') await showKernelStatus(subject, options.explain === true, output());
       else await showStatus(options.pid, options.explain === true, output());
     });
 }

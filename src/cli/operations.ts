@@ -1,8 +1,8 @@
 import type { TransitionEvent, TransitionResult } from '../engine/events.js';
 import type { ConsistencyModel, StragglerReason } from '../engine/target.js';
 import type { TransitionControl } from '../engine/transition.js';
-import type { StragglerReport } from '../targets/process/straggler-report.js';
 import type { SoakOptions, SoakReport } from '../targets/soak.js';
+import type { StragglerReport } from '../targets/straggler-report.js';
 
 /** The operations that commands call; `src/cli/process-operations.ts` joins the parts that carry them out. */
 export interface ProcessOperations {

@@ -16,16 +16,13 @@ import { ProcessSpace } from '../targets/process/process-space.js';
 import { ProcessTransition } from '../targets/process/process-transition.js';
 import type { RegisteredPatch, RegisteredTransition, Registry } from '../targets/process/registry.js';
 import { findRegistryMapping } from '../targets/process/registry-store.js';
-import {
-  explainStragglers,
-  recordedStragglers,
-  type StragglerReport,
-} from '../targets/process/straggler-report.js';
+import { explainStragglers, recordedStragglers } from '../targets/process/straggler-report.js';
 import { expectNoSuspendedContext, isStillReferenced } from '../targets/process/suspended-contexts.js';
 import { isGsInUse, stateInTarget } from '../targets/process/task-slots.js';
 import { PATIENT_TIMEOUT_MS, sleepSync } from '../targets/process/tracer.js';
 import { rangesBelow, versionStack } from '../targets/process/trampolines.js';
 import type { SoakOptions, SoakReport } from '../targets/soak.js';
+import type { StragglerReport } from '../targets/straggler-report.js';
 import type {
   ApplyOptions,
   ApplyOutcome,

@@ -190,7 +190,8 @@ class Transition {
   }
 
   async #reverse(why: string): Promise<void> {
-    if (this.#direction === 'patch') this.#passMoment('disable');
+    // A removal may have come as far as its last callback: then its first one has its turn again.
+    this.#passMoment(this.#direction === 'patch' ? 'disable' : 'enable');
     this.#direction = this.#direction === 'patch' ? 'unpatch' : 'patch';
     this.#check = this.#modelCheck;
     await this.#target.reverse(this.#direction);

@@ -147,7 +147,16 @@ describe('a patch of a running kernel', () => {
     expect(straggler.reason.frames.map((frame) => frame.symbol?.replace(/\+.*/, ''))).toEqual([
       ...['__schedule', 'schedule', 'schedule_timeout', 'watchdog', 'kthread', 'ret_from_fork'],
     ]);
-    expect(run('status').lines.at(-1)).toMatchObject({ transition: { direction: 'patch' } });
+    const status = jsonLineSchema.parse(run('status', '--explain').lines.at(-1));
+    if (status.event !== 'kernelStatus') throw new Error('no status');
+    expect(status.transition?.direction).toBe('patch');
+    const explained = status.transition?.stragglers?.find(({ name }) => name === 'khungtaskd');
+    expect(explained).toMatchObject({
+      reason: { kind: 'busy', function: 'schedule_timeout' },
+      blockingFrame: 2,
+    });
+    expect(explained?.attempts).toBeGreaterThanOrEqual(straggler.attempts);
+    expect(explained?.releasedBy).toContain('return of schedule_timeout');
     // Another patch has to wait.
     expect(errorOf(run('apply', patchOf('cmdline.c')).lines)).toMatchObject({
       code: 'transition-in-progress',
@@ -180,6 +189,25 @@ describe('a patch of a running kernel', () => {
     // The other way round: nothing has to leave for that.
     const back = run('apply', join(folder, 'schedule-timeout.o.lgp'), '--timeout', '30');
     expect(back.lines.at(-1)).toMatchObject({ result: { kind: 'complete', direction: 'patch' } });
+    await expectQuiet();
+  });
+
+  it('is forced only with a confirmation, and what a thread is inside of stays', async () => {
+    expect(errorOf(run('force', '--accept-inconsistency').lines)).toMatchObject({ code: 'no-transition' });
+    expect(run('revert', '--timeout', '1').code).toBe(3);
+    expect(errorOf(run('force').lines)).toMatchObject({ code: 'force-unconfirmed' });
+    expect(run('status').lines.at(-1)).toMatchObject({
+      patches: [{ forced: false }],
+      transition: { direction: 'unpatch' },
+    });
+    expect(run('force', '--accept-inconsistency').lines.at(-1)).toMatchObject({
+      result: { kind: 'complete', direction: 'unpatch', forced: true },
+    });
+    expect(run('status').lines.at(-1)).toMatchObject({ patches: [], transition: null });
+    const stacks = jsonLineSchema.parse(run('stack').lines.at(-1));
+    if (stacks.event !== 'kernelStack') throw new Error('no stacks');
+    const thread = stacks.tasks.find((task) => task.name === 'khungtaskd');
+    expect(thread?.frames.map((frame) => frame.module)).toContain('patch schedule-timeout');
     await expectQuiet();
   });
 
@@ -229,6 +257,12 @@ describe('a patch of a running kernel', () => {
     const waiting = result.stragglers.map(({ name }) => name);
     expect(waiting).toContain('kthreadd');
     expect(waiting).not.toContain('cat');
+    const explained = jsonLineSchema.parse(run('status', '--explain').lines.at(-1));
+    if (explained.event !== 'kernelStatus') throw new Error('no status');
+    const thread = explained.transition?.stragglers?.find(({ name }) => name === 'kthreadd');
+    // Nothing holds it but the model.
+    expect(thread).toMatchObject({ reason: null, seenAt: 'now', attempts: 0 });
+    expect(Date.parse(thread?.since ?? '')).toBeGreaterThan(0);
     expect(result.stragglers[0]?.reason).toEqual({
       kind: 'beforeBarrier',
       barrier: 'exit_to_user_mode_prepare',
@@ -243,17 +277,6 @@ describe('a patch of a running kernel', () => {
       result: { kind: 'complete' },
     });
     expect(await entryOf('exit_to_user_mode_prepare')).toBe(before);
-    for (const [barrier, why] of [
-      ['loadavg_proc_show', 'replaces it'],
-      ['do_syscall_64', 'fentry nop'],
-      ['no_such', '0 functions'],
-    ] as const) {
-      const refused = run('apply', patchOf('getpid.c'), '--barrier', barrier);
-      expect(errorOf(refused.lines)).toMatchObject({
-        code: 'bad-barrier',
-        message: expect.stringContaining(why),
-      });
-    }
     expect(run('revert', 'loadavg', '--timeout', '30').lines.at(-1)).toMatchObject({
       result: { kind: 'complete' },
     });
@@ -326,7 +349,7 @@ describe('a function of a module', () => {
   const revert = () => revertFromKernel(subjectOptions());
   const complete = { result: { kind: 'complete', forced: false } };
   const entry = async () => {
-    const { patches } = await kernelStatus(subjectOptions());
+    const { patches } = await kernelStatus(subjectOptions(), false);
     return patches.flatMap(({ functions }) => functions.filter(({ object }) => object === MODULE))[0]?.entry;
   };
   const load = () => guest.run(`insmod /lib/${MODULE}.ko; mount -t ${MODULE} none /tmp/m`);
@@ -456,6 +479,21 @@ describe('what can not be patched', () => {
   });
 
   it('is refused when it is applied, and the guest stays as it was', async () => {
+    for (const [barrier, why] of [
+      ['__x64_sys_getpid', 'replaces it'],
+      ['do_syscall_64', 'fentry nop'],
+      ['no_such', '0 functions'],
+    ] as const) {
+      const refused = applyToKernel({
+        ...options(guest.gdb, () => {}),
+        patchPath: patchOf('getpid.c'),
+        barrier,
+      });
+      await expect(refused).rejects.toMatchObject({
+        code: 'bad-barrier',
+        message: expect.stringContaining(why),
+      });
+    }
     const object = compile('refused.c', '-DNO_FENTRY');
     expect(build(object).code).toBe(0);
     const entry = await entryOf('memcpy_orig');

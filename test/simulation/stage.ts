@@ -1,6 +1,6 @@
 import { LivegraftError } from '../../src/base/errors.js';
-import type { TransitionResult } from '../../src/engine/events.js';
 import { type CallbackKind, passMoment } from '../../src/engine/callbacks.js';
+import type { TransitionResult } from '../../src/engine/events.js';
 import { findStateConflict } from '../../src/engine/states.js';
 import type { ConsistencyModel, Direction } from '../../src/engine/target.js';
 import { runTransition, TransitionControl } from '../../src/engine/transition.js';
@@ -14,6 +14,7 @@ import { frameOf, type SimulatedTask, stateOf } from '../../src/targets/simulate
 export class Stage {
   readonly machine: SimulatedMachine;
   readonly #model: ConsistencyModel;
+  readonly #unreliableChance: number;
 
   constructor(
     options: {
@@ -21,10 +22,13 @@ export class Stage {
       readonly seed?: number;
       readonly model?: ConsistencyModel;
       readonly calls?: readonly string[];
+      /** Of every walk. 0 where a test asks for the reason of the last refusal. */
+      readonly unreliableChance?: number;
     } = {},
   ) {
-    const { tasks = 8, seed = 1, model = 'hybrid', calls } = options;
+    const { tasks = 8, seed = 1, model = 'hybrid', calls, unreliableChance = 0.1 } = options;
     this.#model = model;
+    this.#unreliableChance = unreliableChance;
     this.machine = new SimulatedMachine({
       choices: Choices.ofSeed(seed),
       tasks,
@@ -104,7 +108,7 @@ export class Stage {
       patch,
       hasBarrier: this.#model === 'lazy',
       deathChance: 0,
-      unreliableChance: 0.1,
+      unreliableChance: this.#unreliableChance,
       instantsPerMs: machine.alive.length,
     });
     const control = new TransitionControl();

@@ -19,7 +19,7 @@ const CACHE = join(tmpdir(), `livegraft-kernel-${process.getuid?.() ?? 0}`);
 const BUSYBOX = '/bin/busybox';
 
 /** A guest is killed after this, whatever becomes of its test. */
-const GUEST_SECONDS = 400;
+const GUEST_SECONDS = 600;
 
 export interface KernelPackage {
   /** `6.1.0-50-cloud-amd64` */

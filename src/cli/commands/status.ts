@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
+import type { StragglerReport } from '../../targets/straggler-report.js';
 import { stragglerJson } from '../json-lines.js';
 import type { KernelReference } from '../kernel-operations.js';
 import { LIVEPATCH_SNAPSHOT_COMMAND, parseLivepatchState } from '../klp-state.js';
@@ -42,9 +43,13 @@ const ENTRY_TEXT = {
     ', and the module was loaded again since: it runs without the patch (revert, then apply again)',
 } as const;
 
-export async function showKernelStatus(reference: KernelReference, output: Output): Promise<void> {
+export async function showKernelStatus(
+  reference: KernelReference,
+  explained: boolean,
+  output: Output,
+): Promise<void> {
   const { kernelStatus } = await import('../kernel-operations.js');
-  const { release, patches, transition } = await kernelStatus(reference);
+  const { release, patches, transition } = await kernelStatus(reference, explained);
   output.json({
     event: 'kernelStatus',
     release,
@@ -63,7 +68,14 @@ export async function showKernelStatus(reference: KernelReference, output: Outpu
       })),
     })),
     transition:
-      transition === undefined ? null : { patchId: transition.patchId, direction: transition.direction },
+      transition === undefined
+        ? null
+        : {
+            patchId: transition.patchId,
+            direction: transition.direction,
+            startedAt: transition.startedAt ?? null,
+            stragglers: transition.stragglerReports?.map(stragglerJson) ?? null,
+          },
   });
   const { bold, green, yellow } = output.colors;
   output.text(bold(`kernel ${release}`));
@@ -79,9 +91,15 @@ export async function showKernelStatus(reference: KernelReference, output: Outpu
     }
   }
   if (transition === undefined) return;
-  const { direction, patchId } = transition;
+  const { direction, patchId, stragglerReports } = transition;
   output.text(`  ${yellow('transition not complete')}: ${direction}, patch ${patchId}`);
-  output.text('  what to do: apply the patch again to complete it, or livegraft revert --gdb …');
+  if (stragglerReports !== undefined)
+    explain(transition, stragglerReports, { tasks: 'task', name: 'kernel', options: '--gdb …' }, output);
+  else {
+    output.text(
+      '  what to do: apply the patch again to complete it, or livegraft revert --gdb …; why it is not complete: --explain',
+    );
+  }
 }
 
 /** What the kernel's own livepatch does in a machine, from a snapshot that was taken there (`-`: from standard input). */
@@ -141,8 +159,10 @@ function showProcess(status: ProcessStatus, output: Output): void {
   output.text(`  ${yellow('transition not complete')}: ${transition.direction}, patch ${transition.patchId}`);
   if (transition.isHeld) output.text('    another process holds the threads: probably a livegraft at work');
   for (const task of transition.tasks) output.text(`    ${task.tid} ${task.name}: ${task.state}`);
-  if (transition.stragglers !== undefined) explain(transition, transition.stragglers, status.pid, output);
-  else {
+  if (transition.stragglers !== undefined) {
+    const subject = { tasks: 'thread', name: 'process', options: `--pid ${status.pid}` };
+    explain(transition, transition.stragglers, subject, output);
+  } else {
     output.text(
       `  what to do: apply the patch again to complete it, or livegraft revert --pid ${status.pid}; why it is not complete: --explain`,
     );
@@ -150,14 +170,14 @@ function showProcess(status: ProcessStatus, output: Output): void {
 }
 
 function explain(
-  { direction, startedAt }: TransitionStatus,
-  stragglers: NonNullable<TransitionStatus['stragglers']>,
-  pid: number,
+  { direction, startedAt }: Pick<TransitionStatus, 'direction'> & { readonly startedAt?: string | undefined },
+  stragglers: readonly StragglerReport[],
+  subject: { readonly tasks: string; readonly name: string; readonly options: string },
   output: Output,
 ): void {
   const { bold, yellow } = output.colors;
   output.text(
-    `  ${stragglers.length} threads have not switched, of a transition that began ${startedAt ?? '?'}`,
+    `  ${stragglers.length} ${subject.tasks}s have not switched, of a transition that began ${startedAt ?? '?'}`,
   );
   for (const {
     tid,
@@ -172,7 +192,7 @@ function explain(
   } of stragglers) {
     const seen = seenAt === 'now' ? '' : `, as seen ${seenAt}`;
     const why = reason === undefined ? 'nothing holds it' : reasonText(reason);
-    output.text(`  ${bold(`thread ${tid}`)} (${name}): ${why}${seen}`);
+    output.text(`  ${bold(`${subject.tasks} ${tid}`)} (${name}): ${why}${seen}`);
     output.text(`    since ${since ?? '?'}, refused ${attempts} times`);
     frames.forEach((frame, index) => {
       const line = `#${index} ${hex(frame.address)} ${frame.symbol ?? '?'} (${frame.module ?? '?'})`;
@@ -181,10 +201,11 @@ function explain(
     output.text(`    what releases it: ${releasedBy}`);
   }
   const [go, back] = direction === 'patch' ? ['apply', 'revert'] : ['revert', 'apply'];
-  output.text('  what to do, while the process runs on safely as it is:');
+  const { tasks, options } = subject;
+  output.text(`  what to do, while the ${subject.name} runs on safely as it is:`);
   output.text(
-    `    release the threads as said above, and repeat livegraft ${go} --pid ${pid} to complete it;`,
+    `    release the ${tasks}s as said above, and repeat livegraft ${go} ${options} to complete it;`,
   );
-  output.text(`    or go the other way with livegraft ${back} --pid ${pid};`);
-  output.text(`    or, where a mix of versions can do no harm, livegraft force --pid ${pid} (see its help)`);
+  output.text(`    or go the other way with livegraft ${back} ${options};`);
+  output.text(`    or, where a mix of versions can do no harm, livegraft force ${options} (see its help)`);
 }

@@ -74,6 +74,17 @@ export async function revertKernelPatch(
   );
 }
 
+export async function forceKernelTransition(
+  options: KernelReference & Pick<ForceOptions, 'timeoutMs' | 'acceptInconsistency'>,
+  output: Output,
+  io: Io,
+): Promise<number> {
+  const operations = await import('../kernel-operations.js');
+  return await transit(output, io, kernelSubject(options), 'forced', (hooks) =>
+    operations.forceInKernel({ ...options, ...hooks }),
+  );
+}
+
 /** How reports speak of what is patched. */
 interface Subject {
   readonly name: string;

@@ -1,6 +1,7 @@
 import type { Architecture } from '../../arch/architecture.js';
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
+import type { Straggler } from '../../engine/events.js';
 import type { Patch } from '../../patch/content.js';
 import type { Digest } from '../../patch/file.js';
 import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
@@ -17,12 +18,15 @@ import {
   REGISTRY_BYTES,
   type RegisteredKernelFunction,
   type RegisteredKernelPatch,
+  type RegisteredKernelStraggler,
 } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
 import { findFentryNop, JUMP_BYTES, TRAMPOLINE_BYTES } from './kernel-trampoline.js';
 import { KernelTransition } from './kernel-transition.js';
 
 const PAGE_BYTES = 4096;
+/** The registry has room for so many stragglers beside the patches. */
+const MAX_NOTED = 100;
 /** "lg" and a count: no value of the kernel's own for patch_state. */
 const SWITCHED_BASE = 0x6c67_0000;
 
@@ -201,15 +205,39 @@ export class KernelPatcher {
           begunAs: direction,
           direction,
           switchedValue: SWITCHED_BASE + (serial & 0xffff),
+          startedAt: new Date().toISOString(),
         },
         serial,
       });
     } else if (left.direction !== direction)
-      await this.save({ ...this.#registry, transition: { ...left, direction } });
+      await this.save({ ...this.#registry, transition: turned(left, direction) });
     const { transition } = this.#registry;
     if (transition === undefined) throw new Error('the transition was not recorded');
     return new KernelTransition(this.#session, this.watch, patch, transition, usesBarrier, async (now) => {
-      await this.save({ ...this.#registry, transition: { ...transition, direction: now } });
+      await this.save({ ...this.#registry, transition: turned(transition, now) });
+    });
+  }
+
+  /** For good, and before the first task is switched unchecked. */
+  async noteForced(id: string): Promise<void> {
+    const patches = this.#registry.patches.map((patch) =>
+      patch.id === id ? { ...patch, forced: true } : patch,
+    );
+    await this.save({ ...this.#registry, patches });
+  }
+
+  /** Adds the tasks that a run could not switch to what earlier runs have left. */
+  async noteStragglers(stragglers: readonly Straggler[]): Promise<void> {
+    const { transition } = this.#registry;
+    if (transition === undefined) return;
+    const noted = stragglers.map(({ task, name, attempts, sinceMs }): RegisteredKernelStraggler => {
+      const known = transition.stragglers?.find((each) => each.id === task && each.name === name);
+      const since = known?.since ?? new Date(Date.now() - sinceMs).toISOString();
+      return { id: task, name, attempts: attempts + (known?.attempts ?? 0), since };
+    });
+    await this.save({
+      ...this.#registry,
+      transition: { ...transition, stragglers: noted.slice(0, MAX_NOTED) },
     });
   }
 
@@ -346,6 +374,14 @@ export class KernelPatcher {
         patch.functions.some((fn) => fn.old[0]?.address === entry),
     );
   }
+}
+
+type Transition = NonNullable<KernelRegistry['transition']>;
+
+/** Going the other way, for other reasons. */
+function turned(transition: Transition, direction: Transition['direction']): Transition {
+  const { stragglers: _, ...rest } = transition;
+  return { ...rest, direction, startedAt: new Date().toISOString() };
 }
 
 /** With a trampoline for each function, and one for the barrier. */

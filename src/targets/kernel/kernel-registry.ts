@@ -47,6 +47,16 @@ export interface RegisteredKernelPatch {
   readonly barrier?: RegisteredKernelBarrier;
 }
 
+export interface RegisteredKernelStraggler {
+  readonly id: string;
+  /** With the id it tells a later task of the same pid apart, mostly. */
+  readonly name: string;
+  /** Over all runs. */
+  readonly attempts: number;
+  /** ISO 8601. */
+  readonly since: string;
+}
+
 export interface KernelRegistry {
   readonly patches: readonly RegisteredKernelPatch[];
   /** One that runs or was left half-done. */
@@ -58,6 +68,10 @@ export interface KernelRegistry {
         readonly direction: 'patch' | 'unpatch';
         /** What a task's `patch_state` is when it has switched. */
         readonly switchedValue: number;
+        /** ISO 8601: when it was begun, or last turned around. */
+        readonly startedAt?: string;
+        /** Those that the runs that have left it could not switch. */
+        readonly stragglers?: readonly RegisteredKernelStraggler[];
       }
     | undefined;
   /** Counts transitions. */

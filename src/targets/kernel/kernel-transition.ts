@@ -182,6 +182,35 @@ export class KernelTransition implements TransitionTarget {
     }
   }
 
+  /** What holds each task that has not switched, for a report: nothing is changed. */
+  async explain(): Promise<
+    readonly { readonly task: TaskInfo; readonly reason: StragglerReason | undefined }[]
+  > {
+    const reports: { task: TaskInfo; reason: StragglerReason | undefined }[] = [];
+    for (const info of await this.tasks()) {
+      if (info.state === this.#wanted) continue;
+      const known = this.#known.get(info.id);
+      await this.#session.stop();
+      try {
+        const task = known && (await this.#session.tasks.findAgain(known));
+        if (task === undefined) continue;
+        reports.push({
+          task: info,
+          reason: await this.#refusal(task, task.isOnCpu ? await this.#enter() : []),
+        });
+      } catch (error) {
+        if (!isInconsistent(error)) throw error;
+        reports.push({
+          task: info,
+          reason: { kind: 'unstoppable', detail: (error as LivegraftError).message },
+        });
+      } finally {
+        this.#session.breathe();
+      }
+    }
+    return reports;
+  }
+
   async trySwitch(id: TaskId, to: State, check: 'checked' | 'unchecked'): Promise<SwitchOutcome> {
     const known = this.#known.get(id);
     if (known === undefined) return { kind: 'gone' };

@@ -1,5 +1,5 @@
-import { expectNever } from '../../base/errors.js';
-import type { Direction, ReportedFrame, StragglerReason } from '../../engine/target.js';
+import type { ReportedFrame, StragglerReason } from '../../engine/target.js';
+import { blockingFrame, releasedBy, type StragglerReport } from '../straggler-report.js';
 import { readBlockingSyscall, readThreadStat } from './proc.js';
 import type { ProcessSession } from './process-session.js';
 import type { RegisteredPatch, RegisteredStraggler, Registry } from './registry.js';
@@ -7,26 +7,6 @@ import { blockingCallName } from './syscalls.js';
 import { createTaskSlots } from './task-slots.js';
 import { PATIENT_TIMEOUT_MS, type Tracee } from './tracer.js';
 import { decidedFunction, rangesLeaving } from './trampolines.js';
-
-/** All that can be said of a thread that a transition has not switched. */
-export interface StragglerReport {
-  readonly tid: number;
-  readonly name: string;
-  /** ISO 8601: when it was first refused; of a thread that was never tried, when the transition began. */
-  readonly since: string | undefined;
-  /** Refusals over all runs that have left a record. */
-  readonly attempts: number;
-  /** When the reason was seen: `now`, or, while another livegraft holds the threads, the time of its last look. */
-  readonly seenAt: string | 'now';
-  /** Undefined when nothing holds it: the next try switches it. */
-  readonly reason: StragglerReason | undefined;
-  /** Innermost first. */
-  readonly frames: readonly ReportedFrame[];
-  /** Index of the frame that blocks it, where one does. */
-  readonly blockingFrame: number | undefined;
-  /** What would let it switch. */
-  readonly releasedBy: string;
-}
 
 /** Looks at every seized thread. Each is stopped for a moment, and goes on seized. */
 export function explainStragglers(
@@ -112,42 +92,8 @@ function knownStraggler(registry: Registry, pid: number, tid: number): Registere
   );
 }
 
-function blockingFrame(reason: StragglerReason | undefined): number | undefined {
-  if (reason?.kind === 'busy') return reason.frame;
-  // An unreliable walk ends where it could not go on.
-  return reason?.kind === 'unreliable' && reason.frames.length > 0 ? reason.frames.length - 1 : undefined;
-}
-
 /** What a sleeping thread waits for. */
 function waitOf(pid: number, tid: number): string | undefined {
   const blocked = readBlockingSyscall(pid, tid);
   return blocked === undefined || blocked.number < 0 ? undefined : blockingCallName(blocked.number);
-}
-
-function releasedBy(
-  reason: StragglerReason | undefined,
-  direction: Direction,
-  waitsIn: string | undefined,
-  barrier: string | undefined,
-): string {
-  const orBarrier = barrier === undefined ? '' : `, or a call of ${barrier}`;
-  const wait = waitsIn === undefined ? '' : `; it waits in ${waitsIn}, and goes on when that ends`;
-  switch (reason?.kind) {
-    case undefined:
-      return 'nothing holds it: it switches when the command is repeated';
-    case 'busy': {
-      const version = direction === 'patch' ? 'the version that is being replaced' : 'the new version';
-      return `the return of ${reason.function} (${version})${orBarrier}${wait}`;
-    }
-    case 'unreliable':
-      return `a stack that can be proven: it is looked at again elsewhere, at system calls too${orBarrier}${wait}`;
-    case 'unstoppable':
-      return 'its way out of an uninterruptible sleep: a vfork child that executes or exits, a disk or network file system that answers';
-    case 'waiting':
-      return 'a look at its stack: it has not been tried yet';
-    case 'beforeBarrier':
-      return `a call of ${reason.barrier}${wait}`;
-    default:
-      return expectNever(reason, 'straggler reason');
-  }
 }

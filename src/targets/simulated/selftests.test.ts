@@ -74,7 +74,7 @@ describe('test-livepatch', () => {
   });
 
   it('atomic replace livepatch: turned around in mid-transition, leaves the older ones as they were', async () => {
-    const stage = new Stage();
+    const stage = new Stage({ unreliableChance: 0 });
     const [first, second] = [patchOf('first', ['f', 'g']), patchOf('second', ['g'])];
     await stage.enable(first);
     await stage.enable(second);
@@ -137,7 +137,7 @@ describe('test-callbacks', () => {
 
   it('busy target module: stalls, a second patch may not come, no post-patch runs, disable reverses and skips pre-unpatch', async () => {
     const log: string[] = [];
-    const stage = new Stage();
+    const stage = new Stage({ unreliableChance: 0 });
     const task = stage.park('f');
     const patch = withCallbacks(patchOf('livepatch', ['f', 'g']), log);
     expect(await stage.enable(patch, { timeoutMs: 200 })).toMatchObject({
