@@ -6,7 +6,7 @@ import { type Fde, FrameSection } from '../dwarf/frame-section.js';
 import { type Lsda, parseLsda } from '../dwarf/lsda.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
-import { lowerBound, type Program } from './program.js';
+import type { Program } from './program.js';
 import { relocatedSection } from './relocated-section.js';
 
 /** Where exceptions that come out of calls are caught, by the index of the call. */
@@ -109,7 +109,7 @@ function addCalls(
   for (const { start: from, end, landingPad } of callSites) {
     const pad = landingPad === undefined ? -1 : program.index.find(base + landingPad);
     if (pad < 0) continue;
-    for (let i = lowerBound(offsets, count, start + from); i < count; i++) {
+    for (let i = program.index.rank(start + from); i < count; i++) {
       // The unwinder looks for the byte before the return address.
       const last = (offsets[i] as number) + (lengths[i] as number) - 1;
       if (last >= start + end) break;
@@ -132,7 +132,7 @@ function addArguments(
   for (const row of frameRows(fde, elf.source)) {
     if (row.argsSizeBytes === 0) continue;
     const end = start + row.end - fde.start;
-    for (let i = lowerBound(offsets, count, start + row.start - fde.start); i < count; i++) {
+    for (let i = program.index.rank(start + row.start - fde.start); i < count; i++) {
       if ((offsets[i] as number) >= end) break;
       if (flows[i] === FlowCode.call || flows[i] === FlowCode.indirectCall)
         argumentBytes.set(i, row.argsSizeBytes);

@@ -1,5 +1,5 @@
 import { FlowCode, isInert } from '../arch/instruction-table.js';
-import { lowerBound, type Program } from './program.js';
+import type { Program } from './program.js';
 
 /**
  * Functions that never return by their documentation: the C and C++ runtimes' (C17 7.22.4, 7.13.2; Itanium C++ ABI),
@@ -36,19 +36,29 @@ function isNoReturnName(name: string): boolean {
  * out of it. `resumed`: positions of instructions that control may go on behind although they don't look so.
  */
 export function findNoReturnTargets(program: Program, resumed: readonly number[]): ReadonlySet<number> {
-  const { table, functions, index } = program;
-  const { flows, targets, offsets, lengths } = table;
+  const found = findByName(program);
+  findByEnd(program, found);
+  new ContentSearch(program, resumed, found).run();
+  found.delete(-1);
+  return found;
+}
+
+function findByName({ elf, linkageNames, functions }: Program): Set<number> {
   const found = new Set<number>();
-  const goesOn = new Set(resumed);
-  for (const symbol of program.elf.symbols) {
+  for (const symbol of elf.symbols) {
     if (symbol.sectionIndex === 0 && symbol.index > 0 && isNoReturnName(symbol.name))
       found.add(-2 - symbol.index);
   }
-  for (const [position, name] of program.linkageNames) if (isNoReturnName(name)) found.add(position);
+  for (const [position, name] of linkageNames) if (isNoReturnName(name)) found.add(position);
   for (const { name, start } of functions) if (name !== undefined && isNoReturnName(name)) found.add(start);
+  return found;
+}
 
+/** What functions call last, with nothing behind the call but padding. */
+function findByEnd({ functions, index, table }: Program, found: Set<number>): void {
+  const { flows, targets, offsets, lengths } = table;
   for (const { end, start } of functions) {
-    let last = lowerBound(offsets, table.count, end) - 1;
+    let last = index.rank(end) - 1;
     if (last < 0 || (offsets[last] as number) + (lengths[last] as number) > end) continue;
     // Padding may follow.
     while (last >= 0 && (offsets[last] as number) >= start && isInert(table, last)) last--;
@@ -56,70 +66,134 @@ export function findNoReturnTargets(program: Program, resumed: readonly number[]
       found.add(targets[last] as number);
     }
   }
-  // By content, until nothing changes: a function that only calls such functions is one too.
-  const seen = new Int32Array(table.count);
-  let stamp = 0;
-  const entries = functions.filter((f) => !f.isPart && !found.has(f.start));
-  for (let rounds = 0; rounds < 8; rounds++) {
-    let changed = false;
-    for (const f of entries) {
-      if (found.has(f.start)) continue;
-      const first = index.find(f.start);
-      if (first >= 0 && !mayReturn(program, first, found, goesOn, seen, ++stamp)) {
-        found.add(f.start);
-        changed = true;
-      }
-    }
-    if (!changed) break;
-  }
-  found.delete(-1);
-  return found;
 }
 
 const MAX_STEPS = 4000;
+const MAX_ROUNDS = 8;
+const TOUCHES_ALL = 0xffff;
 
-/** Most functions show a return soon; one that is too long to tell is taken to return. */
-function mayReturn(
-  program: Program,
-  first: number,
-  noReturn: ReadonlySet<number>,
-  goesOn: ReadonlySet<number>,
-  seen: Int32Array,
-  stamp: number,
-): boolean {
-  const { table, targetIndexes, functionStarts } = program;
-  const { flows, targets, offsets, lengths, count } = table;
-  const work = [first];
-  let steps = 0;
-  for (;;) {
-    let i = work.pop();
-    if (i === undefined) return false;
-    for (; i < count && seen[i] !== stamp; i++) {
-      if (++steps > MAX_STEPS) return true;
-      seen[i] = stamp;
-      const flow = flows[i] as number;
-      const target = targetIndexes[i] as number;
-      if (flow === FlowCode.jump || flow === FlowCode.branch) {
-        // A sibling call returns if what it jumps to does.
-        const position = targets[i] as number;
-        if (target < 0 || (functionStarts.has(position) && target !== first)) {
-          if (!noReturn.has(position)) return true;
-        } else work.push(target);
-        if (flow === FlowCode.jump && !goesOn.has(offsets[i] as number)) break;
-      } else if (flow === FlowCode.call) {
-        if (noReturn.has(targets[i] as number)) break;
-      } else if (flow === FlowCode.deadEnd) {
-        if (!goesOn.has(offsets[i] as number)) break;
-      } else if (
-        flow === FlowCode.return ||
-        flow === FlowCode.indirectJump ||
-        flow === FlowCode.interruptReturn
-      ) {
-        return true;
+/** By content, until nothing changes: a function that only calls such functions is one too. */
+class ContentSearch {
+  readonly #program: Program;
+  readonly #found: Set<number>;
+  readonly #seen: Int32Array;
+  readonly #goesOn: Uint8Array;
+  readonly #work: number[] = [];
+  #stamp = 0;
+  /** The calls and jumps that a function was found to return behind, since what they lead to may return; one function's behind the other's. */
+  #trusted = new Int32Array(1 << 12);
+  #trustedCount = 0;
+
+  constructor(program: Program, resumed: readonly number[], found: Set<number>) {
+    const { table, index } = program;
+    this.#program = program;
+    this.#found = found;
+    this.#seen = new Int32Array(table.count);
+    this.#goesOn = new Uint8Array(table.count);
+    for (const position of resumed) {
+      const i = index.find(position);
+      if (i >= 0) this.#goesOn[i] = 1;
+    }
+  }
+
+  run(): void {
+    const { functions, index } = this.#program;
+    const found = this.#found;
+    const starts: number[] = [];
+    for (const { start, isPart } of functions) if (!isPart && !found.has(start)) starts.push(start);
+    const trustedFrom = new Int32Array(starts.length);
+    const trustedTo = new Int32Array(starts.length);
+    let last: ReadonlySet<number> = found;
+    for (let round = 0; round < MAX_ROUNDS && last.size > 0; round++) {
+      const news = new Set<number>();
+      for (let f = 0; f < starts.length; f++) {
+        const start = starts[f] as number;
+        if (found.has(start)) continue;
+        // What a function was found to return by still holds unless it went through what was found since.
+        const [from, to] = [trustedFrom[f] as number, trustedTo[f] as number];
+        if (round > 0 && !this.#isShaken(from, to, last, news)) continue;
+        const first = index.find(start);
+        if (first < 0) continue;
+        trustedFrom[f] = this.#trustedCount;
+        if (!this.#mayReturn(first)) {
+          found.add(start);
+          news.add(start);
+        }
+        trustedTo[f] = this.#trustedCount;
       }
-      // Code that does not follow on was not decoded.
-      if (i + 1 >= count || (offsets[i + 1] as number) !== (offsets[i] as number) + (lengths[i] as number))
-        return true;
+      last = news;
+    }
+  }
+
+  #isShaken(from: number, to: number, last: ReadonlySet<number>, news: ReadonlySet<number>): boolean {
+    for (let at = from; at < to; at++) {
+      const target = this.#trusted[at] as number;
+      if (last.has(target) || news.has(target)) return true;
+    }
+    return false;
+  }
+
+  #trust(target: number): void {
+    if (this.#trustedCount === this.#trusted.length) {
+      const larger = new Int32Array(this.#trusted.length * 2);
+      larger.set(this.#trusted);
+      this.#trusted = larger;
+    }
+    this.#trusted[this.#trustedCount++] = target;
+  }
+
+  /** Most functions show a return soon; one that is too long to tell is taken to return. */
+  #mayReturn(first: number): boolean {
+    const { table, targetIndexes, isEntry } = this.#program;
+    const { flows, targets, offsets, lengths, touches, count } = table;
+    const noReturn = this.#found;
+    const seen = this.#seen;
+    const goesOn = this.#goesOn;
+    const work = this.#work;
+    const stamp = ++this.#stamp;
+    work.length = 0;
+    work.push(first);
+    let steps = 0;
+    for (;;) {
+      let i = work.pop();
+      if (i === undefined) return false;
+      for (; ; i++) {
+        const start = i;
+        // Those that lead on to the next one and nowhere else.
+        while (touches[i] !== TOUCHES_ALL) i++;
+        if (seen[i] === stamp) break;
+        seen[i] = stamp;
+        steps += i - start + 1;
+        if (steps > MAX_STEPS) return true;
+        const flow = flows[i] as number;
+        if (flow === FlowCode.jump || flow === FlowCode.branch) {
+          const target = targetIndexes[i] as number;
+          // A sibling call returns if what it jumps to does.
+          if (target < 0 || (isEntry[target] === 1 && target !== first)) {
+            const position = targets[i] as number;
+            if (!noReturn.has(position)) {
+              this.#trust(position);
+              return true;
+            }
+          } else work.push(target);
+          if (flow === FlowCode.jump && goesOn[i] === 0) break;
+        } else if (flow === FlowCode.call) {
+          const position = targets[i] as number;
+          if (noReturn.has(position)) break;
+          this.#trust(position);
+        } else if (flow === FlowCode.deadEnd) {
+          if (goesOn[i] === 0) break;
+        } else if (
+          flow === FlowCode.return ||
+          flow === FlowCode.indirectJump ||
+          flow === FlowCode.interruptReturn
+        ) {
+          return true;
+        }
+        // Code that does not follow on was not decoded.
+        if (i + 1 >= count || (offsets[i + 1] as number) !== (offsets[i] as number) + (lengths[i] as number))
+          return true;
+      }
     }
   }
 }
