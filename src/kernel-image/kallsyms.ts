@@ -121,25 +121,65 @@ interface NameTable {
   readonly markersEnd: number;
 }
 
-/** num_syms, names and markers that agree with each other, before the token table. */
+/**
+ * num_syms, names and markers that agree with each other, before the token table. The markers are what can be recognised: the first
+ * is 0, and each next one is larger by what 256 names take. The last tells where about the names begin, with num_syms before them.
+ */
 function* findNameTables(bytes: Uint8Array, limit: number): Generator<NameTable> {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-  for (let countAt = findCount(view, 0, limit); countAt >= 0; countAt = findCount(view, countAt + 4, limit)) {
-    const count = view.getUint32(countAt, true);
-    for (const start of alignments(countAt + 4)) {
-      const markersEnd = checkNames(bytes, view, start, count, limit);
-      if (markersEnd !== undefined) yield { count, countAt, start, markersEnd };
+  const end = limit & ~3;
+  for (let markers = findMarkers(view, end, end); markers >= 0; markers = findMarkers(view, markers, end)) {
+    const most = countMarkers(view, markers, end);
+    // By chance, what follows may look like one more.
+    for (let count = most; count > most - 3; count--) {
+      const table = findNamesBefore(bytes, view, markers, count, limit);
+      if (table !== undefined) yield table;
     }
   }
 }
 
-/** The first place from `from` on that can hold num_syms, -1 for none. Apart, since generators are compiled late. */
-function findCount(view: DataView, from: number, limit: number): number {
-  for (let at = from; at + 8 < limit; at += 4) {
-    const count = view.getUint32(at, true);
-    if (count >= MIN_SYMBOLS && count <= MAX_SYMBOLS && count <= limit - at) return at;
+/** Each name takes two bytes or more. */
+const MIN_STEP_BYTES = 2 * NAMES_PER_MARKER;
+/** Far more than names take. */
+const MAX_STEP_BYTES = 130 * NAMES_PER_MARKER;
+const MIN_MARKERS = Math.ceil(MIN_SYMBOLS / NAMES_PER_MARKER);
+
+/** The last place before `from` where markers can begin, -1 for none. Apart, since generators are compiled late. */
+function findMarkers(view: DataView, from: number, end: number): number {
+  for (let at = from - 4; at >= 0; at -= 4) {
+    if (view.getUint32(at, true) === 0 && countMarkers(view, at, end) >= MIN_MARKERS) return at;
   }
   return -1;
+}
+
+function countMarkers(view: DataView, start: number, end: number): number {
+  let mark = 0;
+  for (let at = start + 4; at < end; at += 4) {
+    const step = view.getUint32(at, true) - mark;
+    if (step < MIN_STEP_BYTES || step > MAX_STEP_BYTES) return (at - start) / 4;
+    mark += step;
+  }
+  return (end - start) / 4;
+}
+
+function findNamesBefore(
+  bytes: Uint8Array,
+  view: DataView,
+  markers: number,
+  markerCount: number,
+  limit: number,
+): NameTable | undefined {
+  if (markerCount < MIN_MARKERS) return undefined;
+  const latest = markers - view.getUint32(markers + 4 * (markerCount - 1), true);
+  for (let countAt = Math.max(0, latest - MAX_STEP_BYTES) & ~3; countAt < latest; countAt += 4) {
+    const count = view.getUint32(countAt, true);
+    if (Math.ceil(count / NAMES_PER_MARKER) !== markerCount || count > MAX_SYMBOLS) continue;
+    for (const start of alignments(countAt + 4)) {
+      const markersEnd = checkNames(bytes, view, start, count, limit);
+      if (markersEnd !== undefined) return { count, countAt, start, markersEnd };
+    }
+  }
+  return undefined;
 }
 
 /** Skips over all names; the markers behind them must say where each 256th began. Returns where they end. */

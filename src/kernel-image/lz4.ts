@@ -1,5 +1,4 @@
 import { ByteReader } from '../base/byte-reader.js';
-import { joinBytes } from '../base/join-bytes.js';
 import { MAX_UNPACKED_BYTES } from './limits.js';
 
 const LEGACY_MAGIC = 0x184c2102;
@@ -19,55 +18,83 @@ export function decompressLz4Legacy(
 ): Uint8Array {
   const reader = new ByteReader(bytes, source);
   if (reader.readU32() !== LEGACY_MAGIC) reader.fail('no legacy LZ4 frame');
-  const blocks: Uint8Array[] = [];
+  // One piece of memory for all of it: what is not written to costs nothing.
+  const output = new Uint8Array(Math.min(maxBytes, BLOCK_BYTES * countBlocks(bytes, source)));
   let total = 0;
   while (!reader.atEnd) {
     const sizeBytes = reader.readU32();
     if (sizeBytes === LEGACY_MAGIC) continue;
     const at = reader.offset;
-    const block = decompressBlock(reader.readBytes(sizeBytes), () =>
-      reader.fail(`the LZ4 block at ${at} is damaged`),
-    );
-    blocks.push(block);
-    total += block.length;
-    if (total > maxBytes) reader.fail(`its LZ4 data unpacks to more than ${maxBytes} bytes`);
-    if (block.length < BLOCK_BYTES) break;
+    const input = reader.readBytes(sizeBytes);
+    const room = output.subarray(total, total + BLOCK_BYTES);
+    const blockBytes = decompressBlock(input, room);
+    if (blockBytes < 0 && room.length < BLOCK_BYTES)
+      reader.fail(`its LZ4 data unpacks to more than ${maxBytes} bytes`);
+    if (blockBytes < 0) reader.fail(`the LZ4 block at ${at} is damaged`);
+    total += blockBytes;
+    if (blockBytes < BLOCK_BYTES) break;
   }
-  return joinBytes(blocks);
+  return output.subarray(0, total);
 }
 
-/** One block of sequences: token, literals, match (lz4_Block_format.md). */
-function decompressBlock(input: Uint8Array, fail: () => never): Uint8Array {
-  const output = new Uint8Array(BLOCK_BYTES);
-  let [from, to] = [0, 0];
-  const readLength = (nibble: number): number => {
-    let length = nibble;
-    if (nibble !== 15) return length;
-    for (;;) {
-      const more = input[from++];
-      if (more === undefined) return fail();
-      length += more;
-      if (more !== 255) return length;
-    }
-  };
-  while (from < input.length) {
+/** No more than its bytes can unpack to: one byte of a length stands for 255. */
+function countBlocks(bytes: Uint8Array, source: string): number {
+  const reader = new ByteReader(bytes, source).seek(4);
+  let blocks = 0;
+  while (reader.remaining >= 4) {
+    const sizeBytes = reader.readU32();
+    if (sizeBytes === LEGACY_MAGIC) continue;
+    blocks++;
+    if (sizeBytes > reader.remaining) break;
+    reader.skip(sizeBytes);
+  }
+  return Math.min(blocks, Math.ceil((bytes.length * 255) / BLOCK_BYTES));
+}
+
+/**
+ * One block of sequences: token, literals, match (lz4_Block_format.md). Returns how many bytes it unpacked to, -1 for a damaged block
+ * or one that does not fit. One loop with nothing to call, so that it is compiled once, while it runs.
+ */
+function decompressBlock(input: Uint8Array, output: Uint8Array): number {
+  const inputBytes = input.length;
+  const outputBytes = output.length;
+  let from = 0;
+  let to = 0;
+  while (from < inputBytes) {
     const token = input[from++] as number;
-    const literals = readLength(token >> 4);
-    if (literals > input.length - from || literals > BLOCK_BYTES - to) return fail();
+    let literals = token >> 4;
+    if (literals === 15) {
+      let more = 255;
+      while (more === 255) {
+        if (from >= inputBytes) return -1;
+        more = input[from++] as number;
+        literals += more;
+      }
+    }
+    if (literals > inputBytes - from || literals > outputBytes - to) return -1;
     if (literals > LONG_COPY_BYTES) output.set(input.subarray(from, from + literals), to);
     else for (let i = 0; i < literals; i++) output[to + i] = input[from + i] as number;
     from += literals;
     to += literals;
-    if (from === input.length) break;
-    const distance = (input[from] as number) | ((input[from + 1] ?? 0) << 8);
+    if (from === inputBytes) break;
+    if (from + 2 > inputBytes) return -1;
+    const distance = (input[from] as number) | ((input[from + 1] as number) << 8);
     from += 2;
-    const length = readLength(token & 15) + 4;
-    if (distance === 0 || distance > to || length > BLOCK_BYTES - to) return fail();
+    let length = (token & 15) + 4;
+    if (length === 15 + 4) {
+      let more = 255;
+      while (more === 255) {
+        if (from >= inputBytes) return -1;
+        more = input[from++] as number;
+        length += more;
+      }
+    }
+    if (distance === 0 || distance > to || length > outputBytes - to) return -1;
     // Byte by byte where the match overlaps what it produces.
     if (length > LONG_COPY_BYTES && distance >= length)
       output.copyWithin(to, to - distance, to - distance + length);
     else for (let i = 0; i < length; i++) output[to + i] = output[to + i - distance] as number;
     to += length;
   }
-  return output.slice(0, to);
+  return to;
 }
