@@ -48,13 +48,38 @@ export type FileReport =
       readonly remedy: string | undefined;
     };
 
+/** Smaller files are done before anybody looks. */
+const WORTH_TELLING_BYTES = 4 * 1024 * 1024;
+const TELL_EVERY_MS = 50;
+/** How far a packed kernel is then, about. */
+const [UNPACKED, READ] = [0.15, 0.25];
+
+function atIntervals(onProgress: OnProgress | undefined): OnProgress | undefined {
+  if (onProgress === undefined) return undefined;
+  let last = 0;
+  return (fraction) => {
+    const now = performance.now();
+    if (now - last < TELL_EVERY_MS) return;
+    last = now;
+    onProgress(fraction);
+  };
+}
+
 /** Files beyond this are no program; reading one would only fill the memory. */
 const MAX_FILE_BYTES = 2 ** 31;
 
+/** How much of a file is done, from 0 to 1. */
+export type OnProgress = (fraction: number) => void;
+
 /** Validates one file. Whatever is wrong with the file is in the report; only our own bugs are thrown. */
-export function validateFile(file: string, job: ValidateJob, scratch: Scratch): FileReport {
+export function validateFile(
+  file: string,
+  job: ValidateJob,
+  scratch: Scratch,
+  onProgress?: OnProgress,
+): FileReport {
   try {
-    const result = validateInput(file, job, scratch);
+    const result = validateInput(file, job, scratch, onProgress);
     const proof = keepProof(result, job);
     return {
       kind: 'validated',
@@ -74,16 +99,26 @@ export function validateFile(file: string, job: ValidateJob, scratch: Scratch): 
 }
 
 /** Reads a file, or the kernel packed inside of it, and validates it. Throws a LivegraftError for one that can't be read. */
-export function validateInput(file: string, job: ValidateJob, scratch: Scratch): ValidateResult {
-  const bytes = extractVmlinux(readInput(file, scratch), file, decompressors);
+export function validateInput(
+  file: string,
+  job: ValidateJob,
+  scratch: Scratch,
+  onProgress?: OnProgress,
+): ValidateResult {
+  const input = readInput(file, scratch);
+  const tell = input.length > WORTH_TELLING_BYTES ? atIntervals(onProgress) : undefined;
+  const bytes = extractVmlinux(input, file, decompressors);
+  tell?.(UNPACKED);
   const elf = parseElf(bytes, file, sectionDecompressors);
   const kernel = readKernel(elf);
+  tell?.(READ);
   const kernelRelease = job.kernelRelease ?? kernel?.release;
   return validateElf(elf, {
     architecture: x86_64,
     ...(job.sources !== undefined && { sources: job.sources }),
     agree: job.agree,
     scratch,
+    ...(tell !== undefined && { onProgress: (fraction) => tell(READ + (1 - READ) * fraction) }),
     debugFile: () => findDebugFile(elf, file, []),
     suppressions: parseSuppressions(job.suppressions),
     ...(kernelRelease !== undefined && { kernelRelease }),

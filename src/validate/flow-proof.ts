@@ -56,6 +56,8 @@ export interface FlowProofOptions {
   readonly isIndependent?: boolean;
   /** Positions where a hint in the file says what the frame is: the claim there is taken as given. */
   readonly hints?: ReadonlySet<number>;
+  /** Called now and then with how many of the functions are done, from 0 to 1. */
+  readonly onProgress?: (fraction: number) => void;
   /** Called before transfers that control reaches; more than once where states meet. */
   readonly onTransfer?: (i: number, state: FrameState) => void;
   /** Bit per flow code: which transfers {@link onTransfer} is called for. */
@@ -94,6 +96,7 @@ function markTargets({ table, targetIndexes }: Program, marks: Uint8Array): void
 /** What {@link InstructionTable.touches} says of an instruction that a walk has to look at in any case. */
 const TOUCHES_ALL = 0xffff;
 
+const FUNCTIONS_PER_STEP = 512;
 const INNER_CALL_BYTES = 64;
 /** More than an instruction has. */
 const LONGEST_BYTES = 16;
@@ -224,7 +227,10 @@ class FlowProof {
   run(): FlowProofResult {
     const program = this.#program;
     const { functions, index } = program;
+    const { onProgress } = this.#options;
+    let done = 0;
     for (const f of functions) {
+      if (++done % FUNCTIONS_PER_STEP === 0) onProgress?.(done / functions.length);
       if (f.isPart) continue;
       const first = index.find(f.start);
       // Without a symbol, all that is known of a start is the table's word.

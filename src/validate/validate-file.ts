@@ -33,6 +33,8 @@ export interface ValidateOptions {
   readonly scratch?: Scratch;
   /** Function names that the file itself does not have, by link address. */
   readonly symbols?: readonly { readonly name: string; readonly address: number }[];
+  /** Called now and then with how much is done, from 0 to 1. */
+  readonly onProgress?: (fraction: number) => void;
   /** The file's separate debug file, for the lines of findings. Called when there is one and the file has no line table. */
   readonly debugFile?: () => ElfFile | undefined;
 }
@@ -67,6 +69,9 @@ export interface ValidateResult {
   readonly program: Program;
 }
 
+/** How far it is when tables are read, instructions decoded, and all that steers control is known; about. */
+const [TABLES_READ, DECODED, FLOW_READ] = [0.15, 0.4, 0.5];
+
 /** As `push`, for more than fit on the call stack as arguments. */
 function append(to: Finding[], more: readonly Finding[]): void {
   for (const finding of more) to.push(finding);
@@ -92,11 +97,14 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   const space = CodeSpace.of(elf, scratch);
   const findings: Finding[] = [];
   const tables = readTables(elf, space, options, findings);
+  const { onProgress } = options;
+  onProgress?.(TABLES_READ);
   const program = buildProgram(elf, space, {
     architecture,
     scratch,
     extraFunctions: functionsOf(tables, space, options),
   });
+  onProgress?.(DECODED);
   const places = new Places(program, new SourceLines(elf, space, architecture, options.debugFile));
   const symbols = new Map(options.symbols?.map(({ name, address }) => [name, address]));
   const jumpTables = findJumpTables(elf, space, program, architecture);
@@ -113,7 +121,9 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   const { hints, exempt } = readHints(elf, space);
   const noReturn = findNoReturnTargets(program, extraFlow.resumed);
   const proven: ProvenSource[] = [];
-  for (const { source, read } of tables) {
+  const portion = (1 - FLOW_READ) / tables.length;
+  for (const [index, { source, read }] of tables.entries()) {
+    const done = FLOW_READ + portion * index;
     const returns = new ReturnCheck(
       architecture,
       program,
@@ -128,6 +138,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
       claims: read.claims,
       onTransfer: (i, state) => returns.look(i, state),
       transferMask: ReturnCheck.transferMask,
+      ...(onProgress !== undefined && { onProgress: (fraction) => onProgress(done + portion * fraction) }),
       extraFlow,
       noReturn,
       redZoneBytes: redZoneOf(source, elf, architecture),

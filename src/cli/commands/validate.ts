@@ -14,6 +14,7 @@ import type { Output } from '../output.js';
 import { toSarif } from '../sarif.js';
 import type { FileReport, ValidateJob } from '../validate-files.js';
 import { validateFiles } from '../validate-pool.js';
+import { ValidateProgress } from '../validate-progress.js';
 
 export interface ValidateCommandOptions {
   readonly dwarf?: boolean;
@@ -37,10 +38,14 @@ export async function validate(
   const job = makeJob(options);
   const reports: FileReport[] = [];
   const started = performance.now();
-  const progress = createProgress(files.length, output);
-  await validateFiles(files, job, options.threads ?? availableParallelism(), (report) => {
-    reports.push(report);
-    progress.step(report.file);
+  const progress = new ValidateProgress(output);
+  await validateFiles(files, job, options.threads ?? availableParallelism(), {
+    onStart: (sized) => progress.start(sized),
+    onProgress: (file, fraction) => progress.advance(file, fraction),
+    onReport(report) {
+      reports.push(report);
+      progress.finish(report.file);
+    },
   });
   progress.clear();
   const order = new Map(files.map((file, i) => [file, i]));
@@ -203,26 +208,4 @@ function writeSarif(path: string, reports: readonly FileReport[], output: Output
       cause,
     });
   }
-}
-
-/** One line that is redrawn, on a terminal only. */
-function createProgress(total: number, output: Output) {
-  let done = 0;
-  let drawn = 0;
-  const isShown = output.isLive && total > 1;
-  return {
-    step(file: string) {
-      done++;
-      const now = performance.now();
-      if (!isShown || (now - drawn < 50 && done < total)) return;
-      drawn = now;
-      const width = 24;
-      const filled = Math.round((done / total) * width);
-      const bar = `[${'#'.repeat(filled)}${'-'.repeat(width - filled)}] ${done}/${total} `;
-      output.io.err(`\r\x1b[K${`${bar}${file.replace(/^.*\//, '')}`.slice(0, output.io.columns - 1)}`);
-    },
-    clear() {
-      if (isShown) output.io.err('\r\x1b[K');
-    },
-  };
 }
