@@ -289,7 +289,7 @@ export async function previewInKernel(reference: KernelReference, patch: Patch):
 /** What {@link KernelPatcher.check} refuses by. */
 const REFUSALS: ReadonlySet<string> = new Set([
   ...['wrong-target', 'old-code-differs', 'no-fentry', 'already-patched', 'symbol-unresolved'],
-  ...['module-not-loaded'],
+  ...['module-not-loaded', 'function-needed'],
 ]);
 
 /** Walks the stack at every context switch for a while. */

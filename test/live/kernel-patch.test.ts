@@ -70,7 +70,7 @@ const errorOf = (lines: readonly Record<string, unknown>[]) => lines.at(-1);
 
 /** For the operations themselves. */
 const options = (gdb: string, onEvent: (kind: string) => void) => ({
-  ...{ gdb, vmlinux, model: 'hybrid' as const, timeoutMs: 20_000, answerTimeoutMs: 400 },
+  ...{ gdb, vmlinux, model: 'hybrid' as const, timeoutMs: 20_000 },
   signal: new AbortController().signal,
   onEvent: (event: OperationEvent) => onEvent(event.kind === 'step' ? event.step : event.kind),
 });
@@ -422,6 +422,44 @@ describe('a function of a module', () => {
   });
 });
 
+describe('a function without the nop of ftrace', () => {
+  it('is patched over its first instructions while it is called, and gets them back', async () => {
+    const entry = await entryOf('__do_sys_newuname');
+    expect(entry).not.toMatch(/^0f1f440000/);
+    await guest.run(
+      'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do uname -r; done > /tmp/names 2>&1; touch /tmp/stopped) & sleep 0',
+    );
+    const subject = { ...options(guest.gdb, () => {}), guestMemory: guest.memoryFile };
+    const applied = await applyToKernel({ ...subject, patchPath: patchOf('uname.c') });
+    expect(applied).toMatchObject({ result: { kind: 'complete', forced: false } });
+    expect(await guest.run('uname -r 2>&1 | head -1')).not.toContain(guest.kernel.release);
+    const patched = await entryOf('__do_sys_newuname');
+    // A jump over the first five bytes, and nothing else.
+    expect([patched.slice(0, 2), patched.slice(10)]).toEqual(['e9', entry.slice(10)]);
+    const reverted = await revertFromKernel({ ...subject, patch: 'uname' });
+    expect(reverted).toMatchObject({ result: { kind: 'complete', direction: 'unpatch' } });
+    expect(await guest.run('uname -r')).toContain(guest.kernel.release);
+    expect(await entryOf('__do_sys_newuname')).toBe(entry);
+    await guest.run('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done', 60_000);
+    expect(Number(await guest.run(`grep -c ${guest.kernel.release} /tmp/names`))).toBeGreaterThan(0);
+    await expectQuiet();
+  });
+
+  it('is refused by name where that is not safe, as is what livegraft works by', async () => {
+    const subject = { ...options(guest.gdb, () => {}), guestMemory: guest.memoryFile };
+    const refusalOf = (name: string) => {
+      const patchPath = patchOf('refused.c', `-DEMPTY=${name}`);
+      return applyToKernel({ ...subject, patchPath }).catch((error: unknown) => error);
+    };
+    expect(await refusalOf('clear_page_rep')).toMatchObject({
+      code: 'no-fentry',
+      message: expect.stringContaining('C function'),
+    });
+    expect(await refusalOf('memcpy_orig')).toMatchObject({ message: expect.stringContaining('noinstr') });
+    expect(await refusalOf('copy_process')).toMatchObject({ code: 'function-needed' });
+  });
+});
+
 describe('guest memory that QEMU shares', () => {
   it('is what the protocol reads, and is refused when it is another file', async () => {
     const endpoint = parseGdbEndpoint(guest.gdb);
@@ -557,6 +595,7 @@ describe('a transition that is interrupted', () => {
       try {
         const failed = applyToKernel({
           patchPath: join(folder, 'cmdline.o.lgp'),
+          answerTimeoutMs: 2000,
           ...options(proxy.gdb, (kind) => {
             if (kind === place) proxy[failure]();
           }),

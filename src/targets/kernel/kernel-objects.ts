@@ -9,7 +9,7 @@ import type { KernelSession } from './kernel-session.js';
 import { type ModulePlace, placeOf, readModuleBuildId, readModuleSections } from './module-identity.js';
 
 /** What patches call the kernel itself. */
-const VMLINUX = 'vmlinux';
+export const VMLINUX = 'vmlinux';
 
 /** A function that a patch replaces, with the object that it is in. */
 export interface ReplacedFunction {

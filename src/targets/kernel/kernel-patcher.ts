@@ -1,5 +1,4 @@
 import type { Architecture } from '../../arch/architecture.js';
-import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { Straggler } from '../../engine/events.js';
 import type { Patch } from '../../patch/content.js';
@@ -9,6 +8,7 @@ import type { LinkedImage } from '../../patch/link.js';
 import { findCallPlaces, GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
 import { findBarrier, type PlannedBarrier } from './kernel-barrier.js';
+import { ENTRY_BYTES, type EntrySite, expectNotNeeded, findEntrySite } from './kernel-entry-site.js';
 import { linkForKernel } from './kernel-link.js';
 import { KernelObjects, type ReplacedFunction, replacedFunctions } from './kernel-objects.js';
 import {
@@ -21,7 +21,7 @@ import {
   type RegisteredKernelStraggler,
 } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
-import { findFentryNop, JUMP_BYTES, TRAMPOLINE_BYTES } from './kernel-trampoline.js';
+import { REDIRECT_BYTES } from './kernel-trampoline.js';
 import { KernelTransition } from './kernel-transition.js';
 
 const PAGE_BYTES = 4096;
@@ -79,12 +79,13 @@ export class KernelPatcher {
 
   /**
    * Everything that can be refused before the guest is changed: `wrong-target`, `old-code-differs`, `no-fentry`,
-   * `already-patched`, `module-not-loaded`, `symbol-unresolved` (by name).
+   * `already-patched`, `function-needed`, `module-not-loaded`, `symbol-unresolved` (by name).
    */
   async check(patch: Patch, digest: Digest): Promise<void> {
     await this.#objects.expectSame(patch, digest);
     for (const replaced of replacedFunctions(patch)) {
       const { object, fn } = replaced;
+      expectNotNeeded(replaced);
       const owner = this.#registry.patches.find(
         (p) =>
           p.id !== patch.id &&
@@ -281,23 +282,14 @@ export class KernelPatcher {
     return address;
   }
 
-  /** The fentry nop of a function in the running kernel. */
-  async #site({ object, fn }: ReplacedFunction): Promise<{ address: number; bytes: number[] }> {
-    const entry = this.#objects.addressOf(object, fn.old);
-    const code = await this.#session.sliced.readMemory(entry, 16);
-    const offset = findFentryNop(code);
-    if (offset === undefined || offset + JUMP_BYTES > fn.old.sizeBytes) {
-      throw new LivegraftError(
-        'no-fentry',
-        `${fn.name} at ${hex(entry)} does not begin with a fentry nop now`,
-        {
-          remedy:
-            'stop tracing it in the guest; functions that ftrace can not trace can not be patched: patch their callers',
-          details: { function: fn.name },
-        },
-      );
-    }
-    return { address: entry + offset, bytes: [...code.subarray(offset, offset + JUMP_BYTES)] };
+  /** What is overwritten at the entry of a function in the running kernel. */
+  async #site(replaced: ReplacedFunction): Promise<EntrySite> {
+    const { kernel, sliced } = this.#session;
+    const entry = this.#objects.addressOf(replaced.object, replaced.fn.old);
+    const code = await sliced.readMemory(entry, ENTRY_BYTES);
+    // To look through the whole text takes a while.
+    this.#session.resume();
+    return findEntrySite(kernel, this.#arch, replaced, entry, code);
   }
 
   async #describe(
@@ -308,7 +300,7 @@ export class KernelPatcher {
     appliedAt: string,
   ): Promise<RegisteredKernelPatch> {
     const functions: RegisteredKernelFunction[] = [];
-    const trampolineAt = (index: number) => image.base + layout.redirectOffset + index * TRAMPOLINE_BYTES;
+    const trampolineAt = (index: number) => image.base + layout.redirectOffset + index * REDIRECT_BYTES;
     for (const [index, replaced] of replacedFunctions(patch).entries()) {
       const { object, fn } = replaced;
       const site = await this.#site(replaced);
@@ -330,8 +322,7 @@ export class KernelPatcher {
           sizeBytes: range.sizeBytes,
         })),
         new: [loaded(fn.newSymbol), ...fn.newParts.map(loaded)],
-        site: site.address,
-        original: site.bytes,
+        ...site,
         trampoline: trampolineAt(index),
       });
     }
@@ -386,5 +377,5 @@ function turned(transition: Transition, direction: Transition['direction']): Tra
 
 /** With a trampoline for each function, and one for the barrier. */
 function layoutForKernel(patch: Patch): PatchLayout {
-  return layoutPatch(patch, (replacedFunctions(patch).length + 1) * TRAMPOLINE_BYTES);
+  return layoutPatch(patch, (replacedFunctions(patch).length + 1) * REDIRECT_BYTES);
 }

@@ -18,9 +18,11 @@ export interface RegisteredKernelFunction {
   /** The original and the parts that were split from it. */
   readonly old: readonly KernelRange[];
   readonly new: readonly KernelRange[];
-  /** The fentry nop, and its bytes. */
+  /** The fentry nop and its bytes, or the first instructions where there is none. */
   readonly site: number;
   readonly original: readonly number[];
+  /** Whether the original goes on in a copy of them. */
+  readonly isDisplaced: boolean;
   readonly trampoline: number;
 }
 

@@ -35,6 +35,7 @@ const REHEARSAL_WALKS = 200;
  * ends at a call of {@link breathe} once it has lasted long enough. What must be seen or done together lies between.
  */
 export class KernelSession {
+  readonly arch: Architecture;
   readonly client: GdbClient;
   readonly kernel: KernelAddresses;
   readonly layout: KernelLayout;
@@ -62,6 +63,7 @@ export class KernelSession {
     readonly guard: GuestGuard | undefined;
   }) {
     const { arch, client, slices, kernel, layout, memory, shared, modules, isDisproved } = parts;
+    this.arch = arch;
     this.client = client;
     this.guard = parts.guard;
     this.kernel = kernel;

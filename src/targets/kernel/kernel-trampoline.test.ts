@@ -1,41 +1,55 @@
 import { describe, expect, it } from 'vitest';
 import { x86_64 } from '../../arch/x86-64/index.js';
 import {
+  copyBehind,
   encodeJump,
   encodeTaskStore,
   encodeTaskTest,
   findFentryNop,
-  TRAMPOLINE_BYTES,
+  REDIRECT_BYTES,
 } from './kernel-trampoline.js';
 
 const AT = -0x3fa5_0000;
 const [SWITCHED, OTHER] = [AT - 0x4000, -0x7ec0_e0eb];
 
 describe('the trampoline of a kernel function', () => {
-  const code = encodeTaskTest({
-    at: AT,
-    currentTask: 0x1fbc0,
-    stateOffset: 5212,
-    value: 0x6c67_0001,
-    switched: SWITCHED,
-    other: OTHER,
-  });
-
-  it('is a load of current, a comparison, and two jumps to where they should go', () => {
-    expect(code.length).toBeLessThanOrEqual(TRAMPOLINE_BYTES);
-    const flows: unknown[] = [];
-    for (let at = 0; at < code.length; ) {
-      const instruction = x86_64.decoder.decode(code, at, AT + at);
+  const options = {
+    ...{ at: AT, currentTask: 0x1fbc0, stateOffset: 5212, value: 0x6c67_0001 },
+    ...{ switched: SWITCHED, other: OTHER },
+  };
+  const code = encodeTaskTest(options);
+  const decode = (bytes: Uint8Array) => {
+    const found: unknown[] = [];
+    for (let at = 0; at < bytes.length; ) {
+      const instruction = x86_64.decoder.decode(bytes, at, AT + at);
       if (instruction === undefined) throw new Error(`no instruction at ${at}`);
-      flows.push([instruction.flow, instruction.target, instruction.stackOps]);
+      found.push([instruction.flow, instruction.target, instruction.stackOps.map((each) => each.kind)]);
       at += instruction.lengthBytes;
     }
-    expect(flows).toEqual([
+    return found;
+  };
+
+  it('is a load of current, a comparison, and two jumps to where they should go', () => {
+    expect(decode(code)).toEqual([
       ['next', undefined, []],
       ['next', undefined, []],
       ['branch', SWITCHED, []],
       ['jump', OTHER, []],
     ]);
+  });
+
+  it('keeps r11 in front of displaced instructions, and leaves room for their copy', () => {
+    const keeping = encodeTaskTest({ ...options, keepsRegisters: true });
+    expect(decode(keeping)).toEqual([
+      ['next', undefined, ['push']],
+      ['next', undefined, []],
+      ['next', undefined, []],
+      ['next', undefined, ['pop']],
+      ['branch', SWITCHED, []],
+      ['jump', OTHER, []],
+    ]);
+    expect(AT + keeping.length).toBeLessThanOrEqual(copyBehind(AT));
+    expect(copyBehind(AT)).toBeLessThan(AT + REDIRECT_BYTES);
   });
 
   it('names the per-CPU variable, the field and the value', () => {
@@ -55,7 +69,7 @@ describe('the trampoline of a barrier', () => {
   });
 
   it('loads current, stores the value, and goes on', () => {
-    expect(code.length).toBeLessThanOrEqual(TRAMPOLINE_BYTES);
+    expect(code.length).toBeLessThanOrEqual(REDIRECT_BYTES);
     // As `as` writes it: mov %gs:0x1fbc0,%r11; movl $0x6c670001,0x145c(%r11)
     expect(Buffer.from(code).toString('hex').slice(0, 40)).toBe('654c8b1c25c0fb010041c7835c1400000100676c');
     expect(x86_64.decoder.decode(code, 20, AT + 20)).toMatchObject({ flow: 'jump', target: OTHER });

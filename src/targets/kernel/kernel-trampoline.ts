@@ -1,7 +1,15 @@
 import { ByteWriter } from '../../base/byte-writer.js';
 
-export const TRAMPOLINE_BYTES = 32;
 export const JUMP_BYTES = 5;
+/** Of each function's place in a patch's memory: a trampoline, then a copy of displaced instructions. */
+export const REDIRECT_BYTES = 128;
+const TRAMPOLINE_BYTES = 48;
+export const COPY_BYTES = REDIRECT_BYTES - TRAMPOLINE_BYTES;
+
+/** Where the copy of displaced instructions lies. */
+export function copyBehind(trampoline: number): number {
+  return trampoline + TRAMPOLINE_BYTES;
+}
 
 /** What a function with fentry begins with: a nop of 5 bytes, behind an `endbr64` where there is one. */
 const FENTRY_NOP = [0x0f, 0x1f, 0x44, 0x00, 0x00];
@@ -21,11 +29,14 @@ export function encodeJump(from: number, to: number): Uint8Array {
 }
 
 /**
- * Goes to `switched` when the current task's state word is `value`, else to `other`. It changes r11 and flags, which
- * nobody expects to survive a call (psABI figure 3.4), and not the stack.
+ * Goes to `switched` when the current task's state word is `value`, else to `other`. It changes flags and, unless told to keep
+ * it, r11, which nobody expects to survive a call (psABI figure 3.4) but callers that know the callee (GCC's -fipa-ra, which files
+ * compiled for ftrace do without).
  *
+ *     push %r11                      (to keep it)
  *     mov  %gs:current_task, %r11
  *     cmpl $value, stateOffset(%r11)
+ *     pop  %r11                      (to keep it)
  *     je   switched
  *     jmp  other
  */
@@ -37,17 +48,19 @@ export function encodeTaskTest(options: {
   readonly value: number;
   readonly switched: number;
   readonly other: number;
+  readonly keepsRegisters?: boolean;
 }): Uint8Array {
-  const { at, currentTask, stateOffset, value, switched, other } = options;
+  const { at, currentTask, stateOffset, value, switched, other, keepsRegisters = false } = options;
   const writer = new ByteWriter(TRAMPOLINE_BYTES);
+  const emit = (...bytes: number[]) => writer.writeBytes(Uint8Array.from(bytes));
+  if (keepsRegisters) emit(0x41, 0x53);
   writeLoadCurrent(writer, currentTask);
-  for (const byte of [0x41, 0x81, 0xbb]) writer.writeU8(byte);
+  emit(0x41, 0x81, 0xbb);
   writer.writeI32(stateOffset).writeI32(value);
-  writer
-    .writeU8(0x0f)
-    .writeU8(0x84)
-    .writeI32(switched - (at + 26));
-  return writer.writeBytes(encodeJump(at + 26, other)).toBytes();
+  if (keepsRegisters) emit(0x41, 0x5b);
+  emit(0x0f, 0x84);
+  writer.writeI32(switched - (at + writer.length + 4));
+  return writer.writeBytes(encodeJump(at + writer.length, other)).toBytes();
 }
 
 /**

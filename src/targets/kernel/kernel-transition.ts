@@ -1,3 +1,4 @@
+import type { Architecture } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
 import {
   type Direction,
@@ -14,6 +15,7 @@ import { guestEnded } from './guest-calls.js';
 import type { GuestWatch } from './guest-watch.js';
 import { armBarrier, disarmBarrier } from './kernel-barrier.js';
 import { type EntryContent, KernelEntries } from './kernel-entries.js';
+import { displaceEntry } from './kernel-entry-site.js';
 import type {
   KernelRange,
   KernelRegistry,
@@ -22,7 +24,7 @@ import type {
 } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
 import type { Cpu, KernelTask } from './kernel-tasks.js';
-import { encodeJump, encodeTaskTest } from './kernel-trampoline.js';
+import { copyBehind, encodeJump, encodeTaskTest, JUMP_BYTES } from './kernel-trampoline.js';
 import type { ScannedTask } from './task-scan.js';
 
 type State = 'unpatched' | 'patched';
@@ -94,7 +96,7 @@ export class KernelTransition implements TransitionTarget {
     const { begunAs, switchedValue } = this.#transition;
     await this.#session.rehearse();
     for (const fn of this.#patch.functions) {
-      const behindEntry = fn.site + fn.original.length;
+      const behindEntry = fn.isDisplaced ? copyBehind(fn.trampoline) : fn.site + fn.original.length;
       const newEntry = entryOf(fn.new);
       const [switched, other] = begunAs === 'patch' ? [newEntry, behindEntry] : [behindEntry, newEntry];
       const code = encodeTaskTest({
@@ -103,7 +105,10 @@ export class KernelTransition implements TransitionTarget {
         value: switchedValue,
         switched,
         other,
+        keepsRegisters: fn.isDisplaced,
       });
+      if (fn.isDisplaced)
+        await this.#writeCode(copyBehind(fn.trampoline), expectCopy(this.#session.arch, fn));
       await this.#writeCode(fn.trampoline, code);
     }
     const before: readonly EntryContent[] = begunAs === 'patch' ? ['original', 'redirected'] : ['redirected'];
@@ -144,14 +149,31 @@ export class KernelTransition implements TransitionTarget {
       try {
         await this.#watch.expectAlive();
         const isModules = this.#patch.modules.some(({ name }) => name === fn.object);
+        if (fn.isDisplaced && !(await this.#isClear(fn))) throw entryBusy(fn);
         if (isModules && !expected.includes(await this.#entries.content(this.#patch, fn))) this.#gone.add(fn);
         else await this.#session.memory.writeCode(fn.site, code);
         return this.#session.breathe();
       } catch (error) {
-        if (!isInconsistent(error) || attempt >= MAX_SETTLES) throw error;
+        if (!(isInconsistent(error) || isBusy(error)) || attempt >= MAX_SETTLES) throw error;
         this.#session.resume();
       }
     }
+  }
+
+  /**
+   * Whether no task would go on in the middle of the jump that is written over several instructions: all stacks are looked at, in
+   * the stop in which it is written. Where a jump lies already there is no middle.
+   */
+  async #isClear(fn: RegisteredKernelFunction): Promise<boolean> {
+    if ((await this.#entries.content(this.#patch, fn)) === 'redirected') return true;
+    const { stacks, tasks } = this.#session;
+    const cpus = await this.#enter();
+    for (const task of await tasks.tasks(cpus)) {
+      const walk = await stacks.walk(task, cpus);
+      if (!walk.reliable || walk.frames.some(({ pc }) => pc > fn.site && pc < fn.site + JUMP_BYTES))
+        return false;
+    }
+    return true;
   }
 
   async #writeCode(address: number, code: Uint8Array): Promise<void> {
@@ -420,6 +442,29 @@ function findForking({ kernel }: KernelSession): readonly KernelRange[] {
 /** Idle tasks all have pid 0. */
 function idOf(task: Pick<KernelTask, 'isIdle' | 'name' | 'pid'>): TaskId {
   return taskId(task.isIdle ? task.name : `${task.pid}`);
+}
+
+function expectCopy(arch: Architecture, fn: RegisteredKernelFunction): Uint8Array {
+  const copy = displaceEntry(arch, fn);
+  if (typeof copy === 'string') throw new Error(`${fn.name}: ${copy}`);
+  return copy;
+}
+
+const ENTRY_BUSY = 'entry-busy';
+
+function entryBusy(fn: RegisteredKernelFunction): LivegraftError {
+  return new LivegraftError(
+    ENTRY_BUSY,
+    `a task may be in the first instructions of ${fn.name}, whose entry has no room of its own for a jump`,
+    {
+      remedy: 'see livegraft stack --gdb for the stack that is not reliable',
+      details: { function: fn.name },
+    },
+  );
+}
+
+function isBusy(error: unknown): boolean {
+  return error instanceof LivegraftError && error.code === ENTRY_BUSY;
 }
 
 function isInconsistent(error: unknown): boolean {

@@ -22,3 +22,6 @@ int get_avenrun(void)
 #ifdef NO_FENTRY
 int memcpy_orig(void) { return 1; }
 #endif
+#ifdef EMPTY
+int EMPTY(void) { return 1; }
+#endif

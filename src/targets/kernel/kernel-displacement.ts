@@ -1,0 +1,215 @@
+import type { Architecture, RedirectSite } from '../../arch/architecture.js';
+import { linkAddress } from '../../base/brand.js';
+import type { BtfFile } from '../../btf/btf.js';
+import type { KernelImage } from '../../kernel-image/kernel-image.js';
+import { JUMP_BYTES } from './kernel-trampoline.js';
+
+/** What is overwritten at the entry of a function without the nop of ftrace, or why nothing can be. */
+export type Displacement =
+  | { readonly site: RedirectSite; readonly refused?: undefined }
+  | { readonly refused: string; readonly site?: undefined };
+
+/**
+ * Text in which the kernel itself forbids probes: it runs before the kernel's GS base is in force, in NMIs, or while text is
+ * changed (include/asm-generic/vmlinux.lds.h).
+ */
+const FORBIDDEN_TEXT = ['noinstr', 'entry', 'irqentry', 'softirqentry', 'cpuidle', 'kprobes'];
+
+/** Tables of code that the kernel changes while it runs, or goes on at: words relative to their own place. */
+const RELATIVE_TABLES: readonly (readonly [start: string, end: string])[] = [
+  ['__start___jump_table', '__stop___jump_table'],
+  ['__start_static_call_sites', '__stop_static_call_sites'],
+];
+const RELATIVE_SECTIONS = [
+  ...['__ex_table', '__bug_table', '.altinstructions', '.retpoline_sites', '.return_sites', '.smp_locks'],
+  '.call_sites',
+];
+/** Where an address of code may stand as it is. */
+const POINTER_SECTIONS = ['.parainstructions', '.rodata', '.data', '.init.data'];
+
+/** How far a short jump reaches, with its own two bytes. */
+const SHORT_REACH = 130;
+
+interface CodeRange {
+  readonly name: string;
+  /** A link address. */
+  readonly address: number;
+  readonly sizeBytes: number;
+}
+
+/**
+ * Plans to displace the first instructions of a function of the kernel. Refuses, with the reason, what only the compiler's
+ * calling convention makes safe and may not follow it, what the kernel forbids to probe, and bytes that anything else
+ * than falling into them from the entry may lead to or change.
+ */
+export function planDisplacement(image: KernelImage, arch: Architecture, fn: CodeRange): Displacement {
+  const { text } = image;
+  const forbidden = findForbidden(image, fn);
+  if (forbidden !== undefined) return { refused: forbidden };
+  const start = fn.address - text.address;
+  const site = arch.redirector.chooseSite(text.bytes, start, fn.sizeBytes, fn.address);
+  if ('refused' in site) return site;
+  if (site.hopOffset !== undefined || site.displacedSizeBytes < JUMP_BYTES)
+    return { refused: 'its first instructions have less than five bytes' };
+  const low = fn.address + site.offset;
+  const range = { low, high: low + site.displacedSizeBytes };
+  for (let at = low; at < range.high; ) {
+    const instruction = arch.decoder.decode(text.bytes, at - text.address, at);
+    if (instruction === undefined) return { refused: "its first instructions can't be decoded" };
+    if (['call', 'indirectCall', 'systemCall'].includes(instruction.flow))
+      return { refused: 'it calls another function at once: a task might wait behind the copy of that call' };
+    at += instruction.lengthBytes;
+  }
+  const lead = findLead(image, fn, range);
+  return lead === undefined ? { site } : { refused: lead };
+}
+
+/** Why a function must not be touched, whatever its bytes are. */
+function findForbidden(image: KernelImage, fn: CodeRange): string | undefined {
+  const { symbols, btf } = image;
+  const find = (name: string) => symbols.findUnique(name)?.address;
+  for (const name of FORBIDDEN_TEXT) {
+    const [start, end] = [find(`__${name}_text_start`), find(`__${name}_text_end`)];
+    if (start !== undefined && end !== undefined && fn.address >= start && fn.address < end)
+      return `it lies in the kernel's ${name} text, where no probe may be`;
+  }
+  const [first, last] = [find('__start_kprobe_blacklist'), find('__stop_kprobe_blacklist')];
+  if (first !== undefined && last !== undefined) {
+    const bytes = image.elf.bytesAt(linkAddress(first), last - first);
+    if (bytes !== undefined && hasPointer(bytes, { low: fn.address, high: fn.address + 1 }))
+      return 'the kernel forbids to probe it (NOKPROBE_SYMBOL)';
+  }
+  if (!isKnownInC(btf, fn.name))
+    return 'nothing in the kernel’s types says that it is a C function: its callers may rely on registers that one changes';
+  return undefined;
+}
+
+/**
+ * Functions written in assembly have an entry without parameters and result, when they have any: so has a C function that takes
+ * and returns nothing, which is refused as well.
+ */
+function isKnownInC(btf: BtfFile, name: string): boolean {
+  const id = btf.findType('func', name);
+  const fn = id === undefined ? undefined : btf.type(id);
+  const prototype = fn?.kind === 'func' ? btf.type(fn.typeId) : undefined;
+  return prototype?.kind === 'funcProto' && (prototype.parameters.length > 0 || prototype.returnTypeId !== 0);
+}
+
+interface Bounds {
+  readonly low: number;
+  readonly high: number;
+}
+
+/** Whether an address lies behind the first of the bytes: at the first one the redirect is met, as by any caller. */
+function isInside(address: number, { low, high }: Bounds): boolean {
+  return address > low && address < high;
+}
+
+/** What leads into the displaced bytes, or changes them, by the kernel's own tables and code. */
+function findLead(image: KernelImage, fn: CodeRange, range: Bounds): string | undefined {
+  const { elf, text } = image;
+  const from = findJump(text.bytes, text.address, fn, range);
+  if (from !== undefined) {
+    const name = image.symbols.findCovering(from)?.name ?? 'code';
+    return `${name} seems to jump into its first instructions`;
+  }
+  const find = (name: string) => image.symbols.findUnique(name)?.address;
+  for (const [start, end] of RELATIVE_TABLES) {
+    const [first, last] = [find(start), find(end)];
+    const bytes =
+      first === undefined || last === undefined ? undefined : elf.bytesAt(linkAddress(first), last - first);
+    if (first !== undefined && bytes !== undefined && hasRelative(bytes, first, range))
+      return `its first instructions are in the kernel's table ${start.replace(/^__start_+/, '')}`;
+  }
+  const sections = (names: readonly string[]) =>
+    names.map((name) => elf.findSection(name)).filter((section) => section !== undefined);
+  for (const section of sections(RELATIVE_SECTIONS))
+    if (hasRelative(section.data, section.address, range))
+      return `its first instructions are in the kernel's table ${section.name}`;
+  for (const section of sections(POINTER_SECTIONS))
+    if (hasPointer(section.data, { low: range.low + 1, high: range.high }))
+      return `an address in ${section.name} leads into its first instructions`;
+  return undefined;
+}
+
+/** A word relative to its own place that leads to the bytes; entries have other sizes in other kernels, so at every place. */
+function hasRelative(bytes: Uint8Array, address: number, { low, high }: Bounds): boolean {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  for (let at = 0; at + 4 <= bytes.length; at++) {
+    const target = address + at + view.getInt32(at, true);
+    if (target >= low && target < high) return true;
+  }
+  return false;
+}
+
+/** An address within the bounds, in 8 bytes. */
+function hasPointer(bytes: Uint8Array, { low, high }: Bounds): boolean {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  // All addresses of the image have the same upper half.
+  const top = Math.floor(low / 2 ** 32);
+  const base = top * 2 ** 32;
+  for (let at = 0; at + 8 <= bytes.length; at += 4) {
+    if (view.getInt32(at + 4, true) !== top) continue;
+    const value = base + view.getUint32(at, true);
+    if (value >= low && value < high) return true;
+  }
+  return false;
+}
+
+/**
+ * Something that looks like a direct jump or call to behind the first byte. Near jumps are looked for at every byte of the
+ * text, short ones around the function, where that is not the function's own code, which was decoded.
+ */
+function findJump(bytes: Uint8Array, address: number, fn: CodeRange, range: Bounds): number | undefined {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  // Counted from the start of the text: small numbers are quick.
+  const bounds = { low: range.low - address, high: range.high - address };
+  for (let at = 1; at + 4 <= bytes.length; at++) {
+    const target = at + 4 + view.getInt32(at, true);
+    if (!isInside(target, bounds)) continue;
+    const opcode = bytes[at - 1] as number;
+    const isBranch = (opcode & 0xf0) === 0x80 && bytes[at - 2] === 0x0f;
+    if (opcode === 0xe8 || opcode === 0xe9 || isBranch) return address + at - 1;
+  }
+  const [start, end] = [fn.address - address, fn.address - address + fn.sizeBytes];
+  const last = Math.min(bytes.length, bounds.high + SHORT_REACH);
+  for (let at = Math.max(1, bounds.low - SHORT_REACH); at < last; at++) {
+    if (at > start && at < end) continue;
+    const opcode = bytes[at - 1] as number;
+    const isShort = opcode === 0xeb || (opcode & 0xf0) === 0x70 || (opcode >= 0xe0 && opcode <= 0xe3);
+    if (isShort && isInside(at + 1 + view.getInt8(at), bounds)) return address + at - 1;
+  }
+  return undefined;
+}
+
+/**
+ * Whether bytes of the running kernel are those of its image, which address-space randomisation may have changed: words of
+ * 4 bytes at the end of an instruction by `offset`. Other differences are the kernel's own changes, or a probe.
+ */
+export function isSameCode(
+  arch: Architecture,
+  running: Uint8Array,
+  original: Uint8Array,
+  offset: number,
+): boolean {
+  const view = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const [now, then] = [view(running), view(original)];
+  for (let at = 0; at < original.length; ) {
+    const length = arch.decoder.length(original, at);
+    if (length === 0 || arch.decoder.length(running, at) !== length) return false;
+    const end = at + length;
+    const differs = (from: number, to: number) => {
+      for (let i = from; i < to; i++) if (running[i] !== original[i]) return true;
+      return false;
+    };
+    const isMoved = (field: number) =>
+      field > at &&
+      !differs(at, field) &&
+      !differs(field + 4, end) &&
+      now.getInt32(field, true) === ((then.getInt32(field, true) + offset) | 0);
+    const fields = [end - 4, end - 5, end - 6, end - 8];
+    if (differs(at, end) && !fields.some(isMoved)) return false;
+    at = end;
+  }
+  return true;
+}

@@ -1,0 +1,97 @@
+import type { Architecture } from '../../arch/architecture.js';
+import { hex } from '../../base/brand.js';
+import { LivegraftError } from '../../base/errors.js';
+import { isSameCode, planDisplacement } from './kernel-displacement.js';
+import { type ReplacedFunction, VMLINUX } from './kernel-objects.js';
+import type { RegisteredKernelFunction } from './kernel-registry.js';
+import { COPY_BYTES, copyBehind, findFentryNop, JUMP_BYTES } from './kernel-trampoline.js';
+import type { KernelAddresses } from './running-kernel.js';
+
+/** As much of a function as a redirect can have to do with. */
+export const ENTRY_BYTES = 32;
+
+export type EntrySite = Pick<RegisteredKernelFunction, 'site' | 'original' | 'isDisplaced'>;
+
+/** What livegraft itself needs as it is: it calls it, stops there, knows by it that a task is being created, or which
+ * task runs. */
+const NEEDED: ReadonlySet<string> = new Set([
+  ...['copy_process', 'do_syscall_64', 'x64_sys_call', '__switch_to_asm', '__switch_to'],
+  ...['module_alloc', 'set_memory_ro', 'set_memory_x'],
+]);
+
+/** Rejects `function-needed`. */
+export function expectNotNeeded({ object, fn }: ReplacedFunction): void {
+  if (object !== VMLINUX || !NEEDED.has(fn.name)) return;
+  throw new LivegraftError('function-needed', `${fn.name} can't be replaced: livegraft itself works by it`, {
+    remedy: 'patch its callers, or what it calls',
+    details: { function: fn.name },
+  });
+}
+
+/**
+ * Where a redirect goes: at the nop of ftrace or, in a function of the kernel that was compiled without, over its first
+ * instructions. `entry` is where the function is, `code` its first {@link ENTRY_BYTES} as they are now. Rejects `no-fentry`.
+ */
+export function findEntrySite(
+  kernel: KernelAddresses,
+  arch: Architecture,
+  { object, fn }: ReplacedFunction,
+  entry: number,
+  code: Uint8Array,
+): EntrySite {
+  const nop = findFentryNop(code);
+  if (nop !== undefined && nop + JUMP_BYTES <= fn.old.sizeBytes)
+    return { site: entry + nop, original: [...code.subarray(nop, nop + JUMP_BYTES)], isDisplaced: false };
+  const refuse = (why: string, remedy: string): never => {
+    throw new LivegraftError('no-fentry', `${fn.name} at ${hex(entry)} has no fentry nop now, and ${why}`, {
+      remedy,
+      details: { function: fn.name },
+    });
+  };
+  const other = 'patch its callers';
+  if (object !== VMLINUX) return refuse('only in the kernel itself can instructions be displaced', other);
+  const original = kernel.imageBytes(entry, Math.min(ENTRY_BYTES, fn.old.sizeBytes));
+  if (original === undefined || hasFentry(kernel, entry, original))
+    return refuse('it was compiled for ftrace', 'stop tracing or probing it in the guest');
+  const range = { name: fn.name, address: entry - kernel.offset, sizeBytes: fn.old.sizeBytes };
+  const plan = planDisplacement(kernel.image, arch, range);
+  if (plan.site === undefined) return refuse(plan.refused, other);
+  const { offset, displacedSizeBytes } = plan.site;
+  const displaced = code.subarray(offset, offset + displacedSizeBytes);
+  if (!isSameCode(arch, displaced, original.subarray(offset, offset + displacedSizeBytes), kernel.offset))
+    return refuse('its first instructions are not those of the image', 'remove probes from it in the guest');
+  const site = entry + offset;
+  // What a copy needs is known before anything is allocated: as far away as the trampoline can be.
+  const far = displaceEntry(arch, { site, original: [...displaced], trampoline: kernel.expect('_etext') });
+  if (typeof far === 'string') return refuse(far, other);
+  return { site, original: [...displaced], isDisplaced: true };
+}
+
+/** The copy of displaced instructions, as it lies behind a trampoline; why there can be none. */
+export function displaceEntry(
+  arch: Architecture,
+  { site, original, trampoline }: Pick<RegisteredKernelFunction, 'site' | 'original' | 'trampoline'>,
+): Uint8Array | string {
+  const whole = {
+    ...{ offset: 0, jumpSizeBytes: JUMP_BYTES, displacedSizeBytes: original.length },
+    hopOffset: undefined,
+  };
+  const code = Uint8Array.from(original);
+  const copy = arch.redirector.displace(code, 0, whole, site, copyBehind(trampoline));
+  if ('refused' in copy) return copy.refused;
+  return copy.bytes.length <= COPY_BYTES ? copy.bytes : 'its first instructions are too long to move';
+}
+
+/** Whether the compiler put a call of ftrace at the entry, which the kernel makes a nop when it starts. */
+function hasFentry(kernel: KernelAddresses, entry: number, code: Uint8Array): boolean {
+  const nop = findFentryNop(code);
+  if (nop !== undefined) return true;
+  const fentry = kernel.find('__fentry__');
+  const view = new DataView(code.buffer, code.byteOffset, code.length);
+  return [0, 4].some(
+    (at) =>
+      at + JUMP_BYTES <= code.length &&
+      code[at] === 0xe8 &&
+      entry + at + JUMP_BYTES + view.getInt32(at + 1, true) === fentry,
+  );
+}
