@@ -618,7 +618,7 @@ describe('a transition that is interrupted', () => {
     patch: 'schedule-timeout',
     guestMemory: guest.memoryFile,
     ...options(guest.gdb, (kind) => {
-      if (kind === 'install') void guest.run(`(sleep 0.3; ${event}) & sleep 0`).catch(() => {});
+      if (kind === 'started') void guest.run(event).catch(() => {});
     }),
   });
 
@@ -633,9 +633,7 @@ describe('a transition that is interrupted', () => {
   });
 
   it('by a guest that panics: it is told, and its stacks can be looked at', async () => {
-    await guest.run(
-      'echo 0 > /proc/sys/kernel/panic; (while :; do cat /proc/version; done >/dev/null) & sleep 0',
-    );
+    await guest.run('echo 0 > /proc/sys/kernel/panic; (while :; do sleep 0.02; done) & sleep 0');
     await expect(applyToKernel(during('echo c > /proc/sysrq-trigger'))).rejects.toMatchObject({
       code: 'target-gone',
       message: expect.stringContaining('panicked'),

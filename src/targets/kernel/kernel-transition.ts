@@ -291,6 +291,9 @@ export class KernelTransition implements TransitionTarget {
   async waitForEvents(timeoutMs: number): Promise<readonly TargetEvent[]> {
     if (timeoutMs <= 0) return [];
     const hasStopped = await this.#run(timeoutMs, new Set(this.#watched.values()));
+    // A kernel that has panicked looks like one whose tasks never move.
+    await this.#watch.expectAlive();
+    if (!hasStopped) this.#session.breathe();
     const events = await this.#selfSwitched();
     if (!hasStopped) return events;
     const cpus = await this.#enter();
