@@ -20,6 +20,7 @@ import type {
 } from '../targets/kernel/kernel-registry.js';
 import { KernelSession } from '../targets/kernel/kernel-session.js';
 import { soakKernel } from '../targets/kernel/kernel-soak.js';
+import { raisePriority } from '../targets/process/own-runtime.js';
 import { sha256 } from '../targets/process/patch-loader.js';
 import type { SoakOptions, SoakReport } from '../targets/soak.js';
 import { blockingFrame, releasedBy, type StragglerReport } from '../targets/straggler-report.js';
@@ -458,6 +459,8 @@ async function withSession<T>(
     void session.close().finally(() => process.kill(process.pid, signal));
   };
   for (const signal of signals) process.on(signal, leave);
+  // A guest that stands still waits for this process.
+  raisePriority();
   try {
     session = await KernelSession.open({
       endpoint,

@@ -77,6 +77,7 @@ export class GdbStub {
 
   #answer(packet: string): string | undefined {
     if (packet.startsWith('qSupported')) return 'PacketSize=400;qXfer:features:read+;vContSupported+';
+    if (packet === 'c') return undefined;
     if (packet === 'break') return 'T02thread:01;';
     if (packet === 'vCont?') return 'vCont;c;C;s;S';
     if (packet === '?') return 'T05thread:01;';

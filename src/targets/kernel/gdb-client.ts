@@ -30,7 +30,28 @@ export interface StopStatistics {
   readonly stops: number;
   readonly longestMs: number;
   readonly totalMs: number;
+  /** How many took longer than {@link LONG_STOP_MS}. */
+  readonly longStops: number;
 }
+
+const LONG_STOP_MS = 2;
+
+const NO_STOPS: StopStatistics = { stops: 0, longestMs: 0, totalMs: 0, longStops: 0 };
+
+function addStop({ stops, longestMs, totalMs, longStops }: StopStatistics, ms: number): StopStatistics {
+  return {
+    stops: stops + 1,
+    longestMs: Math.max(longestMs, ms),
+    totalMs: totalMs + ms,
+    longStops: longStops + (ms > LONG_STOP_MS ? 1 : 0),
+  };
+}
+
+/** What can be done to a stopped guest in one piece with other such things. */
+export type GuestChange =
+  | { readonly kind: 'write'; readonly address: number; readonly bytes: Uint8Array }
+  | { readonly kind: 'registers'; readonly vcpu: string; readonly registers: GuestRegisters }
+  | { readonly kind: 'insertBreakpoint' | 'removeBreakpoint'; readonly address: number };
 
 /**
  * A guest behind a GDB stub whose threads are its vCPUs. Connecting stops it. Methods that look or change need it
@@ -49,9 +70,10 @@ export class GdbClient {
   #vcpus: readonly string[] | undefined;
   #physicalMode: boolean | undefined;
   #stoppedAt = performance.now();
-  #stops = 0;
-  #longestMs = 0;
-  #totalMs = 0;
+  #statistics = NO_STOPS;
+  readonly #byPhase = new Map<string, StopStatistics>();
+  /** What stops are counted under. */
+  phase = 'connect';
   /** Called when the guest has been let go and when it has stopped: what was read of it before is old. */
   onRun: () => void = () => {};
 
@@ -87,7 +109,12 @@ export class GdbClient {
 
   /** Of all stops that have ended. */
   get statistics(): StopStatistics {
-    return { stops: this.#stops, longestMs: this.#longestMs, totalMs: this.#totalMs };
+    return this.#statistics;
+  }
+
+  /** The same by {@link phase}. */
+  get statisticsByPhase(): ReadonlyMap<string, StopStatistics> {
+    return this.#byPhase;
   }
 
   /** Since when the guest stands still; 0 while it runs. */
@@ -110,9 +137,12 @@ export class GdbClient {
   }
 
   async readRegisters(vcpu: string): Promise<GuestRegisters> {
-    await this.#select(vcpu);
-    return this.#parseRegisters(await this.#request('g'));
+    const [registers] = await this.readAllRegisters([vcpu]);
+    return registers as GuestRegisters;
   }
+
+  /** Of each vCPU what was read last. */
+  readonly lastRegisters = new Map<string, GuestRegisters>();
 
   /** Of several vCPUs, with one wait for all answers. */
   async readAllRegisters(vcpus: readonly string[]): Promise<readonly GuestRegisters[]> {
@@ -120,7 +150,9 @@ export class GdbClient {
     this.#selected = vcpus.at(-1);
     return vcpus.map((vcpu, i) => {
       this.#expectOk(`vCPU ${vcpu}`, answers[2 * i] as string);
-      return this.#parseRegisters(answers[2 * i + 1] as string);
+      const registers = this.#parseRegisters(answers[2 * i + 1] as string);
+      this.lastRegisters.set(vcpu, registers);
+      return registers;
     });
   }
 
@@ -131,19 +163,45 @@ export class GdbClient {
   }
 
   /**
-   * Writes memory, no more than a packet holds, and then registers. A guest that is a QEMU gets either both or none of them, whenever
-   * this process is killed.
+   * Makes changes, with one wait for all answers. A guest that is a QEMU gets either all or none of them, whenever this
+   * process is killed, as long as they fit 4 KiB. What is written must fit a packet.
    */
-  async writeTogether(
-    { address, bytes }: { readonly address: number; readonly bytes: Uint8Array },
-    { vcpu, registers }: { readonly vcpu: string; readonly registers: GuestRegisters },
-  ): Promise<void> {
+  async change(changes: readonly GuestChange[]): Promise<void> {
+    const sent: { readonly payload: string; readonly address?: bigint; readonly what: string }[] = [];
     await this.#usePhysical(false);
-    await this.#select(vcpu);
-    const at = `${unsigned(address).toString(16)},${bytes.length.toString(16)}`;
-    const [wrote, set] = await this.#requestAll([`M${at}:${toHex(bytes)}`, `G${toHex(registers.toBytes())}`]);
-    if (wrote !== 'OK') throw memoryError('written', unsigned(address), wrote as string);
-    this.#expectOk('registers', set as string);
+    for (const change of changes) {
+      switch (change.kind) {
+        case 'write': {
+          const address = unsigned(change.address);
+          const size = change.bytes.length.toString(16);
+          sent.push({
+            payload: `M${address.toString(16)},${size}:${toHex(change.bytes)}`,
+            ...{ address, what: 'memory' },
+          });
+          break;
+        }
+        case 'registers':
+          if (this.#selected !== change.vcpu)
+            sent.push({ payload: `Hg${change.vcpu}`, what: `vCPU ${change.vcpu}` });
+          this.#selected = change.vcpu;
+          sent.push({ payload: `G${toHex(change.registers.toBytes())}`, what: 'registers' });
+          break;
+        case 'insertBreakpoint':
+        case 'removeBreakpoint': {
+          const letter = change.kind === 'insertBreakpoint' ? 'Z' : 'z';
+          sent.push({
+            payload: `${letter}0,${unsigned(change.address).toString(16)},1`,
+            what: 'breakpoint',
+          });
+        }
+      }
+    }
+    const answers = await this.#requestAll(sent.map(({ payload }) => payload));
+    for (const [i, { address, what }] of sent.entries()) {
+      const answer = answers[i] as string;
+      if (address !== undefined && answer !== 'OK') throw memoryError('written', address, answer);
+      this.#expectOk(what, answer);
+    }
   }
 
   /** Memory by the addresses of the vCPU that was selected last; all vCPUs agree about the kernel's. */
@@ -167,14 +225,13 @@ export class GdbClient {
     return this.#read(unsigned(address), sizeBytes);
   }
 
-  async insertBreakpoint(address: number, kind: 'software' | 'hardware'): Promise<void> {
-    const type = kind === 'software' ? 0 : 1;
-    this.#expectOk('breakpoint', await this.#request(`Z${type},${unsigned(address).toString(16)},1`));
+  /** Software breakpoints: the stub keeps them out of what is read of the guest's memory. */
+  async insertBreakpoints(addresses: Iterable<number>): Promise<void> {
+    await this.change(Array.from(addresses, (address) => ({ kind: 'insertBreakpoint', address })));
   }
 
-  async removeBreakpoint(address: number, kind: 'software' | 'hardware'): Promise<void> {
-    const type = kind === 'software' ? 0 : 1;
-    this.#expectOk('breakpoint', await this.#request(`z${type},${unsigned(address).toString(16)},1`));
+  async removeBreakpoints(addresses: Iterable<number>): Promise<void> {
+    await this.change(Array.from(addresses, (address) => ({ kind: 'removeBreakpoint', address })));
   }
 
   /** Lets the guest run; the next {@link waitForStop} or {@link interrupt} says why it stopped. */
@@ -188,9 +245,8 @@ export class GdbClient {
 
   #countStop(): void {
     const ms = performance.now() - this.#stoppedAt;
-    this.#stops++;
-    this.#longestMs = Math.max(this.#longestMs, ms);
-    this.#totalMs += ms;
+    this.#statistics = addStop(this.#statistics, ms);
+    this.#byPhase.set(this.phase, addStop(this.#byPhase.get(this.phase) ?? NO_STOPS, ms));
   }
 
   /** One instruction of one vCPU; the others stand still. */
@@ -245,10 +301,17 @@ export class GdbClient {
     else this.#guard?.callOut();
   }
 
-  /** Connecting has stopped the guest: it goes on in between. */
+  /** Connecting has stopped the guest: it goes on at once, and in between. */
   async #negotiate(): Promise<void> {
+    this.resume();
+    // Not a byte may go out while it runs: an acknowledgement would stop it.
+    await this.#connection.poll(BREATHE_MS);
+    this.#connection.sendBreak();
+    this.#running = false;
+    this.#stoppedAt = performance.now();
+    this.#connection.startAcknowledging();
     let supported = await this.#request('qSupported:xmlRegisters=i386;vContSupported+');
-    // QEMU tells first that connecting has stopped the guest, unless it stood still before.
+    // QEMU tells first that connecting has stopped the guest, unless it stood still before, and that the break has.
     while (this.#parseStop(supported) !== undefined)
       supported = await this.#connection.receive(this.#timeoutMs);
     for (const feature of supported.split(';')) {
@@ -304,12 +367,6 @@ export class GdbClient {
     return [...pieces, text.slice(at)].join('');
   }
 
-  async #select(vcpu: string): Promise<void> {
-    if (this.#selected === vcpu) return;
-    this.#expectOk(`vCPU ${vcpu}`, await this.#request(`Hg${vcpu}`));
-    this.#selected = vcpu;
-  }
-
   async #usePhysical(physical: boolean): Promise<void> {
     if (this.#physicalMode === undefined) {
       if (!physical) return;
@@ -353,11 +410,14 @@ export class GdbClient {
     return this.#connection.request(payload, this.#timeoutMs);
   }
 
-  /** Without acknowledgements a stub takes requests one behind the other, and answers in order. */
+  /**
+   * Without acknowledgements a stub takes requests one behind the other, and answers in order. With them QEMU's does, too: it takes
+   * the next request for one (`gdb_read_byte` in gdbstub.c); the kernel's own does not.
+   */
   async #requestAll(payloads: readonly string[]): Promise<string[]> {
     if (this.#running) throw new Error(`the guest runs; ${payloads[0]?.slice(0, 20)} needs it stopped`);
     const answers: string[] = [];
-    if (this.#connection.acknowledges) {
+    if (this.#connection.acknowledges && !this.hasPhysicalMemory) {
       for (const payload of payloads) answers.push(await this.#request(payload));
       return answers;
     }

@@ -45,7 +45,7 @@ export class GdbConnection {
   #packets: string[] = [];
   #waiter: Waiter | undefined;
   #failure: LivegraftError | undefined;
-  #acknowledges = true;
+  #acknowledges = false;
   #lastSent = '';
   #resends = 0;
 
@@ -91,6 +91,11 @@ export class GdbConnection {
     return this.#acknowledges;
   }
 
+  /** Before this nothing is acknowledged. */
+  startAcknowledging(): void {
+    this.#acknowledges = true;
+  }
+
   /** After this neither side acknowledges packets (`QStartNoAckMode` was answered with OK). */
   stopAcknowledging(): void {
     this.#acknowledges = false;
@@ -111,11 +116,10 @@ export class GdbConnection {
 
   /**
    * Sends several packets in one write: the stub gets all of them or, should this process be killed, none. Each is answered.
-   * Only without acknowledgements.
+   * For stubs that take a packet while they wait for an acknowledgement.
    */
   sendTogether(payloads: readonly string[]): void {
     if (this.#failure !== undefined) throw this.#failure;
-    if (this.#acknowledges) throw new Error('packets that go together can not be acknowledged one by one');
     this.#socket.write(payloads.map(framed).join(''), 'latin1');
   }
 
@@ -273,7 +277,8 @@ export class GdbConnection {
   }
 }
 
-function framed(payload: string): string {
+/** A packet as it travels. */
+export function framed(payload: string): string {
   let checksum = 0;
   for (let i = 0; i < payload.length; i++) checksum = (checksum + payload.charCodeAt(i)) & 0xff;
   return `$${payload}#${checksum.toString(16).padStart(2, '0')}`;

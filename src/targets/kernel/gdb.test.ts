@@ -123,18 +123,26 @@ describe('GdbClient', () => {
     expect(stub.received.at(-1)).toBe('D');
   });
 
-  it('writes memory and registers in one piece where acknowledgements do not part them', async () => {
+  it.each([
+    ['does without acknowledgements', 'QStartNoAckMode', 'OK'],
+    ['is a QEMU', 'qqemu.PhyMemMode', '0'],
+  ])('changes memory and registers in one piece where the stub %s', async (_, packet, answer) => {
     const pieces: number[] = [];
     const { stub, client } = await connect((s) =>
       s.answers
-        .set('qSupported', 'PacketSize=400;QStartNoAckMode+;qXfer:features:read+;vContSupported+')
-        .set('QStartNoAckMode', 'OK')
+        .set('qSupported', `PacketSize=400;${packet}+;qXfer:features:read+;vContSupported+`)
+        .set(packet, answer)
         .set('M', 'OK'),
     );
     const registers = new GuestRegisters(new Uint8Array(164), DEFAULT_LAYOUT);
     await client.readRegisters('02');
-    stub.socket?.on('data', (bytes) => pieces.push(bytes.length));
-    await client.writeTogether({ address: 0x1008, bytes: Uint8Array.of(1, 2) }, { vcpu: '02', registers });
+    stub.socket?.on('data', (bytes: Buffer) => {
+      if (bytes.includes('$')) pieces.push(bytes.length);
+    });
+    await client.change([
+      { kind: 'write', address: 0x1008, bytes: Uint8Array.of(1, 2) },
+      { kind: 'registers', vcpu: '02', registers },
+    ]);
     expect(stub.received.slice(-2)).toEqual(['M1008,2:0102', `G${'00'.repeat(164)}`]);
     expect(pieces).toHaveLength(1);
   });

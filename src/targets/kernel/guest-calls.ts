@@ -1,7 +1,7 @@
 import type { Architecture } from '../../arch/architecture.js';
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
-import type { GdbClient } from './gdb-client.js';
+import type { GdbClient, GuestChange } from './gdb-client.js';
 import type { GuestRegisters } from './guest-registers.js';
 import type { KernelAddresses } from './running-kernel.js';
 
@@ -82,7 +82,8 @@ export class GuestCalls {
         return at.registers.get('rax');
       });
     } finally {
-      if (!isAway) await this.#giveBack(at, saved, frame);
+      if (isAway) await this.#client.removeBreakpoints([this.#parking]);
+      else await this.#giveBack(at, saved, frame, [this.#parking]);
     }
   }
 
@@ -94,7 +95,7 @@ export class GuestCalls {
       const [anyVcpu] = await this.#client.vcpus();
       const saved = (await this.#client.readRegisters(anyVcpu as string)).withBytes(bytes);
       const parked = (await this.#isAt(saved)) ? undefined : await this.#findParked(frame, header.phase);
-      if (parked !== undefined) return this.#giveBack(parked, saved, frame);
+      if (parked !== undefined) return this.#giveBack(parked, saved, frame, []);
     }
     await this.#record.noteBorrowed(0);
   }
@@ -117,12 +118,18 @@ export class GuestCalls {
 
   /** Where a borrowed task waits to be given back; undefined when it was given back already. */
   async #findParked(frame: number, phase: bigint): Promise<Borrowed | undefined> {
-    if (phase === Phase.called) return this.#waitForReturn(frame, CALL_TIMEOUT_MS);
+    await this.#client.insertBreakpoints([this.#parking]);
     try {
-      return await this.#waitForReturn(frame, GIVEN_BACK_TIMEOUT_MS);
+      return (
+        (await this.#atParking(frame, await this.#client.vcpus())) ??
+        (await this.#waitForReturn(frame, phase === Phase.called ? CALL_TIMEOUT_MS : GIVEN_BACK_TIMEOUT_MS))
+      );
     } catch (error) {
-      if (error instanceof LivegraftError && error.code === 'guest-call-stuck') return undefined;
+      const isStuck = error instanceof LivegraftError && error.code === 'guest-call-stuck';
+      if (isStuck && phase === Phase.givenBack) return undefined;
       throw error;
+    } finally {
+      await this.#client.removeBreakpoints([this.#parking]);
     }
   }
 
@@ -135,10 +142,12 @@ export class GuestCalls {
     return false;
   }
 
+  /** Leaves a breakpoint where calls return to, and none at the safe point. */
   async #waitForSystemCall(timeoutMs: number): Promise<Borrowed> {
-    await this.#client.insertBreakpoint(this.#safePoint, 'software');
+    const places = [this.#safePoint, this.#parking];
+    await this.#client.insertBreakpoints(places);
+    const deadline = performance.now() + timeoutMs;
     try {
-      const deadline = performance.now() + timeoutMs;
       for (;;) {
         this.#client.resume();
         const stop = await this.#client.waitForStop(Math.max(1, deadline - performance.now()));
@@ -158,8 +167,9 @@ export class GuestCalls {
         if (isThere && (registers.get('eflags') & INTERRUPTS_ON) !== 0n)
           return { vcpu: stop.vcpu, registers };
       }
-    } finally {
-      await this.#client.removeBreakpoint(this.#safePoint, 'software');
+    } catch (error) {
+      await this.#client.removeBreakpoints(places);
+      throw error;
     }
   }
 
@@ -172,16 +182,28 @@ export class GuestCalls {
     view.setBigUint64(0, Phase.saved, true);
     view.setBigUint64(8, BigInt(bytes.length), true);
     content.set(bytes, 16);
-    await this.#client.writeMemory(frame, content);
+    await this.#client.change([
+      { kind: 'removeBreakpoint', address: this.#safePoint },
+      { kind: 'write', address: frame, bytes: content },
+    ]);
     await this.#record.noteBorrowed(frame);
     return frame;
   }
 
   /** What a task is sent to, and that it was: one is never true without the other. */
-  async #send(phase: bigint, frame: number, vcpu: string, registers: GuestRegisters): Promise<void> {
-    const word = new Uint8Array(8);
-    new DataView(word.buffer).setBigUint64(0, phase, true);
-    await this.#client.writeTogether({ address: frame, bytes: word }, { vcpu, registers });
+  async #send(
+    phase: bigint,
+    frame: number,
+    at: Borrowed,
+    before: readonly GuestChange[],
+    behind: readonly GuestChange[],
+  ): Promise<void> {
+    await this.#client.change([
+      ...before,
+      { kind: 'write', address: frame, bytes: word(phase) },
+      { kind: 'registers', ...at },
+      ...behind,
+    ]);
   }
 
   async #call(
@@ -190,36 +212,26 @@ export class GuestCalls {
     address: number,
     args: readonly number[],
   ): Promise<Borrowed> {
-    const returnTo = new Uint8Array(8);
-    new DataView(returnTo.buffer).setBigInt64(0, BigInt(this.#parking), true);
-    await this.#client.writeMemory(frame - 8, returnTo);
     const values = Object.fromEntries(args.map((value, i) => [ARGUMENTS[i] as string, value]));
     const eflags = registers.get('eflags') & ~DIRECTION_FLAG;
     const sent = registers.with({ ...values, rax: 0, rip: address, rsp: frame - 8, eflags });
-    await this.#send(Phase.called, frame, vcpu, sent);
+    const returnTo: GuestChange = {
+      kind: 'write',
+      address: frame - 8,
+      bytes: word(BigInt.asUintN(64, BigInt(this.#parking))),
+    };
+    await this.#send(Phase.called, frame, { vcpu, registers: sent }, [returnTo], []);
     return this.#waitForReturn(frame, CALL_TIMEOUT_MS);
   }
 
+  /** With a breakpoint where calls return to. */
   async #waitForReturn(frame: number, timeoutMs: number): Promise<Borrowed> {
-    await this.#client.insertBreakpoint(this.#parking, 'software');
-    try {
-      const deadline = performance.now() + timeoutMs;
-      for (;;) {
-        // A task that was left alone may wait there already.
-        const vcpus = await this.#client.vcpus();
-        for (const [index, registers] of (await this.#client.readAllRegisters(vcpus)).entries()) {
-          const rip = registers.address('rip');
-          if (
-            rip >= this.#parking &&
-            rip <= this.#parking + PARKING_LOOP.length &&
-            registers.address('rsp') === frame
-          )
-            return { vcpu: vcpus[index] as string, registers };
-        }
-        this.#client.resume();
-        const stop = await this.#client.waitForStop(Math.max(1, deadline - performance.now()));
-        if (stop?.kind === 'exited') throw guestEnded(stop.detail);
-        if (stop !== undefined) continue;
+    const deadline = performance.now() + timeoutMs;
+    for (;;) {
+      this.#client.resume();
+      const stop = await this.#client.waitForStop(Math.max(1, deadline - performance.now()));
+      if (stop?.kind === 'exited') throw guestEnded(stop.detail);
+      if (stop === undefined) {
         await this.#client.interrupt();
         throw new LivegraftError(
           'guest-call-stuck',
@@ -229,16 +241,42 @@ export class GuestCalls {
           },
         );
       }
-    } finally {
-      await this.#client.removeBreakpoint(this.#parking, 'software');
+      const returned = await this.#atParking(frame, [stop.vcpu]);
+      if (returned !== undefined) return returned;
     }
   }
 
-  async #giveBack({ vcpu, registers }: Borrowed, saved: GuestRegisters, frame: number): Promise<void> {
+  /** Which of some vCPUs has a borrowed task that waits for what comes next. */
+  async #atParking(frame: number, vcpus: readonly string[]): Promise<Borrowed | undefined> {
+    for (const [index, registers] of (await this.#client.readAllRegisters(vcpus)).entries()) {
+      const rip = registers.address('rip');
+      if (
+        rip >= this.#parking &&
+        rip <= this.#parking + PARKING_LOOP.length &&
+        registers.address('rsp') === frame
+      )
+        return { vcpu: vcpus[index] as string, registers };
+    }
+    return undefined;
+  }
+
+  async #giveBack(
+    { vcpu, registers }: Borrowed,
+    saved: GuestRegisters,
+    frame: number,
+    breakpoints: readonly number[],
+  ): Promise<void> {
     const before = registers.with(Object.fromEntries(GENERAL.map((name) => [name, saved.get(name)])));
-    await this.#send(Phase.givenBack, frame, vcpu, before);
+    const behind = breakpoints.map((address): GuestChange => ({ kind: 'removeBreakpoint', address }));
+    await this.#send(Phase.givenBack, frame, { vcpu, registers: before }, [], behind);
     await this.#record.noteBorrowed(0);
   }
+}
+
+function word(value: bigint): Uint8Array {
+  const bytes = new Uint8Array(8);
+  new DataView(bytes.buffer).setBigUint64(0, value, true);
+  return bytes;
 }
 
 /** Throws a LivegraftError `kernel-unsupported` where there are none. */

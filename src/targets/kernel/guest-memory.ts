@@ -27,6 +27,7 @@ export class GuestMemory {
   /** Undefined for a block that can't be read. */
   readonly #blocks = new Map<number, Uint8Array | undefined>();
   readonly #missing = new Set<number>();
+  #observer: ((address: number, sizeBytes: number) => void) | undefined;
 
   /** `code`: what code is written through, so that an emulator learns of it. */
   constructor(source: MemorySource, code: MemorySource = source) {
@@ -38,6 +39,16 @@ export class GuestMemory {
   forget(): void {
     this.#blocks.clear();
     this.#source.forget?.();
+  }
+
+  /** Runs `use`, and tells `onRead` of every part of the memory that it reads. */
+  async observe<T>(onRead: (address: number, sizeBytes: number) => void, use: () => Promise<T>): Promise<T> {
+    this.#observer = onRead;
+    try {
+      return await use();
+    } finally {
+      this.#observer = undefined;
+    }
   }
 
   /** Runs `attempt`, which uses {@link readInto}, until it has all it asked for. It must have no effects. */
@@ -56,6 +67,7 @@ export class GuestMemory {
    * Addresses beyond 2^53 must be multiples of 8 (`src/base/brand.ts`).
    */
   readInto(address: number, into: Uint8Array): number {
+    this.#observer?.(address, into.length);
     let start = Math.floor(address / BLOCK_BYTES) * BLOCK_BYTES;
     let skip = address - start;
     for (let at = 0; at < into.length; start += BLOCK_BYTES) {

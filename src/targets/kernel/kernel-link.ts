@@ -9,7 +9,7 @@ const RETURN_THUNK = '__x86_return_thunk';
 
 /** Links a patch for a place in the guest, with what the running kernel decided at boot: instructions for its CPU, and how functions return. */
 export async function linkForKernel(
-  { kernel, layout: types, sliced }: KernelSession,
+  { kernel, layout: types, data }: KernelSession,
   patch: Patch,
   layout: PatchLayout,
   address: number,
@@ -18,7 +18,7 @@ export async function linkForKernel(
 ): Promise<LinkedImage> {
   // Kernels that have several ways to return keep the chosen one there (apply_returns).
   const [chosen] = kernel.image.symbols.findAll('x86_return_thunk');
-  const thunk = chosen && pointerIn(await sliced.readMemory(kernel.relocate(chosen.address), 8));
+  const thunk = chosen && pointerIn(await data.readMemory(kernel.relocate(chosen.address), 8));
   const source: SymbolSource = {
     ...symbols,
     resolve: (symbol) => (symbol.name === RETURN_THUNK ? thunk : undefined) ?? symbols.resolve(symbol),
@@ -26,7 +26,7 @@ export async function linkForKernel(
   const image = linkPatch(patch, layout, address, source, redirector);
   if (hasAlternatives(patch)) {
     const place = types.expect('cpuinfo_x86', 'x86_capability');
-    const bytes = await sliced.readMemory(kernel.expect('boot_cpu_data') + place.offset, place.sizeBytes);
+    const bytes = await data.readMemory(kernel.expect('boot_cpu_data') + place.offset, place.sizeBytes);
     applyAlternatives(image, patch, layout, new Uint32Array(bytes.slice().buffer));
   }
   return image;

@@ -5,6 +5,7 @@ import type { Patch } from '../../patch/content.js';
 import type { Digest } from '../../patch/file.js';
 import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
 import type { LinkedImage } from '../../patch/link.js';
+import { collectGarbage } from '../process/own-runtime.js';
 import { findCallPlaces, GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
 import { findBarrier, type PlannedBarrier } from './kernel-barrier.js';
@@ -27,7 +28,7 @@ import { KernelTransition } from './kernel-transition.js';
 const PAGE_BYTES = 4096;
 /** The registry has room for so many stragglers beside the patches. */
 const MAX_NOTED = 100;
-/** "lg" and a count: no value of the kernel's own for patch_state. */
+/** "lg" and a count: no value of the kernel's own for patch_state, which older registries use. */
 const SWITCHED_BASE = 0x6c67_0000;
 
 /** Puts patches into a running kernel and finds those that are there. */
@@ -59,10 +60,11 @@ export class KernelPatcher {
 
   /** Reads the registry in the guest; gives back a task that a killed livegraft had borrowed. */
   static async open(session: KernelSession, arch: Architecture): Promise<KernelPatcher> {
+    session.client.phase = 'registry';
     const end = session.kernel.expect('_etext');
     const places = findCallPlaces(session.kernel, arch);
     session.guard?.watch({ end, ...places });
-    const store = new KernelRegistryStore(session.sliced, session.client, end);
+    const store = new KernelRegistryStore(session.data, session.client, end);
     const registry = await store.read();
     const calls = new GuestCalls(session.client, store, places);
     if (store.borrowed !== 0) {
@@ -132,6 +134,8 @@ export class KernelPatcher {
     const layout = layoutForKernel(patch);
     const planned = await this.#findBarrier(patch, barrier);
     const session = this.#session;
+    session.client.phase = 'allocate';
+    collectGarbage();
     await session.stop();
     const address = await this.#calls.borrow(timeoutMs, async (call) => {
       if (!this.#store.hasMemory) await this.#store.useMemory(await this.#allocate(call, REGISTRY_BYTES));
@@ -149,6 +153,7 @@ export class KernelPatcher {
       return allocated;
     });
     session.resume();
+    session.client.phase = 'load';
     const image = await linkForKernel(
       session,
       patch,
@@ -207,11 +212,15 @@ export class KernelPatcher {
           direction,
           switchedValue: SWITCHED_BASE + (serial & 0xffff),
           startedAt: new Date().toISOString(),
+          stateOffset: this.#session.tasks.stateField.offset,
         },
         serial,
       });
-    } else if (left.direction !== direction)
-      await this.save({ ...this.#registry, transition: turned(left, direction) });
+    } else {
+      this.#session.useStateField(left);
+      if (left.direction !== direction)
+        await this.save({ ...this.#registry, transition: turned(left, direction) });
+    }
     const { transition } = this.#registry;
     if (transition === undefined) throw new Error('the transition was not recorded');
     return new KernelTransition(this.#session, this.watch, patch, transition, usesBarrier, async (now) => {
@@ -256,7 +265,9 @@ export class KernelPatcher {
 
   async save(registry: KernelRegistry): Promise<void> {
     await this.watch.expectAlive();
+    this.#session.client.phase = 'registry';
     await this.#store.write(registry);
+    this.#session.endStep();
     this.#registry = registry;
     await this.#session.usePatches(registry.patches);
   }
@@ -284,9 +295,9 @@ export class KernelPatcher {
 
   /** What is overwritten at the entry of a function in the running kernel. */
   async #site(replaced: ReplacedFunction): Promise<EntrySite> {
-    const { kernel, sliced } = this.#session;
+    const { data, kernel } = this.#session;
     const entry = this.#objects.addressOf(replaced.object, replaced.fn.old);
-    const code = await sliced.readMemory(entry, ENTRY_BYTES);
+    const code = await data.readMemory(entry, ENTRY_BYTES);
     // To look through the whole text takes a while.
     this.#session.resume();
     return findEntrySite(kernel, this.#arch, replaced, entry, code);

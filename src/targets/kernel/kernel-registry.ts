@@ -68,12 +68,14 @@ export interface KernelRegistry {
         /** Which way the redirects choose: a task that has switched runs the new code, or the old. */
         readonly begunAs: 'patch' | 'unpatch';
         readonly direction: 'patch' | 'unpatch';
-        /** What a task's `patch_state` is when it has switched. */
+        /** What a task's state word is when it has switched. */
         readonly switchedValue: number;
         /** ISO 8601: when it was begun, or last turned around. */
         readonly startedAt?: string;
         /** Those that the runs that have left it could not switch. */
         readonly stragglers?: readonly RegisteredKernelStraggler[];
+        /** Of that word in the task_struct. Registries of before it was noted meant `patch_state`, where there is one. */
+        readonly stateOffset?: number;
       }
     | undefined;
   /** Counts transitions. */

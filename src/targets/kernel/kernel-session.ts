@@ -1,6 +1,8 @@
 import type { Architecture } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { KernelImage } from '../../kernel-image/kernel-image.js';
+import { allowOptimization, collectGarbage } from '../process/own-runtime.js';
+import { Evidence } from './evidence.js';
 import { GdbClient } from './gdb-client.js';
 import type { GdbEndpoint } from './gdb-connection.js';
 import type { GuestGuard } from './guest-guard.js';
@@ -12,6 +14,7 @@ import { readKernelProofs } from './kernel-proofs.js';
 import type { RegisteredKernelPatch } from './kernel-registry.js';
 import { KernelStacks } from './kernel-stacks.js';
 import { TaskReader } from './kernel-tasks.js';
+import { rehearseProtocol } from './protocol-rehearsal.js';
 import { KernelAddresses, locateKernel } from './running-kernel.js';
 import { SharedMemory } from './shared-memory.js';
 import { TaskScan } from './task-scan.js';
@@ -29,6 +32,7 @@ export interface KernelSessionOptions {
 }
 
 const REHEARSAL_WALKS = 200;
+const REHEARSAL_ROUNDS = 4;
 
 /**
  * A running kernel whose image was held against it. The guest is stopped in short slices: {@link stop} begins one, and it
@@ -43,12 +47,16 @@ export class KernelSession {
   readonly modules: readonly KernelModule[];
   readonly tasks: TaskReader;
   readonly stacks: KernelStacks;
-  /** Memory through the protocol, in slices of its own: for what nobody else touches meanwhile. */
+  /** Memory through the protocol, in slices of its own: for code, and what nobody else touches meanwhile. */
   readonly sliced: MemorySource;
-  readonly scan: TaskScan;
+  /** For data that nobody else touches meanwhile: without a stop where that is possible. */
+  readonly data: MemorySource;
   readonly guard: GuestGuard | undefined;
   readonly #slices: GuestSlices;
+  #scan: TaskScan | undefined;
   readonly #shared: SharedMemory | undefined;
+  /** Of the running kernel's image. */
+  readonly #text: { readonly start: number; readonly end: number };
 
   private constructor(parts: {
     readonly arch: Architecture;
@@ -71,11 +79,75 @@ export class KernelSession {
     this.memory = memory;
     this.modules = modules;
     this.sliced = slices;
+    this.data = shared ?? slices;
     this.#slices = slices;
     this.#shared = shared;
+    this.#text = { start: kernel.expect('_text'), end: kernel.expect('_etext') };
     this.tasks = new TaskReader(client, memory, kernel, layout);
     this.stacks = new KernelStacks(arch, memory, kernel, layout, modules, isDisproved);
-    this.scan = new TaskScan(
+  }
+
+  /** Rejects with a LivegraftError, and the guest goes on, when it can't be reached or runs another kernel. */
+  static async open(options: KernelSessionOptions): Promise<KernelSession> {
+    const { arch, endpoint, image, timeoutMs, memoryFile, guard } = options;
+    await rehearseProtocol();
+    collectGarbage();
+    allowOptimization(false);
+    const client = await GdbClient.connect(endpoint, { timeoutMs, guard });
+    let shared: SharedMemory | undefined;
+    try {
+      const slices = new GuestSlices(client);
+      client.phase = 'find the kernel';
+      const kernel = new KernelAddresses(image, await locateKernel(client, slices, image));
+      if (memoryFile !== undefined) shared = await SharedMemory.open(memoryFile, client, slices, kernel);
+      const memory = new GuestMemory(shared ?? client, client);
+      client.onRun = () => memory.forget();
+      slices.resume();
+      const layout = new KernelLayout(image.btf, image.source);
+      client.phase = 'read modules';
+      const modules = await readModules(memory, shared ?? slices, slices, kernel, layout);
+      // What comes now takes a while, and needs little or nothing of the guest.
+      slices.resume();
+      const isDisproved = await readKernelProofs(memory, slices, kernel, layout, modules);
+      slices.resume();
+      allowOptimization(true);
+      const session = new KernelSession({
+        arch,
+        client,
+        slices,
+        kernel,
+        layout,
+        memory,
+        shared,
+        modules,
+        isDisproved,
+        guard,
+      });
+      allowOptimization(false);
+      // What was read is there to stay: a collection that begins later would go on in stops, step by step.
+      collectGarbage('major');
+      return session;
+    } catch (error) {
+      await client.detach();
+      shared?.close();
+      throw error;
+    }
+  }
+
+  get scan(): TaskScan {
+    this.#scan ??= this.#createScan();
+    return this.#scan;
+  }
+
+  /** See {@link TaskReader.useStateField}. */
+  useStateField(record: { readonly stateOffset?: number | undefined }): void {
+    this.tasks.useStateField(record);
+    this.#scan = undefined;
+  }
+
+  #createScan(): TaskScan {
+    const [memory, shared, slices] = [this.memory, this.#shared, this.#slices];
+    return new TaskScan(
       {
         attempt: async (attempt) => {
           if (shared !== undefined)
@@ -92,46 +164,10 @@ export class KernelSession {
           await slices.run();
         },
       },
-      layout,
-      kernel.expect('init_task'),
+      this.layout,
+      this.kernel.expect('init_task'),
       this.tasks.stateField,
     );
-  }
-
-  /** Rejects with a LivegraftError, and the guest goes on, when it can't be reached or runs another kernel. */
-  static async open(options: KernelSessionOptions): Promise<KernelSession> {
-    const { arch, endpoint, image, timeoutMs, memoryFile, guard } = options;
-    const client = await GdbClient.connect(endpoint, { timeoutMs, guard });
-    let shared: SharedMemory | undefined;
-    try {
-      const slices = new GuestSlices(client);
-      const kernel = new KernelAddresses(image, await locateKernel(client, slices, image));
-      if (memoryFile !== undefined) shared = await SharedMemory.open(memoryFile, client, slices, kernel);
-      const memory = new GuestMemory(shared ?? client, client);
-      client.onRun = () => memory.forget();
-      slices.resume();
-      const layout = new KernelLayout(image.btf, image.source);
-      const modules = await readModules(memory, shared ?? slices, slices, kernel, layout);
-      const isDisproved = await readKernelProofs(memory, slices, kernel, layout, modules);
-      // What comes now takes a while, and needs nothing of the guest.
-      slices.resume();
-      return new KernelSession({
-        arch,
-        client,
-        slices,
-        kernel,
-        layout,
-        memory,
-        shared,
-        modules,
-        isDisproved,
-        guard,
-      });
-    } catch (error) {
-      await client.detach();
-      shared?.close();
-      throw error;
-    }
   }
 
   /** Stops the guest, if it runs; not before it has run for a while. */
@@ -142,6 +178,36 @@ export class KernelSession {
   /** Lets the guest go on if it has stood still for long enough. */
   breathe(): void {
     this.#slices.breathe();
+  }
+
+  /** Behind what had to be done in one stop: the guest goes on, at once where the next thing begins without one. */
+  endStep(): void {
+    if (this.#shared === undefined) this.#slices.breathe();
+    else this.#slices.resume();
+  }
+
+  /** Whether {@link look} works. */
+  get canLook(): boolean {
+    return this.#shared !== undefined;
+  }
+
+  /**
+   * Does something that reads the memory of the guest, which may run, by {@link memory} alone, and that has no effects. What it
+   * found is true in a later stop in which its evidence still holds; undefined when the guest changed under it.
+   */
+  async look<T>(
+    use: () => Promise<T>,
+  ): Promise<{ readonly found: T; readonly evidence: Evidence } | undefined> {
+    if (this.#shared === undefined)
+      throw new Error('a running guest can not be looked at through the protocol');
+    this.memory.forget();
+    const evidence = new Evidence(this.memory, this.#shared, this.#text);
+    try {
+      return { found: await evidence.gather(use), evidence };
+    } catch (error) {
+      if (isChanging(error)) return undefined;
+      throw error;
+    }
   }
 
   resume(): void {
@@ -155,26 +221,30 @@ export class KernelSession {
   async rehearse(): Promise<void> {
     if (this.#shared === undefined) return;
     this.resume();
+    allowOptimization(true);
     let walks = 0;
     try {
-      for await (const { address, isIdle } of this.scan.tasks([])) {
-        this.memory.forget();
-        await this.stacks.walk(await this.tasks.task(address, isIdle), []);
+      const cpus = await this.tasks.cpusAsOfLate().catch(() => []);
+      for await (const task of this.scan.tasks([])) {
+        const seen = await this.look(async () => {
+          const found = await this.tasks.findAgain(task);
+          return found && (await this.stacks.walk(found, cpus));
+        });
+        for (let round = 0; round < REHEARSAL_ROUNDS; round++) seen?.evidence.holds();
         if (++walks >= REHEARSAL_WALKS) break;
       }
     } catch (error) {
-      if (!(error instanceof LivegraftError) || !/^guest-(memory|inconsistent)$/.test(error.code))
-        throw error;
+      if (!isChanging(error)) throw error;
     } finally {
       this.memory.forget();
+      allowOptimization(false);
+      collectGarbage();
     }
   }
 
   /** Code that livegraft has put into the guest, so that walks know it. */
   async usePatches(patches: readonly RegisteredKernelPatch[]): Promise<void> {
-    await this.#slices.stop();
-    await this.stacks.usePatches(patches);
-    this.#slices.breathe();
+    await this.stacks.usePatches(patches, this.data);
   }
 
   /** How code of the kernel finds the current task's state: a per-CPU variable, and an offset behind what it points to. */
@@ -184,7 +254,13 @@ export class KernelSession {
 
   /** Lets the guest go on. */
   async close(): Promise<void> {
+    allowOptimization(true);
     await this.client.detach();
     this.#shared?.close();
   }
+}
+
+/** What reading a running guest may come to. */
+function isChanging(error: unknown): boolean {
+  return error instanceof LivegraftError && /^guest-(memory|inconsistent)$/.test(error.code);
 }

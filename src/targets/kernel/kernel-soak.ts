@@ -1,3 +1,4 @@
+import { allowOptimization } from '../process/own-runtime.js';
 import { SoakCount, type SoakOptions, type SoakReport } from '../soak.js';
 import { guestEnded } from './guest-calls.js';
 import type { KernelSession } from './kernel-session.js';
@@ -7,10 +8,12 @@ import type { KernelSession } from './kernel-session.js';
  * that CONFIG_DEBUG_VALIDATE_STACK was proposed for, from outside. The guest is stopped before and after.
  */
 export async function soakKernel(session: KernelSession, options: SoakOptions): Promise<SoakReport> {
+  // All of it is in stops, and there are many.
+  allowOptimization(true);
   const { client } = session;
   const address = session.kernel.expect('__switch_to_asm');
   const count = new SoakCount(options);
-  await client.insertBreakpoint(address, 'software');
+  await client.insertBreakpoints([address]);
   try {
     while (count.end() === undefined) {
       client.resume();
@@ -33,7 +36,7 @@ export async function soakKernel(session: KernelSession, options: SoakOptions): 
       }
     }
   } finally {
-    await client.removeBreakpoint(address, 'software');
+    await client.removeBreakpoints([address]);
   }
   return count.report(count.end() ?? 'time');
 }
@@ -41,8 +44,8 @@ export async function soakKernel(session: KernelSession, options: SoakOptions): 
 /** A CPU that stands at a breakpoint would stop there again at once. */
 async function stepOver(session: KernelSession, vcpu: string, address: number): Promise<void> {
   const { client } = session;
-  await client.removeBreakpoint(address, 'software');
+  await client.removeBreakpoints([address]);
   const stop = await client.step(vcpu);
   if (stop.kind === 'exited') throw guestEnded(stop.detail);
-  await client.insertBreakpoint(address, 'software');
+  await client.insertBreakpoints([address]);
 }

@@ -7,7 +7,7 @@ import { type CodeModule, createMemoryModule } from '../../unwind/code-module.js
 import { ModuleMap } from '../../unwind/module-map.js';
 import { prepareRow, type UnwindRow } from '../../unwind/unwind-row.js';
 import { type Frame, type StackLimits, type WalkReason, walkReliable } from '../../unwind/walk-reliable.js';
-import type { GuestMemory } from './guest-memory.js';
+import type { GuestMemory, MemorySource } from './guest-memory.js';
 import { type FieldPlace, type KernelLayout, StructReader } from './kernel-layout.js';
 import type { KernelModule } from './kernel-modules.js';
 import type { KernelRange, RegisteredKernelPatch } from './kernel-registry.js';
@@ -113,17 +113,17 @@ export class KernelStacks {
    * Takes in the code of patches, whose frames are described by `.eh_frame`. Redirects are left out on purpose: a task that
    * stands in one has read its state, and must go on before it may be changed.
    */
-  async usePatches(patches: readonly RegisteredKernelPatch[]): Promise<void> {
+  async usePatches(patches: readonly RegisteredKernelPatch[], source: MemorySource): Promise<void> {
     const modules: CodeModule[] = [];
     for (const { name, text, ehFrame } of patches) {
       modules.push(
         createMemoryModule({
           name: `patch ${name}`,
           address: text.address,
-          code: await this.#memory.read(text.address, text.sizeBytes),
+          code: await source.readMemory(text.address, text.sizeBytes),
           ehFrame: ehFrame && {
             address: ehFrame.address,
-            bytes: await this.#memory.read(ehFrame.address, ehFrame.sizeBytes),
+            bytes: await source.readMemory(ehFrame.address, ehFrame.sizeBytes),
           },
         }),
       );

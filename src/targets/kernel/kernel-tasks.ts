@@ -43,7 +43,7 @@ export interface KernelTask {
 }
 
 const PF_KTHREAD = 0x20_0000;
-/** `patch_state` is an int. */
+/** Of the word that says what a task has switched to; `patch_state` is an int. */
 const STATE_BYTES = 4;
 const MAX_TASKS = 4_000_000;
 const MAX_CPUS = 8192;
@@ -56,7 +56,9 @@ export class TaskReader {
   readonly #memory: GuestMemory;
   readonly #read: StructReader;
   readonly #kernel: KernelAddresses;
+  readonly #layout: KernelLayout;
   readonly #place;
+  #stateField: FieldPlace | undefined;
 
   constructor(client: GdbClient, memory: GuestMemory, kernel: KernelAddresses, layout: KernelLayout) {
     this.#client = client;
@@ -64,6 +66,8 @@ export class TaskReader {
     this.#read = new StructReader(memory);
     this.#kernel = kernel;
     const task = (...paths: string[]) => layout.expect('task_struct', ...paths);
+    this.#layout = layout;
+    this.#stateField = findStateField(layout);
     this.#place = {
       tasks: task('tasks'),
       comm: task('comm'),
@@ -79,7 +83,6 @@ export class TaskReader {
       savedStackPointer: task('thread.sp'),
       onCpu: layout.find('task_struct', 'on_cpu'),
       threadHead: layout.expect('signal_struct', 'thread_head'),
-      patchState: layout.find('task_struct', 'patch_state') ?? layout.findPadding('task_struct', STATE_BYTES),
       idle: layout.expect('rq', 'idle'),
       currentInHot: layout.find('pcpu_hot', 'current_task'),
     };
@@ -87,10 +90,19 @@ export class TaskReader {
 
   /** The vCPUs that the kernel uses, with what each of them runs. */
   async cpus(): Promise<readonly Cpu[]> {
+    const vcpus = await this.#client.vcpus();
+    return this.#cpus(vcpus, await this.#client.readAllRegisters(vcpus));
+  }
+
+  /** The same for the registers that were read last: for a rehearsal, the guest may have gone on. */
+  async cpusAsOfLate(): Promise<readonly Cpu[]> {
+    const { lastRegisters } = this.#client;
+    return this.#cpus([...lastRegisters.keys()], [...lastRegisters.values()]);
+  }
+
+  async #cpus(vcpus: readonly string[], all: readonly GuestRegisters[]): Promise<readonly Cpu[]> {
     const offsets = await this.#perCpuOffsets();
     const cpus: Cpu[] = [];
-    const vcpus = await this.#client.vcpus();
-    const all = await this.#client.readAllRegisters(vcpus);
     for (const [index, vcpu] of vcpus.entries()) {
       const registers = all[index] as GuestRegisters;
       // The kernel's GS base is in force in the kernel, and put away in user mode (swapgs).
@@ -115,8 +127,21 @@ export class TaskReader {
     return cpus;
   }
 
+  /** The CPUs that are online, as far as memory tells: also of a guest that runs. */
+  async onlineCpus(): Promise<readonly Pick<Cpu, 'perCpuOffset'>[]> {
+    const mask = this.#kernel.find('__cpu_online_mask');
+    const online: Pick<Cpu, 'perCpuOffset'>[] = [];
+    for (const [number, perCpuOffset] of (await this.#perCpuOffsets()).entries()) {
+      const place = { offset: Math.floor(number / 8), sizeBytes: 1 };
+      // Without a mask there is one CPU (no SMP).
+      const bits = mask === undefined ? 1 : await this.#read.number(mask, place);
+      if ((bits >> (number % 8)) % 2 === 1) online.push({ perCpuOffset });
+    }
+    return online;
+  }
+
   /** Addresses of the CPUs' idle tasks. */
-  async idleTasks(cpus: readonly Cpu[]): Promise<ReadonlySet<number>> {
+  async idleTasks(cpus: readonly Pick<Cpu, 'perCpuOffset'>[]): Promise<ReadonlySet<number>> {
     const idle = new Set<number>();
     for (const cpu of cpus) {
       const runQueue = this.perCpu(this.#kernel.expect('runqueues'), cpu.perCpuOffset);
@@ -190,18 +215,22 @@ export class TaskReader {
   }
 
   /**
-   * Where livegraft keeps what a task has switched to: the field of the kernel's own livepatching or, without
-   * CONFIG_LIVEPATCH, padding of the task_struct. A new task gets either from its parent, since `arch_dup_task_struct`
-   * copies the whole structure as bytes.
+   * Where livegraft keeps what a task has switched to: padding of the task_struct or, without any, the field of the kernel's own
+   * livepatching, which that warns of when it finds values that are not its own. A new task gets either from its parent,
+   * since `arch_dup_task_struct` copies the whole structure as bytes.
    */
   get stateField(): FieldPlace {
-    const { patchState } = this.#place;
-    if (patchState !== undefined) return patchState;
+    if (this.#stateField !== undefined) return this.#stateField;
     throw new LivegraftError(
       'kernel-unsupported',
-      'tasks of this kernel have neither patch_state nor padding that could take its place',
-      { remedy: 'it was built without CONFIG_LIVEPATCH: livegraft can show its stacks, but not patch it' },
+      'tasks of this kernel have neither padding nor patch_state for what they have switched to',
+      { remedy: 'livegraft can show the stacks of this kernel, but not patch it' },
     );
+  }
+
+  /** For a transition that another run began. */
+  useStateField(record: { readonly stateOffset?: number | undefined }): void {
+    this.#stateField = findStateField(this.#layout, record);
   }
 
   async setPatchState(task: KernelTask, value: number): Promise<void> {
@@ -242,4 +271,21 @@ export class TaskReader {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
     return Array.from({ length: count }, (_, i) => Number(view.getBigInt64(8 * i, true)));
   }
+}
+
+/**
+ * The word of the task_struct for a new transition or, given its record, for one that another run began. A record without a
+ * place was made when `patch_state` came first.
+ */
+export function findStateField(
+  layout: Pick<KernelLayout, 'find' | 'findPadding'>,
+  record?: { readonly stateOffset?: number | undefined },
+): FieldPlace | undefined {
+  const padding = () => layout.findPadding('task_struct', STATE_BYTES);
+  const patchState = () => layout.find('task_struct', 'patch_state');
+  if (record === undefined) return padding() ?? patchState();
+  const { stateOffset } = record;
+  return stateOffset === undefined
+    ? (patchState() ?? padding())
+    : { offset: stateOffset, sizeBytes: STATE_BYTES };
 }

@@ -11,6 +11,8 @@ import {
   taskId,
 } from '../../engine/target.js';
 import { findFrameIn } from '../../unwind/walk-reliable.js';
+import { collectGarbage } from '../process/own-runtime.js';
+import type { Evidence } from './evidence.js';
 import { guestEnded } from './guest-calls.js';
 import type { GuestWatch } from './guest-watch.js';
 import { armBarrier, disarmBarrier } from './kernel-barrier.js';
@@ -31,6 +33,8 @@ type State = 'unpatched' | 'patched';
 
 /** How often to let the guest run when it was stopped where its CPUs can't be told apart. */
 const MAX_SETTLES = 200;
+/** How many tasks are walked before those that are ready are switched. */
+const BATCH_TASKS = 64;
 /** `KLP_UNDEFINED`: what `patch_state` is when no transition runs. */
 const NOT_SWITCHED = -1;
 /** A list of 2000 tasks is a second's work without shared memory. */
@@ -53,6 +57,10 @@ export class KernelTransition implements TransitionTarget {
   readonly #saveDirection: (direction: Direction) => Promise<void>;
   #barrierSeenAtMs = 0;
   #known: ReadonlyMap<TaskId, ScannedTask> = new Map();
+  /** Those that {@link #switchAhead} has not looked at since they were listed. */
+  #unseen: TaskId[] = [];
+  /** Those that it has switched, and that were not asked for yet. */
+  readonly #switchedAhead = new Set<TaskId>();
   readonly #forking: readonly KernelRange[];
   /** Of tasks that were found busy: where the outermost function that leaves returns to. */
   readonly #returnsTo = new Map<TaskId, number>();
@@ -95,6 +103,7 @@ export class KernelTransition implements TransitionTarget {
   async install(): Promise<void> {
     const { begunAs, switchedValue } = this.#transition;
     await this.#session.rehearse();
+    this.#session.client.phase = 'install';
     for (const fn of this.#patch.functions) {
       const behindEntry = fn.isDisplaced ? copyBehind(fn.trampoline) : fn.site + fn.original.length;
       const newEntry = entryOf(fn.new);
@@ -183,15 +192,22 @@ export class KernelTransition implements TransitionTarget {
   }
 
   async tasks(): Promise<readonly TaskInfo[]> {
-    const { tasks, scan } = this.#session;
+    const { client, memory, tasks, scan } = this.#session;
     await this.#watch.expectAlive();
+    client.phase = 'list tasks';
     for (let attempt = 0; ; attempt++) {
       try {
-        const idle = await tasks.idleTasks(await this.#enter());
-        this.#session.breathe();
+        if (this.#session.canLook) memory.forget();
+        else await this.#session.stop();
+        const idle = await tasks.idleTasks(await tasks.onlineCpus());
+        this.#session.endStep();
         const known = new Map<TaskId, ScannedTask>();
         for await (const task of scan.tasks(idle)) known.set(idOf(task), task);
         this.#known = known;
+        this.#switchedAhead.clear();
+        this.#unseen = [...known]
+          .filter(([, { stateWord }]) => this.#stateOf(stateWord) !== this.#wanted)
+          .map(([id]) => id);
         return Array.from(known, ([id, { name, stateWord }]) => ({
           id,
           name,
@@ -236,6 +252,11 @@ export class KernelTransition implements TransitionTarget {
   async trySwitch(id: TaskId, to: State, check: 'checked' | 'unchecked'): Promise<SwitchOutcome> {
     const known = this.#known.get(id);
     if (known === undefined) return { kind: 'gone' };
+    if (check === 'checked' && to === this.#wanted && this.#session.canLook) {
+      if (this.#unseen.length > 0 && !this.#switchedAhead.has(id)) await this.#switchAhead();
+      if (this.#switchedAhead.delete(id)) return { kind: 'switched' };
+    }
+    this.#session.client.phase = 'switch one task';
     try {
       await this.#session.stop();
       const task = await this.#session.tasks.findAgain(known);
@@ -250,8 +271,45 @@ export class KernelTransition implements TransitionTarget {
       if (!isInconsistent(error)) throw error;
       return { kind: 'refused', reason: { kind: 'unstoppable', detail: (error as LivegraftError).message } };
     } finally {
-      this.#session.breathe();
+      this.#session.endStep();
     }
+  }
+
+  /**
+   * Switches some of the tasks that have not been tried, for {@link trySwitch} to tell of later. They are walked while
+   * the guest runs; a short stop is for those whose walk is still true then. Others are left to a walk in a stop of its own.
+   */
+  async #switchAhead(): Promise<void> {
+    const session = this.#session;
+    session.client.phase = 'switch tasks';
+    session.resume();
+    const ready: { readonly id: TaskId; readonly task: KernelTask; readonly evidence: Evidence }[] = [];
+    for (const id of this.#unseen.splice(0, BATCH_TASKS)) {
+      const known = this.#known.get(id);
+      const seen =
+        known &&
+        (await session.look(async () => {
+          const task = await session.tasks.findAgain(known);
+          if (task === undefined || task.isOnCpu) return undefined;
+          return (await this.#refusal(task, [])) === undefined ? task : undefined;
+        }));
+      if (seen?.found !== undefined) ready.push({ id, task: seen.found, evidence: seen.evidence });
+    }
+    // Code that has run before is faster.
+    for (const { evidence } of ready) evidence.holds();
+    collectGarbage();
+    // What another instance of the kernel has at these places is none of these tasks.
+    await this.#watch.expectAlive();
+    for (const { id, task, evidence } of ready) {
+      await session.stop();
+      if (evidence.holds()) {
+        await this.#setState(task, this.#wanted);
+        this.#watched.delete(id);
+        this.#switchedAhead.add(id);
+      }
+      session.breathe();
+    }
+    session.resume();
   }
 
   async trySwitchAll(
@@ -290,6 +348,7 @@ export class KernelTransition implements TransitionTarget {
 
   async waitForEvents(timeoutMs: number): Promise<readonly TargetEvent[]> {
     if (timeoutMs <= 0) return [];
+    this.#session.client.phase = 'wait';
     const hasStopped = await this.#run(timeoutMs, new Set(this.#watched.values()));
     // A kernel that has panicked looks like one whose tasks never move.
     await this.#watch.expectAlive();
@@ -324,10 +383,13 @@ export class KernelTransition implements TransitionTarget {
     this.#direction = direction;
     await this.#aimBarrier();
     this.#watched.clear();
+    this.#unseen = [];
+    this.#switchedAhead.clear();
   }
 
   /** The guest may run in between: some entries choose then, and all tasks choose alike. */
   async finish(direction: Direction): Promise<void> {
+    this.#session.client.phase = 'finish';
     const { barrier } = this.#patch;
     // Tasks set their state only while the entries choose by it.
     if (barrier !== undefined)
@@ -399,14 +461,14 @@ export class KernelTransition implements TransitionTarget {
     const { client } = this.#session;
     if (breakpoints.size > 0) {
       await this.#stepOver(breakpoints);
-      for (const address of breakpoints) await client.insertBreakpoint(address, 'software');
+      await client.insertBreakpoints(breakpoints);
     }
     this.#session.resume();
     const stop = await client.waitForStop(ms);
     if (stop?.kind === 'exited') throw guestEnded(stop.detail);
     if (breakpoints.size > 0) {
       await this.#session.stop();
-      for (const address of breakpoints) await client.removeBreakpoint(address, 'software');
+      await client.removeBreakpoints(breakpoints);
     }
     return stop !== undefined;
   }

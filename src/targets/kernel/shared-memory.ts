@@ -3,7 +3,9 @@ import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient } from './gdb-client.js';
 import type { MemorySource } from './guest-memory.js';
+import type { GuestRegisters } from './guest-registers.js';
 import type { GuestSlices } from './guest-slices.js';
+import { addressOf } from './kernel-layout.js';
 import type { KernelAddresses } from './running-kernel.js';
 
 const PAGE_BYTES = 4096;
@@ -13,6 +15,8 @@ const ENTRY_HUGE = 0x80;
 const ADDRESS_MASK = 0x000f_ffff_ffff_f000n;
 const CR4_LA57 = 1n << 12n;
 const START_KERNEL_MAP = -0x8000_0000;
+/** Where the kernel's image ends at the latest (KERNEL_IMAGE_SIZE). */
+const MODULES = START_KERNEL_MAP + 0x4000_0000;
 /** Above this QEMU's machines put part of the memory behind a hole, and the file is no picture of it any more. */
 const MAX_FILE_BYTES = 0xb000_0000;
 
@@ -28,6 +32,10 @@ export class SharedMemory implements MemorySource {
   readonly #entryView = new DataView(this.#entry.buffer);
   /** Physical addresses of pages; -1 where nothing is mapped. */
   readonly #pages = new Map<number, number>();
+  /** Of those that the kernel never maps elsewhere: its own image, and its map of all memory. */
+  readonly #fixedPages = new Map<number, number>();
+  /** Where the map of all memory begins and ends; nowhere, when that is not known. */
+  #directMap = { start: 0, end: 0 };
 
   private constructor(file: number, root: number, levels: 4 | 5) {
     this.#file = file;
@@ -61,11 +69,21 @@ export class SharedMemory implements MemorySource {
       const base = await slices.readMemory(kernel.expect('phys_base'), 8);
       const physBase = Number(new DataView(base.buffer, base.byteOffset, 8).getBigInt64(0, true));
       await slices.stop();
-      const [vcpu] = await client.vcpus();
-      const registers = await client.readRegisters(vcpu as string);
-      slices.breathe();
+      const [registers] = await client.readAllRegisters(await client.vcpus());
+      slices.resume();
       const root = kernel.expect('init_top_pgt') - START_KERNEL_MAP + physBase;
-      const memory = new SharedMemory(file, root, (registers.get('cr4') & CR4_LA57) === 0n ? 4 : 5);
+      const memory = new SharedMemory(
+        file,
+        root,
+        ((registers as GuestRegisters).get('cr4') & CR4_LA57) === 0n ? 4 : 5,
+      );
+      // Kernels that place it at random keep here where (CONFIG_DYNAMIC_MEMORY_LAYOUT).
+      const bounds = ['page_offset_base', 'vmalloc_base'].map((name) => kernel.find(name));
+      const [start, end] = bounds
+        .map((at) => at && memory.readNow(at, 8))
+        .map((bytes) => bytes && addressOf(bytes));
+      if (start !== undefined && end !== undefined && start < end && end < 0)
+        memory.#directMap = { start, end };
       const banner = kernel.expect('linux_banner');
       const [shared, real] = [await memory.readMemory(banner, 64), await slices.readMemory(banner, 64)];
       if (!shared.every((byte, i) => byte === real[i])) fail('it is not the memory of this guest');
@@ -78,7 +96,7 @@ export class SharedMemory implements MemorySource {
     }
   }
 
-  /** The guest has run: its mappings may have changed. */
+  /** The guest has run: mappings that are not fixed may have changed. */
   forget(): void {
     this.#pages.clear();
   }
@@ -97,6 +115,12 @@ export class SharedMemory implements MemorySource {
     const write = (physical: number, part: Uint8Array) =>
       writeSync(this.#file, part, 0, part.length, physical);
     if (!this.#transfer(address, bytes, write)) notMapped(address);
+  }
+
+  /** Whether it holds these bytes; `scratch` is as long, and is overwritten. */
+  holds(address: number, bytes: Uint8Array, scratch: Uint8Array): boolean {
+    const read = (physical: number, part: Uint8Array) => readSync(this.#file, part, 0, part.length, physical);
+    return this.#transfer(address, scratch, read) && Buffer.compare(bytes, scratch) === 0;
   }
 
   close(): void {
@@ -121,10 +145,13 @@ export class SharedMemory implements MemorySource {
   }
 
   #translate(page: number): number {
-    const known = this.#pages.get(page);
+    const known = this.#fixedPages.get(page) ?? this.#pages.get(page);
     if (known !== undefined) return known;
     const physical = this.#walk(BigInt.asUintN(64, BigInt(page)));
-    this.#pages.set(page, physical);
+    const { start, end } = this.#directMap;
+    const isFixed = (page >= start && page < end) || (page >= START_KERNEL_MAP && page < MODULES);
+    if (isFixed && physical >= 0) this.#fixedPages.set(page, physical);
+    else this.#pages.set(page, physical);
     return physical;
   }
 
