@@ -1,18 +1,22 @@
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { cpus, release, tmpdir } from 'node:os';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { z } from 'zod';
 import { decompressors } from '../src/cli/decompressors.js';
-import { applyToKernel, type KernelOutcome, revertFromKernel } from '../src/cli/kernel-operations.js';
+import { jsonLineSchema } from '../src/cli/json-schema.js';
 import { extractVmlinux } from '../src/kernel-image/decompress.js';
 import { bootGuest, fetchKernel } from '../test/support/guest.js';
 import { compileKernelObject } from '../test/support/kernel-objects.js';
 import { livegraft, ROOT } from '../test/support/live.js';
+import { inFolder, medianOf, publish, spread } from './support.js';
+
+type JsonLine = z.infer<typeof jsonLineSchema>;
 
 /**
  * `npm run -s bench:kernel -- --json`: transitions in Debian's cloud kernel under an emulator, with 100, 500 and 2000
- * tasks in the guest, which goes on forking and reading files. Each row is the median of applies and reverts; `longestSliceMs` is the
- * median and the maximum over them of the longest time for which the guest stood still.
+ * tasks in the guest, which goes on forking and reading files; then what a call of a patched function costs. Whole commands
+ * are run, as by hand. `slices` is how often the guest stood still in one command, `longestSliceMs` its longest stop, `over2Ms` how
+ * many of 1000 stops of all commands were longer than 2 ms. `--tasks N` takes only the transitions with N tasks, `--calls` only the calls.
  */
 const ROUNDS = Number(process.env.ROUNDS ?? 5);
 const SCENARIOS = [
@@ -20,11 +24,26 @@ const SCENARIOS = [
   { tasks: 500, sharedMemory: true },
   { tasks: 2000, sharedMemory: true },
   { tasks: 100, sharedMemory: false },
+  { tasks: 500, sharedMemory: false },
 ];
 
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return Math.round((sorted[Math.floor(sorted.length / 2)] ?? 0) * 100) / 100;
+interface Stops {
+  readonly stops: number;
+  readonly longestMs: number;
+  readonly totalMs: number;
+  readonly longStops: number;
+}
+
+type TransitionLine = Extract<JsonLine, { event: 'transition' }>;
+
+function transition(...args: string[]): { readonly line: TransitionLine; readonly wallMs: number } {
+  const startedAt = performance.now();
+  const run = livegraft(...args, '--json');
+  const wallMs = performance.now() - startedAt;
+  const line = jsonLineSchema.parse(run.lines.at(-1));
+  if (line.event !== 'transition' || line.result.kind !== 'complete')
+    throw new Error(`a transition was not complete: ${run.stdout}`);
+  return { line, wallMs };
 }
 
 async function measure({ tasks, sharedMemory }: (typeof SCENARIOS)[number], folder: string) {
@@ -32,38 +51,32 @@ async function measure({ tasks, sharedMemory }: (typeof SCENARIOS)[number], fold
   try {
     const vmlinux = join(folder, 'vmlinux');
     const object = compileKernelObject(folder, 'cmdline.c');
-    const patchPath = join(folder, 'cmdline.lgp');
-    const built = livegraft('build', '--replacement', object, '--target', vmlinux, '-o', patchPath);
+    const patch = join(folder, 'cmdline.lgp');
+    const built = livegraft('build', '--replacement', object, '--target', vmlinux, '-o', patch);
     if (built.code !== 0) throw new Error(built.stderr);
     const present = Number(await guest.run('ls -d /proc/[0-9]* | wc -l'));
     await guest.run(
       `i=${present}; while [ $i -lt ${tasks} ]; do sleep 100000 & i=$((i+1)); done; (while :; do cat /proc/version; ls /; done >/dev/null) & sleep 0`,
       120_000,
     );
-    const common = {
-      ...{ gdb: guest.gdb, vmlinux, guestMemory: guest.memoryFile, patchPath, patch: undefined },
-      ...{
-        model: 'hybrid' as const,
-        timeoutMs: 60_000,
-        signal: new AbortController().signal,
-        onEvent: () => {},
-      },
-    };
-    const outcomes: KernelOutcome[] = [];
-    for (let round = 0; round < ROUNDS; round++) {
-      outcomes.push(await applyToKernel(common), await revertFromKernel(common));
-    }
-    for (const { result } of outcomes)
-      if (result.kind !== 'complete') throw new Error('a transition was not complete');
-    const [last] = outcomes.slice(-1);
-    const seen = last?.result.kind === 'complete' ? last.result.tasks : 0;
-    const longest = outcomes.map((outcome) => outcome.statistics.longestMs);
+    const subject = ['--gdb', guest.gdb, '--vmlinux', vmlinux];
+    if (guest.memoryFile !== undefined) subject.push('--guest-memory', guest.memoryFile);
+    const runs: ReturnType<typeof transition>[] = [];
+    for (let round = 0; round < ROUNDS; round++)
+      runs.push(transition('apply', patch, ...subject), transition('revert', ...subject));
+    const stops = runs.map(({ line }): Stops => {
+      if (line.guest === undefined) throw new Error('no word of the guest');
+      return line.guest;
+    });
+    const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0);
     return {
-      ...{ tasks: seen, sharedMemory, transitions: outcomes.length },
-      transitionMs: median(outcomes.map((outcome) => outcome.result.durationMs)),
-      slices: median(outcomes.map((outcome) => outcome.statistics.stops)),
-      longestSliceMs: { median: median(longest), max: Math.round(Math.max(...longest) * 100) / 100 },
-      stoppedMs: median(outcomes.map((outcome) => outcome.statistics.totalMs)),
+      ...{ what: 'transition', tasks, sharedMemory, transitions: runs.length },
+      transitionMs: spread(runs.map(({ line }) => line.result.durationMs)),
+      wallMs: medianOf(runs.map(({ wallMs }) => wallMs)),
+      slices: medianOf(stops.map((each) => each.stops)),
+      longestSliceMs: spread(stops.map((each) => each.longestMs)),
+      over2Ms: Math.round((1000 * sum(stops.map((s) => s.longStops))) / sum(stops.map((s) => s.stops))),
+      stoppedMs: medianOf(stops.map((each) => each.totalMs)),
     };
   } finally {
     guest.stop();
@@ -103,7 +116,7 @@ async function measureCalls(folder: string, countInstructions: boolean) {
       const rounds: number[] = [];
       for (let round = 0; round < ROUNDS; round++)
         rounds.push(Number(await guest.run('getpid-loop', 60_000)));
-      return median(rounds);
+      return medianOf(rounds);
     };
     const original = await perCall();
     await guest.run('insmod /lib/getpid.ko');
@@ -113,35 +126,32 @@ async function measureCalls(folder: string, countInstructions: boolean) {
     await guest.run(`echo 0 > ${state}/enabled; while [ -e ${state} ]; do sleep 0.2; done`, 60_000);
     const again = await perCall();
     await guest.run('(while :; do cat /proc/version > /dev/null; sleep 0.2; done) & sleep 0');
-    const outcome = await applyToKernel({
-      ...{ gdb: guest.gdb, vmlinux, guestMemory: guest.memoryFile, patchPath, patch: undefined },
-      ...{ model: 'hybrid', timeoutMs: 60_000, signal: new AbortController().signal, onEvent: () => {} },
-    });
-    if (outcome.result.kind !== 'complete') throw new Error('a transition was not complete');
+    transition(
+      'apply',
+      patchPath,
+      ...['--gdb', guest.gdb, '--vmlinux', vmlinux, '--guest-memory', guest.memoryFile as string],
+    );
     return { original, livepatch, again, livegraft: await perCall() };
   } finally {
     guest.stop();
   }
 }
 
-const folder = mkdtempSync(join(tmpdir(), 'livegraft-bench-kernel-'));
-try {
+await inFolder(async (folder) => {
   const { vmlinuz } = fetchKernel();
   writeFileSync(join(folder, 'vmlinux'), extractVmlinux(readFileSync(vmlinuz), 'vmlinuz', decompressors));
-  const rows = [];
-  const isCallsOnly = process.argv.includes('--calls');
-  for (const scenario of isCallsOnly ? [] : SCENARIOS) {
-    rows.push(await measure(scenario, folder));
-    if (!process.argv.includes('--json')) process.stdout.write(`${JSON.stringify(rows.at(-1))}\n`);
+  const rows: object[] = [];
+  const only = process.argv.indexOf('--tasks') + 1;
+  for (const scenario of process.argv.includes('--calls') ? [] : SCENARIOS)
+    if (only === 0 || scenario.tasks === Number(process.argv[only]))
+      rows.push(await measure(scenario, folder));
+  if (only === 0) {
+    const [ns, instructions] = [await measureCalls(folder, false), await measureCalls(folder, true)];
+    for (const redirect of ['original', 'livepatch', 'again', 'livegraft'] as const)
+      rows.push({
+        ...{ what: 'call', redirect },
+        ...{ nsPerCall: ns[redirect], instructionsPerCall: instructions[redirect] },
+      });
   }
-  const calls = {
-    nanoseconds: await measureCalls(folder, false),
-    instructions: await measureCalls(folder, true),
-  };
-  if (!process.argv.includes('--json')) process.stdout.write(`${JSON.stringify(calls)}\n`);
-  const machine = { cpu: cpus()[0]?.model, cores: cpus().length, kernel: release(), accelerator: 'tcg' };
-  if (process.argv.includes('--json'))
-    process.stdout.write(`${JSON.stringify({ machine, rows, calls }, null, 2)}\n`);
-} finally {
-  rmSync(folder, { recursive: true, force: true });
-}
+  publish('bench:kernel', rows);
+});

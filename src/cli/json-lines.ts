@@ -3,6 +3,7 @@ import { expectNever } from '../base/errors.js';
 import type { TransitionResult } from '../engine/events.js';
 import type { ReportedFrame, StragglerReason } from '../engine/target.js';
 import type { StragglerReport } from '../targets/straggler-report.js';
+import type { GuestStops } from './kernel-operations.js';
 import type { OperationEvent } from './operations.js';
 import type { JsonBody } from './output.js';
 
@@ -64,14 +65,17 @@ export function eventLine(event: OperationEvent): JsonBody {
 export function resultLine(
   patch: { readonly id: string; readonly name: string },
   result: TransitionResult,
+  guest?: GuestStops,
 ): JsonBody {
-  if (result.kind === 'complete') return { event: 'transition', patch: { ...patch }, result: { ...result } };
+  const common = { event: 'transition' as const, patch: { ...patch } };
+  const stops = guest && { guest: { ...guest, phases: guest.phases.map((phase) => ({ ...phase })) } };
+  if (result.kind === 'complete') return { ...common, result: { ...result }, ...stops };
   const stragglers = result.stragglers.map((s) => ({
     ...s,
     task: s.task as string,
     reason: reasonJson(s.reason),
   }));
-  return { event: 'transition', patch: { ...patch }, result: { ...result, stragglers } };
+  return { ...common, result: { ...result, stragglers }, ...stops };
 }
 
 export function stragglerJson(report: StragglerReport) {

@@ -23,6 +23,9 @@ const reason = z.discriminatedUnion('kind', [
 const direction = z.enum(['patch', 'unpatch']);
 const task = { task: z.string(), name: z.string() };
 
+/** `longStops`: those of more than 2 ms. */
+const stops = { stops: z.int(), longestMs: ms, totalMs: ms, longStops: z.int() };
+
 const transitionResult = z.discriminatedUnion('kind', [
   z.strictObject({
     kind: z.literal('complete'),
@@ -140,6 +143,10 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
     event: z.literal('transition'),
     patch: z.strictObject({ id: z.string(), name: z.string() }),
     result: transitionResult,
+    /** Of a kernel only: how often the guest stood still, altogether and by what was done meanwhile. */
+    guest: z
+      .strictObject({ ...stops, phases: z.array(z.strictObject({ phase: z.string(), ...stops })) })
+      .optional(),
   }),
   z.strictObject({ ...common, event: z.literal('status'), processes: z.array(processStatus) }),
   z.strictObject({

@@ -116,8 +116,18 @@ export type KernelRevertOptions = KernelReference &
 export type KernelForceOptions = KernelReference &
   Pick<ForceOptions, 'acceptInconsistency' | 'timeoutMs' | 'signal' | 'onEvent'>;
 
+/** How often a guest stood still, and how long: altogether and by what was done meanwhile. */
+export interface GuestStops extends StopStatistics {
+  readonly phases: readonly (StopStatistics & { readonly phase: string })[];
+}
+
 /** What the guest felt of it, besides. */
-export type KernelOutcome = ApplyOutcome & { readonly statistics: StopStatistics };
+export type KernelOutcome = ApplyOutcome & { readonly guest: GuestStops };
+
+function guestStops({ client }: KernelSession): GuestStops {
+  const phases = Array.from(client.statisticsByPhase, ([phase, statistics]) => ({ phase, ...statistics }));
+  return { ...client.statistics, phases };
+}
 
 /** Applies a patch to a running kernel, or continues a half-done apply of the same patch. */
 export async function applyToKernel(options: KernelApplyOptions): Promise<KernelOutcome> {
@@ -195,7 +205,7 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
       return {
         patch: { id: patch.id, name: patch.name },
         result: { kind: 'complete', direction: 'unpatch', tasks: 0, durationMs: 0, forced: false },
-        statistics: session.client.statistics,
+        guest: guestStops(session),
       };
     }
     return await transit(session, patcher, patch, 'unpatch', options);
@@ -369,12 +379,12 @@ async function transit(
       return outcome;
     });
     session.resume();
-    const { statistics } = session.client;
-    const { stops, longestMs, totalMs } = statistics;
+    const guest = guestStops(session);
+    const { stops, longestMs, totalMs } = guest;
     notice(
       `the guest stood still ${stops} times, ${longestMs.toFixed(1)} ms at the longest, ${totalMs.toFixed(0)} ms together`,
     );
-    return { patch: { id: patch.id, name: patch.name }, result, statistics };
+    return { patch: { id: patch.id, name: patch.name }, result, guest };
   } catch (error) {
     if (!(error instanceof LivegraftError) || error.code === 'target-gone') throw error;
     if (error.code === 'model-needs-barrier') {

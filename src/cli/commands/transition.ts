@@ -4,7 +4,7 @@ import { EXIT } from '../conventions.js';
 import type { Io } from '../io.js';
 import { eventLine, resultLine } from '../json-lines.js';
 // Only what a command needs is loaded: start-up is part of how long an apply takes.
-import type { KernelReference } from '../kernel-operations.js';
+import type { GuestStops, KernelReference } from '../kernel-operations.js';
 import { createTransitionView } from '../live-view.js';
 import type { ApplyOptions, ApplyOutcome, ForceOptions, OperationEvent } from '../operations.js';
 import type { Output } from '../output.js';
@@ -107,7 +107,7 @@ async function transit(
   io: Io,
   subject: Subject,
   done: string,
-  work: (hooks: Hooks) => Promise<ApplyOutcome>,
+  work: (hooks: Hooks) => Promise<ApplyOutcome & { readonly guest?: GuestStops }>,
 ): Promise<number> {
   const abort = new AbortController();
   // The first Ctrl-C leaves the transition where it is, consistent; the target never notices.
@@ -120,9 +120,9 @@ async function transit(
     view.note(event);
   };
   try {
-    const { patch, result } = await work({ signal: abort.signal, control, onEvent });
+    const { patch, result, guest } = await work({ signal: abort.signal, control, onEvent });
     view.end();
-    output.json(resultLine(patch, result));
+    output.json(resultLine(patch, result, guest));
     return report(output, subject, patch.name, done, result);
   } finally {
     view.end();
