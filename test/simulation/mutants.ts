@@ -105,6 +105,14 @@ export const MUTANTS: readonly Mutant[] = [
       "walk.frames.findIndex(({ name, part, version }) => {\n      if (part === 'entry') return false;",
   },
   {
+    name: 'forgets-who-has-decided-below-a-signal',
+    breaks: 'also when a signal has interrupted it there',
+    file: TARGET,
+    find: 'walk.frames.findIndex(({ name, version }) => {',
+    replace:
+      "walk.frames.findIndex(({ name, part, version }) => {\n      if (part === 'entry' && task.stack.at(-1)?.part !== 'entry') return false;",
+  },
+  {
     name: 'looks-at-the-innermost-frame',
     breaks: 'no frame of the stack may be of what leaves',
     file: TARGET,

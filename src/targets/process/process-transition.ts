@@ -22,7 +22,14 @@ import { StragglerLog } from './straggler-log.js';
 import type { TaskRecord } from './task-record.js';
 import { expectGsUnused } from './task-slots.js';
 import type { Tracee, Tracer, TracerEvent } from './tracer.js';
-import { asOnlyPatch, decidedFunction, leaveTrampoline, rangesLeaving, retire } from './trampolines.js';
+import {
+  asOnlyPatch,
+  decidedFunction,
+  leaveTrampoline,
+  rangesLeaving,
+  retire,
+  usesSlotLater,
+} from './trampolines.js';
 
 /** System-call stops that a refused thread is watched for: a restarted call's entry and exit, and the next ones. */
 const WATCHED_STOPS = 6;
@@ -286,11 +293,19 @@ export class ProcessTransition implements TransitionTarget {
       },
       (record) => {
         leaveTrampoline(record.tracee, patch, space.slots.area, direction);
-        space.slots.giveBack(record.tracee);
+        if (this.#keepsSlot(record, patch)) space.slots.release(record.tracee);
+        else space.slots.giveBack(record.tracee);
         this.#tracer.detach(record.tracee);
       },
     );
     this.#record(space, direction);
+  }
+
+  /** A stack that can't be proven could hold anything. */
+  #keepsSlot({ tracee, space }: TaskRecord, patch: RegisteredPatch): boolean {
+    if (space.slots.area.kind !== 'gsBase') return false;
+    const walk = space.inspector.walk(tracee);
+    return !walk.reliable || usesSlotLater(walk.frames, patch);
   }
 
   /**

@@ -39,9 +39,17 @@ export function rangesLeaving(
   patch: RegisteredPatch,
   direction: Direction,
 ): readonly MemoryRange[] {
-  if (direction === 'patch') return rangesBelow(registry, patch);
+  if (direction === 'patch') return [...rangesBelow(registry, patch), ...decidedRanges(patch)];
   const restored = patch.functions.filter((fn) => fn.restores === true);
-  return [patch.code, ...restored.flatMap((fn) => [fn.old, ...fn.oldParts])];
+  return [patch.code, ...restored.flatMap((fn) => [fn.old, ...fn.oldParts]), ...decidedRanges(patch)];
+}
+
+/** Behind the reading of a thread's state, in the trampolines: a thread that a signal has interrupted there has decided. */
+function decidedRanges(patch: RegisteredPatch): readonly MemoryRange[] {
+  return redirectsOf(patch).map(({ redirect: { trampoline } }) => ({
+    address: trampoline.address + 1,
+    sizeBytes: trampoline.belowEntry - trampoline.address - 1,
+  }));
 }
 
 /** The record of a removed patch's memory; `inUse` until each thread has been looked at. */
@@ -85,6 +93,18 @@ export function decidedFunction(tracee: Tracee, patch: RegisteredPatch): string 
   return redirectsOf(patch).find(({ redirect: { trampoline } }) => {
     return ip > trampoline.address && ip < trampoline.belowEntry;
   })?.name;
+}
+
+/**
+ * Whether a thread that a signal has interrupted will read or set its GS slot when its handler returns: then it keeps its GS
+ * base, which leads where everybody is led by now. `frames`: its stack, innermost first; see {@link leaveTrampoline} for that one.
+ */
+export function usesSlotLater(frames: readonly { readonly pc: number }[], patch: RegisteredPatch): boolean {
+  const places = new Set([
+    ...patch.functions.map(({ redirect: { trampoline } }) => trampoline.address),
+    ...(patch.barrier?.slotUses ?? []).map(({ at }) => at),
+  ]);
+  return frames.slice(1).some(({ pc }) => places.has(pc));
 }
 
 /**

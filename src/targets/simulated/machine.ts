@@ -153,6 +153,11 @@ export class SimulatedMachine {
     }
     const top = task.stack[task.stack.length - 1];
     if (top?.part === 'entry') {
+      // A signal may come here, too: then it has decided, and goes on when its handler returns.
+      if (!this.isCalm && this.choices.chance(0.1)) {
+        this.#interrupt(task);
+        return;
+      }
       task.stack[task.stack.length - 1] = frameOf(top.name, 'body', top.version);
       this.log(() => `task ${task.id} enters ${top.name}@${top.version ?? 'original'}`);
       return;
