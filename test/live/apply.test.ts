@@ -6,7 +6,7 @@ import { startForTest } from '../support/test-target.js';
 const pair = compilePatch('pair.c');
 
 describe('apply and revert', () => {
-  it('changes two functions whose contract changes together, and leaves memory and code as they were', async () => {
+  it('basic function patching: changes two functions whose contract changes together, and leaves memory and code as they were', async () => {
     const target = await startForTest(pair.program, '8', '60');
     const before = snapshot(target.pid);
     expect(await nextLine(target)).toBe('1');
@@ -35,6 +35,17 @@ describe('apply and revert', () => {
     }
     expect(target.isAlive()).toBe(true);
     expect(await nextLine(target)).toBe('1');
+  });
+
+  it('patch getpid syscall while being heavily hammered: every one of 16 threads migrates', async () => {
+    const target = await startForTest(pair.program, '16', '60');
+    const { code, lines } = livegraft('--json', 'apply', '--pid', String(target.pid), pair.patch);
+    expect(code).toBe(0);
+    expect(lines.at(-1)).toMatchObject({ result: { kind: 'complete', tasks: 17, forced: false } });
+    const switched = lines.filter(({ event }) => event === 'taskSwitched').map(({ task }) => task);
+    expect(new Set(switched).size).toBe(17);
+    expect(livegraft('revert', '--pid', String(target.pid)).code).toBe(0);
+    expect(target.isAlive()).toBe(true);
   });
 
   it.each(['churn', 'fork', 'gs'])('keeps every thread consistent in a target of kind "%s"', async (kind) => {

@@ -272,6 +272,40 @@ describe('a stack of patches', () => {
     expect(snapshot(target.pid)).toEqual(before);
   });
 
+  it('sysfs test: what status says of a patch goes from nothing to applied and back', async () => {
+    const target = await start();
+    const seen = () => {
+      const { patches, transition } = statusOf(target);
+      return [...patches.map(({ name, state }) => `${name} ${state}`), transition?.direction];
+    };
+    expect(livegraft('status', '--pid', String(target.pid)).stdout).not.toContain('hold2');
+    expect(on(target, 'apply', hold2).code).toBe(3);
+    expect(seen()).toEqual(['hold2 applying', 'patch']);
+    const run = await startUntilBusy('apply', '--pid', String(target.pid), hold2);
+    letOut(target);
+    expect((await run.done).code).toBe(0);
+    expect(seen()).toEqual(['hold2 applied', undefined]);
+    expect(on(target, 'revert').code).toBe(3);
+    expect(seen()).toEqual(['hold2 reverting', 'unpatch']);
+    const back = await startUntilBusy('revert', '--pid', String(target.pid));
+    letOut(target);
+    expect((await back.done).code).toBe(0);
+    expect(seen()).toEqual([undefined]);
+  });
+
+  it('sysfs test stack_order value: is renumbered after a removal', async () => {
+    const target = await start();
+    const other = compilePatchOf('parked.c', 'other', ['-DCHECKPOINT']);
+    expect(on(target, 'apply', work2).code).toBe(0);
+    expect(on(target, 'apply', other).code).toBe(0);
+    expect(on(target, 'apply', work4).code).toBe(0);
+    expect(namesOf(target)).toEqual(['work2', 'other', 'work4']);
+    expect(on(target, 'revert', 'other').code).toBe(0);
+    expect(namesOf(target)).toEqual(['work2', 'work4']);
+    expect(on(target, 'apply', other).code).toBe(0);
+    expect(namesOf(target)).toEqual(['work2', 'work4', 'other']);
+  });
+
   it('atomic replace livepatch: only the new patch is left, and below it is the original', async () => {
     const target = await start();
     const before = snapshot(target.pid);

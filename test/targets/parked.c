@@ -1,8 +1,8 @@
 /* Threads that can be held inside of an old version. One of them parks in hold() until SIGUSR1 lets it out of there once;
  * the others call work() often. Between two calls every thread goes through checkpoint(), where it holds neither.
  *   parked SECONDS [THREADS] [gs]
- * Compiled with -DPATCHED for the new versions, or -DWORK=n, -DHOLD=n for those of one. Prints "ready PID", then once in 20 ms the version that main sees; the
- * parked thread prints "out VERSION" whenever it comes out of hold(). */
+ * Compiled with -DPATCHED for the new versions, or -DWORK=n, -DHOLD=n, -DCHECKPOINT for one function only. Prints "ready PID", then
+ * once in 20 ms the version that main sees; the parked thread prints "out VERSION" whenever it comes out of hold(). */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <pthread.h>
@@ -30,6 +30,9 @@ static int ends[2];
 
 __attribute__((noinline, noipa)) void checkpoint(int unused) {
   if (unused) abort();
+#ifdef CHECKPOINT
+  zero = 0;
+#endif
 }
 
 __attribute__((noinline, noipa)) int work(int value) { return value * 0 + WORK + zero; }
