@@ -6,6 +6,7 @@ const program = compile('interrupted.c', 'program');
 const patchOf = (version: number) =>
   compilePatchOf('interrupted.c', `work${version}`, [`-DWORK=${version}`], ['--barrier', 'checkpoint']);
 const [work2, work3] = [patchOf(2), patchOf(3)];
+const other2 = compilePatchOf('interrupted.c', 'other2', ['-DOTHER']);
 
 /** Sends a signal and waits for the target's next line. */
 async function tell(target: LiveTarget, signal: 'SIGUSR1' | 'SIGUSR2'): Promise<string | undefined> {
@@ -41,6 +42,18 @@ describe('a thread that a signal interrupted in a redirect, and that is still in
     expect(await tell(target, 'SIGUSR2')).toBe('let go 2, 2');
     expect(on(target, 'revert').code).toBe(0);
     expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it('before it read its state: no other patch may begin, which would give it another one', async () => {
+    const target = await startForTest(program, '60', 'before');
+    expect(on(target, 'apply', work2).code).toBe(0);
+    begin(target, 'revert');
+    expect(await tell(target, 'SIGUSR1')).toBe('caught');
+    // It still has the state of the patch, which stays.
+    expect(on(target, 'apply', work2).code).toBe(0);
+    expect(on(target, 'apply', other2).lines.at(-1)).toMatchObject({ code: 'thread-in-redirect' });
+    expect(await tell(target, 'SIGUSR2')).toBe('let go 2, 2');
+    expect(on(target, 'apply', other2).code).toBe(0);
   });
 
   it.each([

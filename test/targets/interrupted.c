@@ -3,7 +3,7 @@
  * It calls work() all the time. SIGUSR1 to the process: signals are sent to it until one has interrupted it before or behind the
  * instruction that reads its state at the GS base; its handler then waits, "caught" is printed. SIGUSR2: the handler calls
  * work() and returns, and "let go H, V" is printed: what the handler's call returned, and the interrupted one. Nothing calls
- * checkpoint(). Compiled with -DWORK=n: work() returns n instead of 1. Prints "ready PID" first. */
+ * checkpoint(). Compiled with -DWORK=n: work() returns n instead of 1; with -DOTHER: other() returns 2 instead of 1. Prints "ready PID" first. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <signal.h>
@@ -29,6 +29,14 @@ __attribute__((noinline, noipa)) void checkpoint(int unused) {
   if (unused) abort();
 }
 
+__attribute__((noinline, noipa)) int other(void) {
+#ifdef OTHER
+  return 2 + zero;
+#else
+  return 1 + zero;
+#endif
+}
+
 __attribute__((noinline, noipa)) int work(int value) { return value * 0 + WORK + zero; }
 
 static void interrupted(int signal, siginfo_t *info, void *context) {
@@ -49,6 +57,7 @@ static void interrupted(int signal, siginfo_t *info, void *context) {
 static void *calling(void *unused) {
   for (;;) {
     int version = work(1);
+    if (!other()) abort();
     if (!answer) continue;
     printf("let go %d, %d\n", answer, version);
     fflush(stdout);

@@ -112,6 +112,8 @@ export class ProcessTransition implements TransitionTarget {
         const { tracee } = record;
         if (ran && copies++ < MOST_REHEARSED) record.stackCopy = space.inspector.copyStack(tracee);
         expectGsUnused(tracee, space.slots.area);
+        // Only one that an earlier transition could not take its slot from has one before this one begins.
+        if (before === undefined && space.slots.hasSlot(tracee)) this.#expectOutOfRedirects(record);
         // A transition that another run left half-done has given out states that count. Once all entries choose by them,
         // so does what redirects read for a thread that was given none.
         const keeps = before?.phase === 'running' || (before !== undefined && space.slots.hasSlot(tracee));
@@ -299,6 +301,23 @@ export class ProcessTransition implements TransitionTarget {
       },
     );
     this.#record(space, direction);
+  }
+
+  /** In the middle of an earlier patch's redirect, a thread would take the state that it is given now for that patch's. */
+  #expectOutOfRedirects({ space, tracee }: TaskRecord): void {
+    const { frames } = space.inspector.walk(tracee);
+    const inside = space.registry.patches.find(
+      (patch) => patch.id !== this.#patchId && usesSlotLater(frames, patch),
+    );
+    if (inside === undefined) return;
+    throw new LivegraftError(
+      'thread-in-redirect',
+      `process ${space.pid}: a signal has interrupted thread ${tracee.tid} in a redirect of patch ${inside.name}, and its handler has not returned`,
+      {
+        remedy: 'try again when it has returned (livegraft stack shows where it is)',
+        details: { pid: space.pid, tid: tracee.tid, patch: inside.id },
+      },
+    );
   }
 
   /** A stack that can't be proven could hold anything. */
