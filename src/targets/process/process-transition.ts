@@ -2,7 +2,6 @@ import { LivegraftError } from '../../base/errors.js';
 import type { CallbackObject } from '../../engine/callbacks.js';
 import type {
   Direction,
-  PatchState,
   StragglerReason,
   SwitchOutcome,
   TargetEvent,
@@ -11,17 +10,17 @@ import type {
   TransitionTarget,
 } from '../../engine/target.js';
 import { type EntryState, entryState, planEntryWrites } from './entry-writer.js';
-import { ProcessMemory } from './memory.js';
 import { collectGarbage } from './own-runtime.js';
 import { callbackObjectsOf } from './patch-callbacks.js';
-import { isRunning, readMappings, readThreadStat, readTimeslices } from './proc.js';
+import { readMappings, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import type { RegisteredBarrier, RegisteredPatch, RegisteredTransition } from './registry.js';
 import { STOP_TIMEOUT_MS, stopAll, writeWhileStopped } from './stopped-write.js';
 import { StragglerLog } from './straggler-log.js';
 import type { TaskRecord } from './task-record.js';
+import { TaskRoster } from './task-roster.js';
 import { expectGsUnused } from './task-slots.js';
-import type { Tracee, Tracer, TracerEvent } from './tracer.js';
+import type { Tracee, Tracer } from './tracer.js';
 import {
   asOnlyPatch,
   decidedFunction,
@@ -40,53 +39,60 @@ const MOST_REHEARSED = 4;
 export class ProcessTransition implements TransitionTarget {
   readonly name: string;
   readonly #tracer: Tracer;
-  readonly #spaces: ProcessSpace[];
+  readonly #roster: TaskRoster;
   readonly #patchId: string;
   readonly #model: string;
   #direction: Direction;
-  #events: TargetEvent[] = [];
-  #goneError: LivegraftError | undefined;
   readonly #log: StragglerLog;
   #barrierSeenAtMs = 0;
 
   constructor(tracer: Tracer, space: ProcessSpace, patchId: string, direction: Direction, model: string) {
     this.#tracer = tracer;
-    this.#spaces = [space];
     this.#patchId = patchId;
     this.#direction = direction;
     this.#model = model;
     this.name = `process ${space.pid}`;
     this.#log = new StragglerLog(space, direction);
-    this.#adoptThreads(space);
-    tracer.onCreated = (tracee, parent, how) => this.#adoptCreated(tracee, parent, how);
+    this.#roster = new TaskRoster({
+      tracer,
+      space,
+      isInTransition: (memory, parent) =>
+        planEntryWrites(memory, this.#patchOf(parent).functions, 'choosing').length === 0,
+      onForget: (record) => this.#log.forget(record),
+    });
   }
 
   get barrier(): string | undefined {
-    const [space] = this.#spaces;
-    return space === undefined || !this.#usesBarrier ? undefined : this.#barrierOf(space)?.name;
+    return this.#usesBarrier ? this.#barrierOf(this.#space)?.name : undefined;
   }
 
   get spaces(): readonly ProcessSpace[] {
-    return this.#spaces;
+    return this.#roster.spaces;
+  }
+
+  get #space(): ProcessSpace {
+    const [space] = this.#roster.spaces;
+    if (space === undefined) throw new Error('a transition without its process');
+    return space;
   }
 
   /** One for each address space: a child that forked meanwhile has what the callbacks have done so far. */
   callbackObjects(): readonly CallbackObject[] {
-    return this.#spaces.flatMap((space) => {
+    return this.spaces.flatMap((space) => {
       const patch = this.#patchOf(space);
       if (patch.callbacks === undefined) return [];
       const { pid, memory, inspector } = space;
       const target = { tracer: this.#tracer, memory, inspector, mappings: readMappings(pid) ?? [] };
       return callbackObjectsOf(target, patch).map((object): CallbackObject => {
-        const stage = () => this.#unlessGone(space, () => object.stage) ?? 'none';
+        const stage = () => this.#roster.unlessGone(space, () => object.stage) ?? 'none';
         return {
           name: object.name,
           get stage() {
             return stage();
           },
           has: (kind) => object.has(kind),
-          run: (kind) => this.#unlessGone(space, () => object.run(kind)),
-          setStage: (next) => this.#unlessGone(space, () => object.setStage(next)),
+          run: (kind) => this.#roster.unlessGone(space, () => object.run(kind)),
+          setStage: (next) => this.#roster.unlessGone(space, () => object.setStage(next)),
         };
       });
     });
@@ -94,7 +100,7 @@ export class ProcessTransition implements TransitionTarget {
 
   install(direction: Direction): void {
     this.#direction = direction;
-    const [space] = this.#spaces as [ProcessSpace];
+    const space = this.#space;
     space.inspector.prepare();
     collectGarbage();
     const before = space.registry.transition;
@@ -102,7 +108,7 @@ export class ProcessTransition implements TransitionTarget {
     if (before?.phase !== 'running') space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
     this.#aimBarrier(space);
     seizeAllThreads(this.#tracer, space.pid);
-    this.#adoptThreads(space);
+    this.#roster.adoptThreads(space);
 
     let copies = 0;
     this.#stopAndWrite(
@@ -130,7 +136,7 @@ export class ProcessTransition implements TransitionTarget {
 
   /** Whether no entry has been changed by the install: then nothing chooses, and all can be undone. */
   isUntouched(direction: Direction): boolean {
-    const [space] = this.#spaces as [ProcessSpace];
+    const space = this.#space;
     const changed: EntryState = direction === 'patch' ? 'direct' : 'below';
     return this.#patchOf(space).functions.every((fn) => {
       const state = entryState(space.memory, fn);
@@ -140,7 +146,7 @@ export class ProcessTransition implements TransitionTarget {
 
   /** After a refused install: takes the slots back. No entry was changed. */
   undoInstall(): void {
-    for (const space of this.#spaces) {
+    for (const space of this.spaces) {
       const records = [...space.tasks.values()];
       stopAll(this.#tracer, records, ({ tracee }) => space.slots.giveBack(tracee));
       for (const record of records) this.#tracer.resume(record.tracee);
@@ -148,13 +154,13 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   tasks(): readonly TaskInfo[] {
-    this.#pump();
+    this.#roster.pump();
     const infos: TaskInfo[] = [];
-    for (const space of this.#spaces) {
+    for (const space of this.spaces) {
       // Those that run come last: by then tables are read and code is compiled, and their stops are short.
       const records = [...space.tasks.values()].map((record) => ({ record, runs: record.runsNow() }));
       for (const { record } of records.sort((a, b) => Number(a.runs) - Number(b.runs))) {
-        const info = this.#unlessGone(space, () => this.#infoOf(record));
+        const info = this.#roster.unlessGone(space, () => this.#roster.infoOf(record));
         if (info !== undefined) infos.push(info);
       }
     }
@@ -162,10 +168,10 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   trySwitch(task: TaskId, to: 'unpatched' | 'patched', check: 'checked' | 'unchecked'): SwitchOutcome {
-    const record = this.#find(task);
+    const record = this.#roster.find(task);
     if (record === undefined || record.tracee.state === 'gone') return this.#goneOutcome(record);
     return (
-      this.#unlessGone(record.space, () => this.#trySwitchRecord(record, to, check)) ??
+      this.#roster.unlessGone(record.space, () => this.#trySwitchRecord(record, to, check)) ??
       this.#goneOutcome(record)
     );
   }
@@ -214,7 +220,7 @@ export class ProcessTransition implements TransitionTarget {
   ): { switched: true } | { switched: false; refusals: ReadonlyMap<TaskId, StragglerReason> } {
     const refusals = new Map<TaskId, () => StragglerReason>();
     const stopped: TaskRecord[] = [];
-    for (const space of this.#spaces) {
+    for (const space of this.spaces) {
       for (const record of this.#stopTogether(space)) {
         stopped.push(record);
         if (record.tracee.state === 'running') refusals.set(record.id, () => unstoppable(record));
@@ -225,7 +231,7 @@ export class ProcessTransition implements TransitionTarget {
       }
     }
     if (refusals.size === 0) {
-      for (const space of check === 'unchecked' ? this.#spaces : []) this.#recordForced(space);
+      for (const space of check === 'unchecked' ? this.spaces : []) this.#recordForced(space);
       for (const record of stopped) {
         if (record.tracee.state !== 'stopped') continue;
         record.space.slots.setState(record.tracee, to === 'patched' ? 1 : 0);
@@ -244,28 +250,26 @@ export class ProcessTransition implements TransitionTarget {
 
   /** Refused threads are resumed up to their next system-call stops as it is; see {@link WATCHED_STOPS}. */
   watchTask(task: TaskId): boolean {
-    return this.#find(task) !== undefined;
+    return this.#roster.find(task) !== undefined;
   }
 
   async waitForEvents(timeoutMs: number): Promise<readonly TargetEvent[]> {
     const until = performance.now() + timeoutMs;
     for (;;) {
-      this.#pump();
+      this.#roster.pump();
       this.#noteSelfSwitched();
       this.#log.saveNowAndThen();
-      if (this.#events.length > 0 || performance.now() >= until) break;
+      if (this.#roster.hasEvents || performance.now() >= until) break;
       // Yields to the event loop, where signals of the operator and the live view wait.
       await new Promise((resolve) => setTimeout(resolve, Math.min(1, until - performance.now())));
     }
-    const events = this.#events;
-    this.#events = [];
-    return events;
+    return this.#roster.takeEvents();
   }
 
   reverse(direction: Direction): void {
     this.#direction = direction;
     this.#log.restart();
-    for (const space of this.#spaces) {
+    for (const space of this.spaces) {
       space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
       this.#aimBarrier(space);
       for (const record of space.tasks.values()) record.refusal = undefined;
@@ -275,10 +279,10 @@ export class ProcessTransition implements TransitionTarget {
   finish(direction: Direction): void {
     this.#direction = direction;
     const entry: EntryState = direction === 'patch' ? 'direct' : 'below';
-    for (const space of [...this.#spaces]) {
-      this.#unlessGone(space, () => this.#finishSpace(space, entry));
+    for (const space of [...this.spaces]) {
+      this.#roster.unlessGone(space, () => this.#finishSpace(space, entry));
     }
-    this.#expectAlive();
+    this.#roster.expectAlive();
   }
 
   #finishSpace(space: ProcessSpace, entry: EntryState): void {
@@ -327,25 +331,9 @@ export class ProcessTransition implements TransitionTarget {
     return !walk.reliable || usesSlotLater(walk.frames, patch);
   }
 
-  /**
-   * A process may be killed at any instant, and its memory is gone at once. Then the answer is undefined: a forked
-   * child is forgotten, and the target's own end is kept for the next call to throw.
-   */
-  #unlessGone<T>(space: ProcessSpace, work: () => T): T | undefined {
-    try {
-      return work();
-    } catch (error) {
-      if (!(error instanceof LivegraftError) || !GONE_CODES.has(error.code) || isRunning(space.pid))
-        throw error;
-      for (const record of [...space.tasks.values()]) this.#forget(record);
-      this.#dropEmptySpaces();
-      return undefined;
-    }
-  }
-
   /** Puts every thread back under its own steam, whatever happened. */
   releaseAll(): void {
-    if (this.#spaces[0] !== undefined) this.#unlessGone(this.#spaces[0], () => this.#log.save());
+    this.#roster.unlessGone(this.#space, () => this.#log.save());
     this.#tracer.detachAll(1000);
   }
 
@@ -373,14 +361,14 @@ export class ProcessTransition implements TransitionTarget {
     if (this.barrier === undefined || performance.now() - this.#barrierSeenAtMs < BARRIER_LOOK_MS) return;
     this.#barrierSeenAtMs = performance.now();
     const wanted = this.#direction === 'patch' ? 1 : 0;
-    for (const space of [...this.#spaces]) {
-      this.#unlessGone(space, () => {
+    for (const space of [...this.spaces]) {
+      this.#roster.unlessGone(space, () => {
         for (const record of space.tasks.values()) {
           if (record.switchedTo === wanted || space.slots.stateOf(record.tracee) !== wanted) continue;
           record.switchedTo = wanted;
           record.tracee.syscallStopsWanted = 0;
           this.#log.forget(record);
-          this.#events.push({ kind: 'taskSwitched', task: record.id });
+          this.#roster.addEvent({ kind: 'taskSwitched', task: record.id });
         }
       });
     }
@@ -434,7 +422,7 @@ export class ProcessTransition implements TransitionTarget {
           return [...entries, ...planEntryWrites(space.memory, [barrier], 'choosing')];
         return [...planEntryWrites(space.memory, [barrier], 'below'), ...entries];
       },
-      expectAlive: () => this.#expectAlive(),
+      expectAlive: () => this.#roster.expectAlive(),
       whenStopped,
       letGo,
     });
@@ -482,18 +470,6 @@ export class ProcessTransition implements TransitionTarget {
     };
   }
 
-  #find(task: TaskId): TaskRecord | undefined {
-    for (const space of this.#spaces) {
-      for (const record of space.tasks.values()) if (record.id === task) return record;
-    }
-    return undefined;
-  }
-
-  #infoOf(record: TaskRecord): TaskInfo {
-    const state: PatchState = record.space.slots.stateOf(record.tracee) === 1 ? 'patched' : 'unpatched';
-    return { id: record.id, name: record.name, state };
-  }
-
   #refuse(record: TaskRecord, reason: StragglerReason, timeslices: number | undefined): SwitchOutcome {
     record.noteRefusal(reason, timeslices, performance.now());
     this.#log.note(record, reason);
@@ -501,155 +477,8 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   #goneOutcome(record: TaskRecord | undefined): SwitchOutcome {
-    if (record !== undefined) this.#forget(record);
+    if (record !== undefined) this.#roster.forget(record);
     return { kind: 'gone' };
-  }
-
-  #forget(record: TaskRecord): void {
-    this.#log.forget(record);
-    record.space.slots.release(record.tracee);
-    record.space.tasks.delete(record.tracee.tid);
-  }
-
-  #adoptCreated(tracee: Tracee, parent: Tracee, how: 'thread' | 'process' | 'vfork'): void {
-    const parentRecord = this.#recordOf(parent);
-    if (parentRecord === undefined) return;
-    if (how === 'vfork') {
-      this.#unlessGone(parentRecord.space, () => this.#giveSlotOfItsOwn(tracee, parentRecord.space));
-      return;
-    }
-    const space = how === 'process' ? this.#adoptFork(tracee, parentRecord.space) : parentRecord.space;
-    if (space === undefined) return;
-    const record = space.adopt(tracee);
-    this.#unlessGone(space, () => this.#giveParentsState(record, parentRecord, how));
-  }
-
-  /**
-   * A vforked child is no task of the transition: its parent waits for its end. In its parent's slot it would be taken for
-   * the parent, should it come to the barrier.
-   */
-  #giveSlotOfItsOwn(tracee: Tracee, { slots, registry }: ProcessSpace): void {
-    if (slots.area.kind !== 'gsBase' || registry.transition === undefined) return;
-    if (this.#tracer.fetchRegisters(tracee) && slots.hasSlot(tracee))
-      slots.assign(tracee, slots.ownState(tracee));
-  }
-
-  /** A child that forked before the entries began to choose has no part in the transition: it keeps what it had. */
-  #adoptFork(tracee: Tracee, parent: ProcessSpace): ProcessSpace | undefined {
-    const memory = new ProcessMemory(tracee.pid);
-    try {
-      const { functions } = this.#patchOf(parent);
-      if (planEntryWrites(memory, functions, 'choosing').length === 0) {
-        const space = parent.fork(tracee.pid, memory);
-        this.#spaces.push(space);
-        return space;
-      }
-    } catch (error) {
-      if (!(error instanceof LivegraftError)) throw error;
-    }
-    memory.close();
-    return undefined;
-  }
-
-  #adoptThreads(space: ProcessSpace): void {
-    for (const tracee of this.#tracer.tracees.values()) {
-      if (tracee.pid === space.pid && !tracee.isVforkChild && !space.tasks.has(tracee.tid))
-        space.adopt(tracee);
-    }
-  }
-
-  #giveParentsState(record: TaskRecord, parentRecord: TaskRecord, how: 'thread' | 'process'): void {
-    const { space, tracee } = record;
-    if (!this.#tracer.fetchRegisters(tracee)) return;
-    // Before the entries choose, states are yet to be given.
-    const phase = space.registry.transition?.phase;
-    if (phase === undefined || phase === 'installing') return;
-    // Rule 2: the state that its parent had when it was created. Since then the parent may have switched itself, and a
-    // forked child has the stack that it had before.
-    const isCopied = space.slots.area.kind === 'gsBase' || how === 'process';
-    const { slots } = parentRecord.space;
-    space.slots.assign(tracee, isCopied ? space.slots.ownState(tracee) : slots.stateOf(parentRecord.tracee));
-    this.#events.push({ kind: 'taskCreated', task: this.#infoOf(record), parent: parentRecord.id });
-  }
-
-  #recordOf(tracee: Tracee): TaskRecord | undefined {
-    for (const space of this.#spaces) {
-      const record = space.tasks.get(tracee.tid);
-      if (record?.tracee === tracee) return record;
-    }
-    return undefined;
-  }
-
-  #pump(): void {
-    for (const event of this.#tracer.poll()) this.#note(event);
-    this.#expectAlive();
-  }
-
-  #note(event: TracerEvent): void {
-    const record = this.#recordOf(event.tracee);
-    switch (event.kind) {
-      case 'created':
-        return;
-      case 'gone':
-        if (record === undefined) {
-          this.#releaseSlot(event.tracee);
-          return;
-        }
-        this.#forget(record);
-        this.#events.push({ kind: 'taskExited', task: record.id });
-        this.#dropEmptySpaces();
-        return;
-      case 'syscallStop':
-        if (record === undefined) this.#tracer.resume(event.tracee);
-        else this.#events.push({ kind: 'taskMoved', task: record.id });
-        return;
-      case 'exec':
-        this.#noteExec(event.tracee, record);
-        return;
-    }
-  }
-
-  #noteExec(tracee: Tracee, record: TaskRecord | undefined): void {
-    if (record !== undefined) {
-      const { space } = record;
-      for (const other of [...space.tasks.values()]) {
-        this.#forget(other);
-        this.#events.push({ kind: 'taskExited', task: other.id });
-      }
-      if (!space.isFork) {
-        this.#goneError = new LivegraftError('target-replaced', `${this.name} has executed another program`, {
-          remedy: 'nothing of the patch is left in it; build a patch for the new program if it needs one',
-          details: { pid: space.pid },
-        });
-      }
-    }
-    this.#releaseSlot(tracee);
-    this.#tracer.detach(tracee);
-    this.#dropEmptySpaces();
-  }
-
-  /** Of a vforked child, whose space has no record of it. */
-  #releaseSlot(tracee: Tracee): void {
-    for (const { slots } of this.#spaces) slots.release(tracee);
-  }
-
-  #dropEmptySpaces(): void {
-    for (const space of [...this.#spaces]) {
-      if (space.tasks.size > 0) continue;
-      if (space.isFork) {
-        this.#spaces.splice(this.#spaces.indexOf(space), 1);
-        space.memory.close();
-      } else {
-        this.#goneError ??= new LivegraftError('target-gone', `${this.name} has ended`, {
-          remedy: 'nothing was left behind; give the pid of a running process',
-          details: { pid: space.pid },
-        });
-      }
-    }
-  }
-
-  #expectAlive(): void {
-    if (this.#goneError !== undefined) throw this.#goneError;
   }
 }
 
@@ -676,8 +505,6 @@ function notSwitched(tid: number): LivegraftError {
 
 /** Reading the states of 1,000 threads takes 2 ms. */
 const BARRIER_LOOK_MS = 5;
-
-const GONE_CODES = new Set(['memory-unreadable', 'memory-unwritable', 'ptrace-failed']);
 
 function unstoppable(record: TaskRecord): StragglerReason {
   const state = readThreadStat(record.space.pid, record.tracee.tid)?.state ?? '?';
