@@ -67,6 +67,14 @@ const processStatus = z.strictObject({
       state: z.enum(['applying', 'applied', 'reverting']),
       forced: z.boolean(),
       appliedAt: z.string(),
+      path: z.string(),
+      objects: z.array(
+        z.strictObject({
+          name: z.string(),
+          state: z.enum(['patched', 'pending', 'unpatched', 'unfit']),
+          functions: z.array(z.string()),
+        }),
+      ),
       functions: z.array(
         z.strictObject({ object: z.string(), name: z.string(), oldAddress: address, newAddress: address }),
       ),

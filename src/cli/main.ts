@@ -229,6 +229,7 @@ function addApply(program: Command, output: () => Output, io: Io, setCode: (code
       'a function that no task calls while it is in one that the patch replaces (docs/operations.md); of a kernel, by default its edge',
     )
     .option('--replace', 'of a process: all older patches go in the same transition (a cumulative patch)')
+    .option('--late', 'of a process: apply although none of the files that the patch is for is loaded yet')
     .addHelpText(
       'after',
       `
@@ -240,11 +241,16 @@ Examples:
     .action(
       async (
         file: string,
-        options: TransitionOptions & { readonly barrier?: string; readonly replace?: boolean },
+        options: TransitionOptions & {
+          readonly barrier?: string;
+          readonly replace?: boolean;
+          readonly late?: boolean;
+        },
       ) => {
         const subject = subjectOf(options, program);
-        if (subject.kind === 'kernel' && options.replace === true)
-          program.error('error: --replace is for processes', { exitCode: EXIT.usage });
+        const isOfProcess = options.replace === true || options.late === true;
+        if (subject.kind === 'kernel' && isOfProcess)
+          program.error('error: --replace and --late are for processes', { exitCode: EXIT.usage });
         const { applyKernelPatch, applyPatch } = await import('./commands/transition.js');
         setCode(
           subject.kind === 'process'
@@ -255,6 +261,7 @@ Examples:
                   ...transitionOptions(options),
                   barrier: options.barrier,
                   replace: options.replace === true,
+                  late: options.late === true,
                 },
                 output(),
                 io,

@@ -1,6 +1,7 @@
 import type { TransitionEvent, TransitionResult } from '../engine/events.js';
 import type { ConsistencyModel, StragglerReason } from '../engine/target.js';
 import type { TransitionControl } from '../engine/transition.js';
+import type { ObjectState } from '../targets/process/patch-register.js';
 import type { SoakOptions, SoakReport } from '../targets/soak.js';
 import type { StragglerReport } from '../targets/straggler-report.js';
 
@@ -28,6 +29,8 @@ export interface ApplyOptions {
   readonly barrier: string | undefined;
   /** All older patches go in the same transition. */
   readonly replace: boolean;
+  /** Apply although none of the patch's objects is loaded: it waits for them. */
+  readonly late?: boolean;
   readonly model: ConsistencyModel;
   readonly timeoutMs: number;
   /** Go on although suspended user-level contexts may hold old code. */
@@ -91,6 +94,13 @@ export interface PatchStatus {
   readonly state: 'applying' | 'applied' | 'reverting';
   readonly forced: boolean;
   readonly appliedAt: string;
+  /** Where its file was. */
+  readonly path: string;
+  readonly objects: readonly {
+    readonly name: string;
+    readonly state: ObjectState;
+    readonly functions: readonly string[];
+  }[];
   readonly functions: readonly {
     readonly object: string;
     readonly name: string;

@@ -1,6 +1,6 @@
-import { readdirSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { x86_64 } from '../arch/x86-64/index.js';
-import { hex } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
 import { passMoment } from '../engine/callbacks.js';
 import type { Direction } from '../engine/target.js';
@@ -8,32 +8,35 @@ import { runTransition, TransitionControl } from '../engine/transition.js';
 import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
 import { callbackObjectsOf } from '../targets/process/patch-callbacks.js';
-import { expectOldCode, expectPatchedModule, loadPatch, sha256 } from '../targets/process/patch-loader.js';
-import { canSetGsBase, isRunning, readExecutablePath, readMappings } from '../targets/process/proc.js';
+import { sha256 } from '../targets/process/patch-loader.js';
+import { type LeftObject, partsOf, pendingObjects, restrictTo } from '../targets/process/patch-objects.js';
+import {
+  findObjects,
+  hasParts,
+  prepare,
+  prepareArrived,
+  recordApplied,
+  settleObjects,
+  unload,
+} from '../targets/process/patch-register.js';
+import { canSetGsBase, isRunning, readExecutablePath } from '../targets/process/proc.js';
 import { ProcessSession } from '../targets/process/process-session.js';
-import { soakProcess } from '../targets/process/process-soak.js';
 import { ProcessSpace } from '../targets/process/process-space.js';
 import { ProcessTransition } from '../targets/process/process-transition.js';
-import type { RegisteredPatch, RegisteredTransition, Registry } from '../targets/process/registry.js';
-import { findRegistryMapping } from '../targets/process/registry-store.js';
-import { explainStragglers, recordedStragglers } from '../targets/process/straggler-report.js';
+import type { RegisteredPatch, Registry } from '../targets/process/registry.js';
 import { expectNoSuspendedContext, isStillReferenced } from '../targets/process/suspended-contexts.js';
-import { isGsInUse, stateInTarget } from '../targets/process/task-slots.js';
-import { PATIENT_TIMEOUT_MS, sleepSync } from '../targets/process/tracer.js';
+import { isGsInUse } from '../targets/process/task-slots.js';
+import { sleepSync } from '../targets/process/tracer.js';
 import { rangesBelow, versionStack } from '../targets/process/trampolines.js';
-import type { SoakOptions, SoakReport } from '../targets/soak.js';
-import type { StragglerReport } from '../targets/straggler-report.js';
 import type {
   ApplyOptions,
   ApplyOutcome,
   ForceOptions,
   OperationEvent,
   ProcessOperations,
-  ProcessStatus,
   RevertOptions,
-  TaskStack,
-  TransitionStatus,
 } from './operations.js';
+import { expectPatch, findPatchedProcesses, soak, stacks, status } from './process-views.js';
 
 /** Joins the parts that patch a process: file, target, engine. */
 export function createProcessOperations(): ProcessOperations {
@@ -99,27 +102,22 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
         throw transitionInProgress(session, session.registry);
       notice('a transition of this patch was left half-done: it is continued');
       session.seize();
+      settle(session, options.onEvent);
       return await transit(session, expectPatch(session.registry, patch.id), 'patch', options);
     }
-    if (known?.state === 'applying') {
+    if (known !== undefined && known.state !== 'applying')
+      return await complete(session, patch, known, options);
+    if (known !== undefined) {
       session.seize();
       takeBackCallbacks(session, known, options.onEvent);
-      unload(session, known);
+      unload(session, known.id, undefined);
       notice('the patch had been loaded but not installed by a run that ended early: it is loaded afresh');
-    } else if (known !== undefined) {
-      throw new LivegraftError(
-        'already-applied',
-        `process ${options.pid}: patch ${known.name} is applied already`,
-        {
-          remedy: `nothing to do; see livegraft status --pid ${options.pid}`,
-          details: { pid: options.pid, patch: known.id },
-        },
-      );
     }
-    checkTarget(session, patch);
+    findObjects(session, patch, options.late === true);
     session.seize();
     step('prepare', `${session.tracer.tracees.size} threads`);
     const hasBarrier = (options.barrier ?? patch.manifest.barrier) !== undefined;
+    settle(session, options.onEvent);
     // What earlier patches needed counts: their redirects read the states there.
     const { registry } = session;
     const usesTable = hasBarrier && !canSetGsBase(options.pid);
@@ -129,20 +127,83 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
         : usesTable
           ? 'threadPointerTable'
           : 'gsBase';
-    let registered = prepare(session, patch, kind, options);
-    if (!options.allowSuspendedContexts) refuseSuspendedContexts(session, registered, notice);
+    const wanted = { ...options, late: options.late === true, path: resolve(options.patchPath) };
+    let registered = prepare(session, patch, kind, wanted);
+    tellPending(registered, notice);
+    if (!hasParts(registered)) {
+      recordApplied(session, registered.id);
+      return outcomeWithoutTransition(registered, 'patch');
+    }
+    if (!options.allowSuspendedContexts) refuseSuspendedContexts(session, registered, undefined, notice);
     try {
       return await transit(session, registered, 'patch', options);
     } catch (error) {
       if (!isGsInUse(error)) throw error;
       notice('the process uses its GS register itself: task states are kept in a table instead');
-      unload(session, registered);
-      registered = prepare(session, patch, 'threadPointerTable', options);
+      unload(session, registered.id, undefined);
+      registered = prepare(session, patch, 'threadPointerTable', wanted);
       return await transit(session, registered, 'patch', options);
     }
   } finally {
     session.close();
   }
+}
+
+/** Brings an applied patch to objects that have been loaded since: a transition of its own. */
+async function complete(
+  session: ProcessSession,
+  patch: Patch,
+  known: RegisteredPatch,
+  options: ApplyOptions,
+): Promise<ApplyOutcome> {
+  const { step, notice } = stepsOf(options.onEvent);
+  session.seize();
+  step('prepare', `${session.tracer.tracees.size} threads`);
+  settle(session, options.onEvent);
+  const before = expectPatch(session.registry as Registry, known.id);
+  const objects = prepareArrived(session, patch, before);
+  if (objects.length === 0) {
+    const pending = pendingObjects(before).map(({ name }) => name);
+    throw new LivegraftError(
+      'already-applied',
+      `process ${options.pid}: patch ${known.name} is applied already${pending.length === 0 ? '' : `, as far as it can be: ${pending.join(', ')} is not loaded`}`,
+      {
+        remedy: `nothing to do; see livegraft status --pid ${options.pid}`,
+        details: { pid: options.pid, patch: known.id },
+      },
+    );
+  }
+  notice(`${objects.join(', ')} came after the patch was applied: the patch is brought to it now`);
+  const registered = expectPatch(session.registry as Registry, known.id);
+  tellPending(registered, notice);
+  if (!options.allowSuspendedContexts) refuseSuspendedContexts(session, registered, objects, notice);
+  return await transit(session, registered, 'patch', options, objects);
+}
+
+function tellPending(patch: RegisteredPatch, notice: (text: string) => void): void {
+  for (const { name, functions } of pendingObjects(patch))
+    notice(
+      `${name} is not loaded: ${functions.length} functions of it stay pending. livegraft watch patches it as it comes; after that, applying the patch again does`,
+    );
+}
+
+/** Brings the registry in line with the libraries that are there. */
+function settle(session: ProcessSession, onEvent: (event: OperationEvent) => void): void {
+  const { notice } = stepsOf(onEvent);
+  tellLeft(
+    settleObjects(session, (part) => takeBackCallbacks(session, part, onEvent)),
+    notice,
+  );
+}
+
+function tellLeft(left: readonly LeftObject[], notice: (text: string) => void): void {
+  for (const { patch, object } of left)
+    notice(`${object.name} has been unloaded: patch ${patch.name} is pending for it again`);
+}
+
+function outcomeWithoutTransition(patch: RegisteredPatch, direction: Direction): ApplyOutcome {
+  const result = { kind: 'complete', direction, tasks: 0, durationMs: 0, forced: false } as const;
+  return { patch: { id: patch.id, name: patch.name }, result };
 }
 
 export function readPatchFile(path: string): Uint8Array {
@@ -155,46 +216,6 @@ export function readPatchFile(path: string): Uint8Array {
       cause,
     });
   }
-}
-
-/** What can be refused before any thread is touched. */
-function checkTarget(session: ProcessSession, patch: Patch): void {
-  for (const object of patch.manifest.objects)
-    expectOldCode(session, object, expectPatchedModule(session, object));
-}
-
-/** Maps, fills in and registers the patch. Its entries are untouched yet; a failure leaves nothing behind. */
-function prepare(
-  session: ProcessSession,
-  patch: Patch,
-  kind: 'gsBase' | 'threadPointerTable',
-  options: Pick<ApplyOptions, 'barrier' | 'replace'>,
-): RegisteredPatch {
-  try {
-    const { store, registry } = session.expectRegistry(kind);
-    const { registered } = loadPatch(session, patch, registry, {
-      barrier: options.barrier ?? patch.manifest.barrier,
-      replaces: (options.replace || patch.manifest.replace === true) && registry.patches.length > 0,
-    });
-    session.registry = { ...registry, patches: [...registry.patches, registered] };
-    store.write(session.registry);
-    return registered;
-  } catch (error) {
-    session.cleanUpAfterFailure();
-    throw error;
-  }
-}
-
-/** Undoes {@link prepare}. */
-function unload(session: ProcessSession, patch: RegisteredPatch): void {
-  if (session.registry === undefined || session.store === undefined) return;
-  session.registry = {
-    ...session.registry,
-    patches: session.registry.patches.filter((p) => p.id !== patch.id),
-    transition: undefined,
-  };
-  session.store.write(session.registry);
-  session.cleanUpAfterFailure();
 }
 
 /** Of a patch that is given up before its install: what its pre-patch callback did, its post-unpatch one undoes. */
@@ -219,6 +240,7 @@ function takeBackCallbacks(
 function refuseSuspendedContexts(
   session: ProcessSession,
   patch: RegisteredPatch,
+  objects: readonly string[] | undefined,
   notice: (text: string) => void,
 ): void {
   try {
@@ -226,12 +248,12 @@ function refuseSuspendedContexts(
       memory: session.memory,
       mappings: session.mappings,
       stackPointers: session.stackPointers(),
-      ranges: session.registry === undefined ? [] : rangesBelow(session.registry, patch),
+      ranges: session.registry === undefined ? [] : rangesBelow(session.registry, restrictTo(patch, objects)),
       decoder: session.arch.decoder,
     });
     if (!isComplete) notice('only the first GiB of memory was searched for suspended contexts');
   } catch (error) {
-    unload(session, patch);
+    unload(session, patch.id, objects);
     throw error;
   }
 }
@@ -243,24 +265,31 @@ async function transit(
   patch: RegisteredPatch,
   direction: Direction,
   options: TransitOptions,
+  someObjects?: readonly string[],
 ): Promise<ApplyOutcome> {
   const { step, notice } = stepsOf(options.onEvent);
   const { store, registry } = session;
   if (store === undefined || registry === undefined) throw new Error('no registry');
-  const inspector = session.inspector();
-  const space = new ProcessSpace({
+  const objects = someObjects ?? registry.transition?.objects;
+  let space: ProcessSpace | undefined;
+  const patches = () => (space?.registry ?? registry).patches;
+  space = new ProcessSpace({
     pid: session.pid,
     memory: session.memory,
-    inspector,
+    inspector: session.inspector([], patches),
     store,
     registry,
     isFork: false,
   });
-  const transition = new ProcessTransition(session.tracer, space, patch.id, direction, options.model);
+  const { model } = options;
+  const transition = new ProcessTransition(session.tracer, space, patch.id, direction, model, {
+    objects,
+    onLeft: (left) => tellLeft([left], notice),
+  });
   const control = options.control ?? new TransitionControl();
   const stop = () => control.stop();
   options.signal.addEventListener('abort', stop);
-  step('install', `${patch.functions.length} functions`);
+  step('install', `${restrictTo(patch, objects).functions.length} functions`);
   const wasHalfDone = registry.transition !== undefined;
   try {
     const result = await runTransition(transition, {
@@ -282,8 +311,9 @@ async function transit(
     session.registry = space.registry;
     const gone =
       error instanceof LivegraftError && (error.code === 'target-gone' || error.code === 'target-replaced');
-    // Without the patch in the registry the transition was complete, and something behind it failed.
-    if (gone || !space.registry.patches.some((p) => p.id === patch.id)) throw error;
+    // Without the patch, or its parts, in the registry the transition was complete, and something behind it failed.
+    const kept = space.registry.patches.find((p) => p.id === patch.id);
+    if (gone || kept === undefined || !hasParts(restrictTo(kept, objects))) throw error;
     if (wasHalfDone || !transition.isUntouched(direction)) {
       throw new LivegraftError(
         'transition-interrupted',
@@ -301,9 +331,9 @@ async function transit(
       );
     }
     transition.undoInstall();
-    if (direction === 'patch') takeBackCallbacks(session, patch, options.onEvent);
+    if (direction === 'patch') takeBackCallbacks(session, restrictTo(patch, objects), options.onEvent);
     if (isGsInUse(error)) session.registry = { ...space.registry, transition: undefined };
-    else if (direction === 'patch') unload(session, patch);
+    else if (direction === 'patch') unload(session, patch.id, objects);
     else {
       session.registry = { ...space.registry, transition: undefined };
       store.write(session.registry);
@@ -341,27 +371,41 @@ async function revert(options: RevertOptions): Promise<ApplyOutcome> {
     if (registry.transition === undefined && patch.state === 'applying') {
       // It was loaded and never installed: nothing runs it.
       takeBackCallbacks(session, patch, options.onEvent);
-      unload(session, patch);
+      unload(session, patch.id, undefined);
       notice('the patch had been loaded but not installed: it was removed');
-      const result = {
-        kind: 'complete',
-        direction: 'unpatch',
-        tasks: 0,
-        durationMs: 0,
-        forced: false,
-      } as const;
-      return { patch: { id: patch.id, name: patch.name }, result };
+      return outcomeWithoutTransition(patch, 'unpatch');
     }
-    if (registry.transition === undefined && !options.allowSuspendedContexts) {
+    settle(session, options.onEvent);
+    if (registry.transition?.objects !== undefined) {
+      // The patch was being brought to these objects: that goes first, all of the patch then.
+      notice(
+        `the patch was being brought to ${registry.transition.objects.join(', ')}: that is taken back first`,
+      );
+      const first = await transit(
+        session,
+        expectPatch(session.registry as Registry, patch.id),
+        'unpatch',
+        options,
+      );
+      if (first.result.kind === 'incomplete' || first.result.direction === 'patch') return first;
+      session.seize();
+    }
+    const there = expectPatch(session.registry as Registry, patch.id);
+    if (!hasParts(there)) {
+      unload(session, patch.id, undefined);
+      for (const text of tryCleanUp(session)) notice(text);
+      return outcomeWithoutTransition(patch, 'unpatch');
+    }
+    if (session.registry?.transition === undefined && !options.allowSuspendedContexts) {
       expectNoSuspendedContext({
         memory: session.memory,
         mappings: session.mappings,
         stackPointers: session.stackPointers(),
-        ranges: [patch.code],
+        ranges: partsOf(there).map((part) => part.code),
         decoder: session.arch.decoder,
       });
     }
-    return await transit(session, patch, 'unpatch', options);
+    return await transit(session, there, 'unpatch', options);
   } finally {
     session.close();
   }
@@ -421,16 +465,6 @@ function findPatch(session: ProcessSession, wanted: string | undefined): Registe
   );
 }
 
-function expectPatch(registry: Registry, id: string): RegisteredPatch {
-  const patch = registry.patches.find((p) => p.id === id);
-  if (patch === undefined)
-    throw new LivegraftError(
-      'registry-damaged',
-      `the registry has a transition of patch ${id}, but no such patch`,
-    );
-  return patch;
-}
-
 function transitionInProgress(session: ProcessSession, registry: Registry): LivegraftError {
   const patch = registry.patches.find((p) => p.id === registry.transition?.patchId);
   return new LivegraftError(
@@ -487,122 +521,4 @@ function settleRetired(session: ProcessSession): void {
       ...registry,
       retired: registry.retired.map((image) => ({ ...image, inUse: false })),
     };
-}
-
-async function status(pid: number, explain: boolean): Promise<ProcessStatus> {
-  const session = new ProcessSession(pid, x86_64, 'look');
-  try {
-    const { registry } = session;
-    const { transition } = registry ?? {};
-    const isHeld = transition !== undefined && !trySeize(session);
-    return {
-      pid,
-      executable: readExecutablePath(pid) ?? '?',
-      patches: (registry?.patches ?? []).map((patch) => ({
-        id: patch.id,
-        name: patch.name,
-        state:
-          transition?.patchId === patch.id && transition.direction === 'unpatch' ? 'reverting' : patch.state,
-        forced: patch.forced,
-        appliedAt: patch.appliedAt,
-        functions: patch.functions.map((fn) => ({
-          object: fn.object,
-          name: fn.name,
-          oldAddress: hex(fn.old.address),
-          newAddress: hex(fn.new.address),
-        })),
-      })),
-      transition: transition && transitionStatus(session, registry as Registry, transition, isHeld, explain),
-    };
-  } finally {
-    session.close();
-  }
-}
-
-function transitionStatus(
-  session: ProcessSession,
-  registry: Registry,
-  transition: RegisteredTransition,
-  isHeld: boolean,
-  explain: boolean,
-): TransitionStatus {
-  const { patchId, direction, model, startedAt } = transition;
-  let stragglers: readonly StragglerReport[] | undefined;
-  if (explain)
-    stragglers = isHeld
-      ? recordedStragglers(registry, session.pid)
-      : explainStragglers(session, registry, expectPatch(registry, patchId));
-  const tasks = isHeld ? [] : stateInTarget(session.tracer, session.memory, registry.slots);
-  return { patchId, direction, model, startedAt, isHeld, tasks, stragglers };
-}
-
-/** False when another process holds the threads: a livegraft that works on the transition, or a debugger. */
-function trySeize(session: ProcessSession): boolean {
-  try {
-    session.seize();
-    return true;
-  } catch (error) {
-    if (error instanceof LivegraftError && error.code === 'already-traced') return false;
-    throw error;
-  }
-}
-
-async function findPatchedProcesses(): Promise<readonly number[]> {
-  const pids = readdirSync('/proc').map(Number).filter(Number.isInteger);
-  return pids.filter((pid) => {
-    try {
-      return findRegistryMapping(readMappings(pid) ?? []) !== undefined;
-    } catch {
-      // Another user's process: it can't be one that this user has patched.
-      return false;
-    }
-  });
-}
-
-async function soak(pid: number, options: SoakOptions & { readonly seed: number }): Promise<SoakReport> {
-  const session = new ProcessSession(pid, x86_64);
-  try {
-    session.seize();
-    return await soakProcess(session, options);
-  } finally {
-    session.close();
-  }
-}
-
-async function stacks(pid: number): Promise<readonly TaskStack[]> {
-  const session = new ProcessSession(pid, x86_64);
-  try {
-    session.seize();
-    const inspector = session.inspector();
-    const result: TaskStack[] = [];
-    for (const tracee of [...session.tracer.tracees.values()]) {
-      const common = { tid: tracee.tid, name: session.threadName(tracee.tid) };
-      session.tracer.interrupt(tracee);
-      const state = session.tracer.collect(tracee, PATIENT_TIMEOUT_MS);
-      if (state !== 'stopped' || !session.tracer.fetchRegisters(tracee)) {
-        const reason = { code: 'unstoppable', detail: `it did not stop within ${PATIENT_TIMEOUT_MS} ms` };
-        if (tracee.state === 'running') result.push({ ...common, reliable: false, reason, frames: [] });
-        continue;
-      }
-      const walk = inspector.walk(tracee);
-      session.tracer.detach(tracee);
-      const reported = inspector.reportFrames(walk.frames);
-      result.push({
-        ...common,
-        reliable: walk.reliable,
-        reason: walk.reliable ? undefined : walk.reason,
-        frames: walk.frames.slice(0, reported.length).map((frame, index) => ({
-          index,
-          address: hex(frame.pc),
-          stackPointer: hex(frame.stackPointer),
-          symbol: reported[index]?.symbol,
-          module: frame.module.name,
-          by: frame.by,
-        })),
-      });
-    }
-    return result;
-  } finally {
-    session.close();
-  }
 }

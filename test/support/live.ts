@@ -22,7 +22,11 @@ export const PATCH_INCLUDES = `-I${join(ROOT, 'include')}`;
 const CACHE = join(tmpdir(), `livegraft-test-${process.getuid?.() ?? 0}`);
 
 /** Compiles with gcc into a cache keyed by source and flags; returns the output's path. */
-export function compile(source: string, kind: 'program' | 'object', flags: readonly string[] = []): string {
+export function compile(
+  source: string,
+  kind: 'program' | 'library' | 'object',
+  flags: readonly string[] = [],
+): string {
   const path = join(ROOT, 'test/targets', source);
   const key = createHash('sha256')
     .update(readFileSync(path))
@@ -32,15 +36,18 @@ export function compile(source: string, kind: 'program' | 'object', flags: reado
     .slice(0, 16);
   const folder = join(CACHE, key);
   mkdirSync(folder, { recursive: true });
-  const name = source.replace(/\.c$/, kind === 'program' ? '' : '.o');
+  const name = source.replace(/\.c$/, SUFFIXES[kind]);
   const output = join(folder, name);
   if (existsSync(output)) return output;
-  const last = kind === 'program' ? ['-Wl,--build-id', '-lpthread'] : [];
-  const args = ['-O2', '-g', ...flags, ...(kind === 'object' ? ['-c'] : []), '-o', output, path, ...last];
+  const last = kind === 'object' ? [] : ['-Wl,--build-id', '-lpthread'];
+  const first = { program: [], library: ['-shared', '-fPIC'], object: ['-c'] }[kind];
+  const args = ['-O2', '-g', ...flags, ...first, '-o', output, path, ...last];
   const { status, stderr } = spawnSync('gcc', args, { encoding: 'utf8' });
   if (status !== 0) throw new Error(`gcc ${args.join(' ')}: ${stderr}`);
   return output;
 }
+
+const SUFFIXES = { program: '', library: '.so', object: '.o' } as const;
 
 /** Builds a patch from the `-DPATCHED` compilation of a target; returns the program and the patch. */
 export function compilePatch(

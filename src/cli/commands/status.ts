@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
+import type { ObjectState } from '../../targets/process/patch-register.js';
 import type { StragglerReport } from '../../targets/straggler-report.js';
 import { stragglerJson } from '../json-lines.js';
 import type { KernelReference } from '../kernel-operations.js';
@@ -19,7 +20,11 @@ export async function showStatus(pid: number | undefined, explain: boolean, outp
     event: 'status',
     processes: processes.map((status) => ({
       ...status,
-      patches: status.patches.map((patch) => ({ ...patch, functions: [...patch.functions] })),
+      patches: status.patches.map((patch) => ({
+        ...patch,
+        objects: patch.objects.map((object) => ({ ...object, functions: [...object.functions] })),
+        functions: [...patch.functions],
+      })),
       transition:
         status.transition === undefined
           ? null
@@ -142,6 +147,16 @@ export async function showLivepatchStatus(path: string, output: Output): Promise
   }
 }
 
+/** What is said of an object's functions that are not patched. */
+const OBJECT_STATES: Readonly<
+  Record<Exclude<ObjectState, 'patched'>, (pid: number, path: string) => string>
+> = {
+  pending: () => 'pending: it is not loaded',
+  unpatched: (pid, path) =>
+    `not patched: it was loaded while nobody watched; livegraft apply --pid ${pid} ${path} completes the patch`,
+  unfit: () => 'not patched: what is loaded under this name is another build, or is loaded twice',
+};
+
 function showProcess(status: ProcessStatus, output: Output): void {
   const { bold, green, yellow } = output.colors;
   output.text(bold(`process ${status.pid}: ${status.executable}`));
@@ -153,6 +168,12 @@ function showProcess(status: ProcessStatus, output: Output): void {
     );
     for (const fn of patch.functions)
       output.text(`    ${fn.object}: ${fn.name} ${fn.oldAddress} -> ${fn.newAddress}`);
+    for (const { name, state, functions } of patch.objects) {
+      if (state === 'patched') continue;
+      output.text(
+        `    ${yellow(name)}: ${functions.join(', ')} ${OBJECT_STATES[state](status.pid, patch.path)}`,
+      );
+    }
   }
   const { transition } = status;
   if (transition === undefined) return;

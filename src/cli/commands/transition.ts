@@ -17,7 +17,7 @@ type Hooks = Pick<ApplyOptions, 'signal' | 'control' | 'onEvent'>;
 
 export async function applyPatch(
   patchPath: string,
-  options: Common & Pick<ApplyOptions, 'barrier' | 'replace'>,
+  options: Common & Pick<ApplyOptions, 'barrier' | 'replace' | 'late'>,
   output: Output,
   io: Io,
 ): Promise<number> {

@@ -10,6 +10,8 @@ export type EntryState = 'below' | 'choosing' | 'direct';
 export interface EntryWrite {
   readonly function: string;
   readonly site: MemoryRange;
+  /** What the site held when the write was planned. */
+  readonly before: Buffer;
   readonly bytes: Buffer;
 }
 
@@ -70,12 +72,19 @@ export function rehearseEntries(memory: ProcessMemory, writes: readonly EntryWri
   );
 }
 
+/** Whether every site still holds what it held when the write was planned: the object may have been unloaded since. */
+export function areCurrent(memory: ProcessMemory, writes: readonly EntryWrite[]): boolean {
+  return writes.every(({ site, before }) => {
+    const now = Buffer.alloc(site.sizeBytes);
+    return memory.read(site.address, now) === site.sizeBytes && now.equals(before);
+  });
+}
+
 /** Writes all entries, or puts back what it has written and throws. No thread may run the target's code meanwhile. */
 export function writeEntries(memory: ProcessMemory, writes: readonly EntryWrite[]): void {
   const undo: { readonly at: number; readonly bytes: Buffer }[] = [];
   try {
-    for (const { site, bytes } of writes) {
-      const before = memory.readExactly(site.address, site.sizeBytes);
+    for (const { site, before, bytes } of writes) {
       undo.unshift({ at: site.address, bytes: before });
       memory.write(site.address, bytes);
     }
@@ -100,7 +109,8 @@ function expectKnownEntry(
   states: Pick<Redirect, EntryState>,
   to: EntryState,
 ): EntryWrite | undefined {
-  const now = memory.readExactly(site.address, site.sizeBytes).toString('hex');
+  const before = memory.readExactly(site.address, site.sizeBytes);
+  const now = before.toString('hex');
   if (now === states[to]) return undefined;
   if (now !== states.below && now !== states.choosing && now !== states.direct) {
     throw new LivegraftError(
@@ -112,5 +122,5 @@ function expectKnownEntry(
       },
     );
   }
-  return { function: name, site, bytes: fromHex(states[to]) };
+  return { function: name, site, before, bytes: fromHex(states[to]) };
 }

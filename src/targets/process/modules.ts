@@ -72,8 +72,7 @@ export function listModules(memory: ProcessMemory, mappings: readonly Mapping[])
     else group.push(mapping);
   }
   const modules: LoadedModule[] = [];
-  for (const group of byFile.values()) {
-    if (!group.some((m) => m.executable)) continue;
+  for (const group of [...byFile.values()].flatMap(copiesOf)) {
     const first = group[0] as Mapping;
     modules.push(new LoadedModule(first.name, group, () => readMappedFile(memory.pid, first)));
   }
@@ -83,6 +82,25 @@ export function listModules(memory: ProcessMemory, mappings: readonly Mapping[])
     modules.push(new LoadedModule('[vdso]', [vdso], load));
   }
   return modules.sort((a, b) => a.start - b.start);
+}
+
+/**
+ * A file can be there more than once (dlmopen, or read as data): each copy begins with the file's first page. What is not
+ * executable is no copy; a small file's data can begin in its first page, too.
+ */
+function copiesOf(mappings: readonly Mapping[]): Mapping[][] {
+  const pieces: Mapping[][] = [];
+  for (const mapping of mappings) {
+    const last = pieces.at(-1);
+    if (last === undefined || mapping.fileOffset === last[0]?.fileOffset) pieces.push([mapping]);
+    else last.push(mapping);
+  }
+  const copies: Mapping[][] = [];
+  for (const piece of pieces) {
+    if (piece.some((mapping) => mapping.executable)) copies.push(piece);
+    else copies.at(-1)?.push(...piece);
+  }
+  return copies;
 }
 
 /**

@@ -7,8 +7,9 @@ import {
   stageAfter,
 } from '../../engine/callbacks.js';
 import type { ProcessMemory } from './memory.js';
+import { partsOf } from './patch-objects.js';
 import type { Mapping } from './proc.js';
-import type { RegisteredCallbacks, RegisteredPatch } from './registry.js';
+import type { RegisteredCallbacks, RegisteredPart, RegisteredPatch } from './registry.js';
 import { findLanding } from './remote-call.js';
 import type { StackInspector } from './stack-inspector.js';
 import { type Purpose, ThreadBorrower } from './thread-borrower.js';
@@ -50,12 +51,19 @@ export class ProcessCallbacks implements CallbackObject {
   readonly name: string;
   readonly #target: CallbackTarget;
   readonly #patch: RegisteredPatch;
+  readonly #part: RegisteredPart;
   readonly #callbacks: RegisteredCallbacks;
 
-  constructor(target: CallbackTarget, patch: RegisteredPatch, callbacks: RegisteredCallbacks) {
+  constructor(
+    target: CallbackTarget,
+    patch: RegisteredPatch,
+    part: RegisteredPart,
+    callbacks: RegisteredCallbacks,
+  ) {
     this.name = callbacks.object;
     this.#target = target;
     this.#patch = patch;
+    this.#part = part;
     this.#callbacks = callbacks;
   }
 
@@ -165,7 +173,7 @@ export class ProcessCallbacks implements CallbackObject {
 
   #isThreadInside(): boolean {
     const { tracer, inspector, memory } = this.#target;
-    const { address, sizeBytes } = this.#patch.text;
+    const { address, sizeBytes } = this.#part.text;
     for (const tracee of [...tracer.tracees.values()]) {
       if (tracee.pid !== memory.pid) continue;
       tracer.interrupt(tracee);
@@ -214,5 +222,7 @@ export function callbackObjectsOf(
   target: CallbackTarget,
   patch: RegisteredPatch,
 ): readonly ProcessCallbacks[] {
-  return patch.callbacks === undefined ? [] : [new ProcessCallbacks(target, patch, patch.callbacks)];
+  return partsOf(patch).flatMap((part) =>
+    part.callbacks === undefined ? [] : [new ProcessCallbacks(target, patch, part, part.callbacks)],
+  );
 }

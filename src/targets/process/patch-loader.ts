@@ -9,19 +9,15 @@ import { STATE_PREVIOUS_OFFSET } from '../../patch/declarations.js';
 import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
 import { type ExternalSymbol, type LinkedImage, linkPatch, type SymbolSource } from '../../patch/link.js';
 import type { PatchFunction, PatchObject } from '../../patch/manifest.js';
+import { partOf } from '../../patch/part.js';
 import type { LoadedModule } from './modules.js';
 import { CALLBACK_RECORD_BYTES } from './patch-callbacks.js';
+import { fileOf, type LoadedPart, statesOf } from './patch-objects.js';
 import { findFreeRange } from './placement.js';
-import { canSetGsBase } from './proc.js';
+import { canSetGsBase, type Mapping, readExecutablePath } from './proc.js';
 import type { ProcessSession } from './process-session.js';
 import { planBarrier, planRedirect, planRestore, TRAMPOLINE_BYTES, toHex } from './redirect-plan.js';
-import type {
-  MemoryRange,
-  RegisteredBarrier,
-  RegisteredFunction,
-  RegisteredPatch,
-  Registry,
-} from './registry.js';
+import type { MemoryRange, RegisteredBarrier, RegisteredFunction, Registry } from './registry.js';
 import { SymbolResolver } from './symbol-resolver.js';
 import { type PartToMap, PROT_EXEC, PROT_READ, PROT_WRITE, roundUp } from './target-memory.js';
 import { versionStack } from './trampolines.js';
@@ -33,26 +29,33 @@ export function sha256(bytes: Uint8Array): string {
   return createHash('sha256').update(bytes).digest('hex');
 }
 
-/** The mapped file that a patch is for, checked against its identity. */
-export function expectPatchedModule(session: ProcessSession, object: PatchObject): LoadedModule {
+/**
+ * The mapped file that a patch is for, checked against its identity; undefined when there is none of its name. Throws
+ * `wrong-build-id` for another build of it, `loaded-twice` for one that is there more than once (dlmopen).
+ */
+export function findPatchedModule(
+  session: ProcessSession,
+  object: Pick<PatchObject, 'name' | 'identity'>,
+): LoadedModule | undefined {
   const byName = session.modules.filter(
     (m) => m.name === object.name || (m.path.startsWith('/') && m.elf.soname === object.name),
   );
   // A renamed executable is still the one: its identity decides.
   const candidates = byName.length > 0 ? byName : session.modules.filter((m) => m.name !== '[vdso]');
-  const found = candidates.find((m) => hasIdentity(m, object));
-  if (found !== undefined) return found;
-  const [named] = byName;
-  if (named === undefined) {
+  const [found, second] = candidates.filter((m) => hasIdentity(m, object));
+  if (second !== undefined) {
     throw new LivegraftError(
-      'object-not-loaded',
-      `process ${session.pid} has not loaded ${object.name}, which the patch is for`,
+      'loaded-twice',
+      `process ${session.pid} has loaded ${object.name} more than once (dlmopen)`,
       {
-        remedy: `check with: grep ${object.name} /proc/${session.pid}/maps`,
+        remedy: 'a patch reaches one copy of a file in a process: close the others first',
         details: { pid: session.pid, object: object.name },
       },
     );
   }
+  if (found !== undefined) return found;
+  const [named] = byName;
+  if (named === undefined) return undefined;
   const wanted = object.identity.kind === 'buildId' ? object.identity.hex : object.identity.sha256;
   const has = object.identity.kind === 'buildId' ? (named.elf.buildId ?? 'none') : textHash(named);
   throw new LivegraftError(
@@ -65,7 +68,18 @@ export function expectPatchedModule(session: ProcessSession, object: PatchObject
   );
 }
 
-function hasIdentity(module: LoadedModule, { identity }: PatchObject): boolean {
+export function notLoadedError(session: ProcessSession, { name }: PatchObject): LivegraftError {
+  return new LivegraftError(
+    'object-not-loaded',
+    `process ${session.pid} has not loaded ${name}, which the patch is for`,
+    {
+      remedy: `check with: grep ${name} /proc/${session.pid}/maps; if it is to be loaded later, repeat with --late`,
+      details: { pid: session.pid, object: name },
+    },
+  );
+}
+
+function hasIdentity(module: LoadedModule, { identity }: Pick<PatchObject, 'identity'>): boolean {
   return identity.kind === 'buildId'
     ? module.elf.buildId === identity.hex
     : textHash(module) === identity.sha256;
@@ -118,11 +132,6 @@ function undoEntries(registry: Registry, code: Buffer, address: number): void {
   }
 }
 
-/** A patch whose memory is mapped and filled in, and what the registry is to say of it. */
-export interface LoadedPatch {
-  readonly registered: RegisteredPatch;
-}
-
 export interface LoadOptions {
   readonly barrier: string | undefined;
   /** The older patches go with the transition that brings this one. */
@@ -130,27 +139,19 @@ export interface LoadOptions {
 }
 
 /**
- * Maps memory near the object and puts the relocated patch and its trampolines there. Nothing runs it yet. Everything
- * that can be refused is refused before the memory is mapped; a failure afterwards unmaps it.
+ * Maps memory near an object and puts the relocated part of the patch that is for it and its trampolines there. Nothing
+ * runs it yet. Everything that can be refused is refused before the memory is mapped; a failure afterwards unmaps it.
  */
-export function loadPatch(
+export function loadPart(
   session: ProcessSession,
-  patch: Patch,
+  whole: Patch,
+  object: PatchObject,
+  module: LoadedModule,
   registry: Registry,
   { barrier: barrierName, replaces }: LoadOptions,
-): LoadedPatch {
-  const [object] = patch.manifest.objects;
-  if (object === undefined || patch.manifest.objects.length > 1) {
-    throw new LivegraftError(
-      'several-objects',
-      'the patch changes several objects; one patch file can change one',
-      {
-        remedy: 'build one patch for each object',
-      },
-    );
-  }
+): LoadedPart {
+  const patch = partOf(whole, object);
   expectCompatibleStates(session, patch, registry, replaces);
-  const module = expectPatchedModule(session, object);
   expectOldCode(session, object, module);
   const restored = replaces ? functionsToRestore(registry, object, module.bias) : [];
   const callbacks = Object.entries(object.callbacks ?? {}) as [CallbackKind, string][];
@@ -209,7 +210,7 @@ export function loadPatch(
   let barrier: RegisteredBarrier | undefined;
   if (barrierName !== undefined) {
     const trampoline = nextTrampoline();
-    const planned = planBarrierOf(session, module, barrierName, functions, registry, trampoline);
+    const planned = planBarrierOf(session, object, module, barrierName, functions, registry, trampoline);
     place(trampoline, planned.trampolineBytes);
     barrier = planned.barrier;
   }
@@ -248,13 +249,17 @@ export function loadPatch(
     target.unmap(parts);
     throw error;
   }
+  const [first] = module.mappings as [Mapping];
   return {
-    registered: {
-      id: patch.id,
-      name: patch.manifest.name,
-      appliedAt: new Date().toISOString(),
-      state: 'applying',
-      forced: false,
+    object: object.name,
+    part: {
+      state: 'loaded',
+      module: {
+        address: module.start,
+        sizeBytes: module.end - module.start,
+        file: fileOf(first),
+        mayLeave: module.path !== readExecutablePath(session.pid),
+      },
       image: { address: base, sizeBytes: layout.sizeBytes },
       code: { address: base, sizeBytes: layout.codeSizeBytes },
       text: { address: base, sizeBytes: layout.text.sizeBytes },
@@ -263,12 +268,11 @@ export function loadPatch(
         sizeBytes: layout.ehFrame.sizeBytes,
       },
       symbols: image.functions,
-      functions,
       ...(calls.length === 0 ? {} : { callbacks: { object: object.name, record, calls } }),
       ...(states.length === 0 ? {} : { states }),
-      ...(barrier === undefined ? {} : { barrier }),
-      ...(replaces ? { replaces } : {}),
     },
+    functions,
+    barrier,
   };
 }
 
@@ -278,7 +282,7 @@ function expectCompatibleStates(
   registry: Registry,
   replaces: boolean,
 ): void {
-  const enabled = registry.patches.map(({ name, states = [] }) => ({ name, states }));
+  const enabled = registry.patches.map((earlier) => ({ name: earlier.name, states: statesOf(earlier) }));
   const conflict = findStateConflict({ replaces, states: manifest.states ?? [] }, enabled);
   if (conflict === undefined) return;
   const { id, enabledVersion, version } = conflict;
@@ -295,6 +299,7 @@ function expectCompatibleStates(
 /** Refuses what can be seen to hold old code when it runs; the rest is what was declared. */
 function planBarrierOf(
   session: ProcessSession,
+  object: PatchObject,
   module: LoadedModule,
   name: string,
   functions: readonly RegisteredFunction[],
@@ -320,6 +325,7 @@ function planBarrierOf(
   );
   if (caller !== undefined) return refuse(`${caller.name}, which is replaced, calls it`);
   return planBarrier(session.arch.redirector, {
+    object: object.name,
     name,
     old,
     ...codeAround(module, name, old),
@@ -357,6 +363,18 @@ function callsDirectly(session: ProcessSession, range: MemoryRange, address: num
   return false;
 }
 
+/** A cumulative patch can bring back only what lies in its own objects. */
+export function expectReplaceable(registry: Registry, objects: readonly PatchObject[]): void {
+  const names = objects.map(({ name }) => name);
+  const other = registry.patches.flatMap((patch) => patch.functions).find((fn) => !names.includes(fn.object));
+  if (other === undefined) return;
+  throw new LivegraftError(
+    'replace-other-object',
+    `the patch is for ${names.join(', ')} and can't replace one that changes ${other.object}`,
+    { remedy: 'revert that one first, or apply without replacing', details: { object: other.object } },
+  );
+}
+
 /** What only older patches change, and this one brings back. One that two of them change is led back once, from the newer. */
 function functionsToRestore(
   registry: Registry,
@@ -366,15 +384,7 @@ function functionsToRestore(
   const stack = versionStack(registry.patches);
   const newest = registry.patches
     .flatMap((patch) => patch.functions)
-    .filter((fn) => stack.newest(fn.old.address) === fn);
-  const other = newest.find((fn) => fn.object !== object.name);
-  if (other !== undefined) {
-    throw new LivegraftError(
-      'replace-other-object',
-      `the patch is for ${object.name} and can't replace one that changes ${other.object}`,
-      { remedy: 'revert that one first, or apply without replacing', details: { object: other.object } },
-    );
-  }
+    .filter((fn) => fn.object === object.name && stack.newest(fn.old.address) === fn);
   const own = new Set(object.functions.map((fn) => Number(fn.old.address) + bias));
   return newest.filter((fn) => !own.has(fn.old.address));
 }
@@ -435,7 +445,7 @@ function linkStates(
     const offset = (layout.sectionOffsets[symbol.section] ?? 0) + symbol.value;
     const previous = registry.patches
       .toReversed()
-      .flatMap((earlier) => earlier.states ?? [])
+      .flatMap(statesOf)
       .find((state) => state.id === id);
     view.setBigUint64(offset + STATE_PREVIOUS_OFFSET, BigInt(previous?.address ?? 0), true);
     return { id, version, address: image.base + offset };

@@ -3,12 +3,13 @@ import { LivegraftError } from '../../base/errors.js';
 import { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
 import { keepOffProcessors } from './native.js';
+import { partsOf } from './patch-objects.js';
 import { findFreeRange } from './placement.js';
 import { expectPatchableProcess } from './preflight.js';
 import { type Mapping, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
 import { seizeAllThreads } from './process-space.js';
 import { RSP, readRegister } from './registers.js';
-import type { Registry, RetiredImage, SlotArea } from './registry.js';
+import type { RegisteredPatch, Registry, RetiredImage, SlotArea } from './registry.js';
 import { findRegistryMapping, RegistryStore, SLOTS_OFFSET } from './registry-store.js';
 import { StackInspector } from './stack-inspector.js';
 import { isOwnMapping, PROT_READ, PROT_WRITE, roundUp, TargetMemory } from './target-memory.js';
@@ -57,13 +58,22 @@ export class ProcessSession {
     this.mappings = readMappings(this.pid) ?? [];
   }
 
+  /** Takes in what has been loaded and unloaded since. */
+  refreshModules(): void {
+    this.refreshMappings();
+    const known = new Map(this.modules.map((m) => [keyOf(m), m]));
+    this.modules = listModules(this.memory, this.mappings).map((m) => known.get(keyOf(m)) ?? m);
+  }
+
   targetMemory(): TargetMemory {
     return new TargetMemory(this.tracer, this.memory, this.mappings);
   }
 
   /** `retired`: images of removed patches that threads may still be inside of. */
-  inspector(retired: readonly RetiredImage[] = []): StackInspector {
-    const patches = () => this.registry?.patches ?? [];
+  inspector(
+    retired: readonly RetiredImage[] = [],
+    patches: () => readonly RegisteredPatch[] = () => this.registry?.patches ?? [],
+  ): StackInspector {
     return new StackInspector(this.arch, this.memory, this.mappings, this.modules, patches, retired);
   }
 
@@ -173,7 +183,7 @@ export class ProcessSession {
     const stays = this.registry.retired.filter(
       (range) => range.forced === true || range.inUse || isReferenced(range),
     );
-    const kept = [...this.registry.patches.map((patch) => patch.image), ...stays];
+    const kept = [...this.registry.patches.flatMap(partsOf).map((part) => part.image), ...stays];
     const registryMapping = this.#registryMapping;
     const isKept = (mapping: Mapping) =>
       mapping.start === registryMapping?.start ||
@@ -188,7 +198,7 @@ export class ProcessSession {
     // memory that is the program's own by then.
     this.registry = { ...this.registry, retired: stays };
     this.store.write(this.registry);
-    if (kept.length === 0 && registryMapping !== undefined) {
+    if (kept.length === 0 && this.registry.patches.length === 0 && registryMapping !== undefined) {
       ranges.push({ address: registryMapping.start, sizeBytes: registryMapping.end - registryMapping.start });
       this.store = undefined;
       this.registry = undefined;
@@ -222,6 +232,10 @@ export class ProcessSession {
   threadName(tid: number): string {
     return readThreadStat(this.pid, tid)?.name ?? '?';
   }
+}
+
+function keyOf({ path, start, end }: LoadedModule): string {
+  return `${path} ${start} ${end}`;
 }
 
 const SHADOW_TABLE_BYTES = 4096;

@@ -9,12 +9,13 @@ import type {
   TaskInfo,
   TransitionTarget,
 } from '../../engine/target.js';
-import { type EntryState, entryState, planEntryWrites } from './entry-writer.js';
+import { type EntryState, type EntryWrite, entryState, planEntryWrites } from './entry-writer.js';
 import { collectGarbage } from './own-runtime.js';
 import { callbackObjectsOf } from './patch-callbacks.js';
+import { findLeft, isWithin, type LeftObject, partsOf, restrictTo, withoutLeft } from './patch-objects.js';
 import { readMappings, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
-import type { RegisteredBarrier, RegisteredPatch, RegisteredTransition } from './registry.js';
+import type { MemoryRange, RegisteredBarrier, RegisteredPatch, RegisteredTransition } from './registry.js';
 import { STOP_TIMEOUT_MS, stopAll, writeWhileStopped } from './stopped-write.js';
 import { StragglerLog } from './straggler-log.js';
 import type { TaskRecord } from './task-record.js';
@@ -22,11 +23,10 @@ import { TaskRoster } from './task-roster.js';
 import { expectGsUnused } from './task-slots.js';
 import type { Tracee, Tracer } from './tracer.js';
 import {
-  asOnlyPatch,
+  afterTransition,
   decidedFunction,
   leaveTrampoline,
   rangesLeaving,
-  retire,
   usesSlotLater,
 } from './trampolines.js';
 
@@ -35,6 +35,12 @@ const WATCHED_STOPS = 6;
 /** Running threads whose stacks are rehearsed: there are few processors, and the code is warm after some. */
 const MOST_REHEARSED = 4;
 
+export interface ObjectOptions {
+  /** Those of the patch that take part; all without. */
+  readonly objects?: readonly string[] | undefined;
+  readonly onLeft?: (left: LeftObject) => void;
+}
+
 /** One patch's transition in one process and the children that it forks meanwhile. */
 export class ProcessTransition implements TransitionTarget {
   readonly name: string;
@@ -42,13 +48,25 @@ export class ProcessTransition implements TransitionTarget {
   readonly #roster: TaskRoster;
   readonly #patchId: string;
   readonly #model: string;
+  /** Undefined for all of the patch. */
+  readonly #objects: readonly string[] | undefined;
+  readonly #onLeft: (left: LeftObject) => void;
   #direction: Direction;
   readonly #log: StragglerLog;
   #barrierSeenAtMs = 0;
 
-  constructor(tracer: Tracer, space: ProcessSpace, patchId: string, direction: Direction, model: string) {
+  constructor(
+    tracer: Tracer,
+    space: ProcessSpace,
+    patchId: string,
+    direction: Direction,
+    model: string,
+    { objects, onLeft = () => {} }: ObjectOptions = {},
+  ) {
     this.#tracer = tracer;
     this.#patchId = patchId;
+    this.#objects = objects;
+    this.#onLeft = onLeft;
     this.#direction = direction;
     this.#model = model;
     this.name = `process ${space.pid}`;
@@ -80,7 +98,7 @@ export class ProcessTransition implements TransitionTarget {
   callbackObjects(): readonly CallbackObject[] {
     return this.spaces.flatMap((space) => {
       const patch = this.#patchOf(space);
-      if (patch.callbacks === undefined) return [];
+      if (partsOf(patch).every(({ callbacks }) => callbacks === undefined)) return [];
       const { pid, memory, inspector } = space;
       const target = { tracer: this.#tracer, memory, inspector, mappings: readMappings(pid) ?? [] };
       return callbackObjectsOf(target, patch).map((object): CallbackObject => {
@@ -137,6 +155,7 @@ export class ProcessTransition implements TransitionTarget {
   /** Whether no entry has been changed by the install: then nothing chooses, and all can be undone. */
   isUntouched(direction: Direction): boolean {
     const space = this.#space;
+    this.#dropLeft(space);
     const changed: EntryState = direction === 'patch' ? 'direct' : 'below';
     return this.#patchOf(space).functions.every((fn) => {
       const state = entryState(space.memory, fn);
@@ -381,25 +400,7 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   #record(space: ProcessSpace, direction: Direction): void {
-    const patch = this.#patchOf(space);
-    const others = space.registry.patches.filter((other) => other.id !== this.#patchId);
-    if (direction === 'unpatch') {
-      space.updateRegistry({
-        patches: others,
-        transition: undefined,
-        retired: [...space.registry.retired, retire(patch)],
-      });
-    } else if (patch.replaces === true) {
-      // In one update: with the older patches gone, the redirects to them are, too.
-      space.updateRegistry({
-        patches: [{ ...asOnlyPatch(patch), state: 'applied' }],
-        transition: undefined,
-        retired: [...space.registry.retired, ...others.map(retire)],
-      });
-    } else {
-      space.updatePatch(this.#patchId, { state: 'applied' });
-      space.setTransition(undefined);
-    }
+    space.updateRegistry(afterTransition(space.registry, this.#patchId, this.#objects, direction));
   }
 
   /** See {@link writeWhileStopped}. */
@@ -409,23 +410,48 @@ export class ProcessTransition implements TransitionTarget {
     whenStopped: (record: TaskRecord, ran: boolean) => void,
     letGo: (record: TaskRecord) => void,
   ): void {
-    const { functions } = this.#patchOf(space);
-    const barrier = this.#barrierOf(space);
     writeWhileStopped({
       tracer: this.#tracer,
       space,
       plan: () => {
-        const entries = planEntryWrites(space.memory, functions, state);
-        if (barrier === undefined) return entries;
-        // A thread sets its state only while the entries choose by it.
-        if (state === 'choosing' && this.#usesBarrier)
-          return [...entries, ...planEntryWrites(space.memory, [barrier], 'choosing')];
-        return [...planEntryWrites(space.memory, [barrier], 'below'), ...entries];
+        try {
+          return this.#planWrites(space, state);
+        } catch (error) {
+          // What lies there now may be another file's.
+          if (!(error instanceof LivegraftError) || !this.#dropLeft(space)) throw error;
+          return this.#planWrites(space, state);
+        }
       },
+      stays: ({ site }) => !this.#mayLeave(space).some((range) => isWithin(range, site.address)),
       expectAlive: () => this.#roster.expectAlive(),
       whenStopped,
       letGo,
     });
+  }
+
+  #planWrites(space: ProcessSpace, state: EntryState): readonly EntryWrite[] {
+    const entries = planEntryWrites(space.memory, this.#patchOf(space).functions, state);
+    const barrier = this.#barrierOf(space);
+    if (barrier === undefined) return entries;
+    // A thread sets its state only while the entries choose by it.
+    if (state === 'choosing' && this.#usesBarrier)
+      return [...entries, ...planEntryWrites(space.memory, [barrier], 'choosing')];
+    return [...planEntryWrites(space.memory, [barrier], 'below'), ...entries];
+  }
+
+  /** Where the objects lie that the program may unload. */
+  #mayLeave(space: ProcessSpace): readonly MemoryRange[] {
+    return partsOf(this.#patchOf(space)).flatMap(({ module }) => (module.mayLeave ? [module] : []));
+  }
+
+  /** Objects that have gone have taken their redirects along: they are pending again. True when there were some. */
+  #dropLeft(space: ProcessSpace): boolean {
+    const left = findLeft(space.registry, space.memory, readMappings(space.pid) ?? []);
+    if (left.length === 0) return false;
+    space.updateRegistry(withoutLeft(space.registry, left));
+    space.inspector.refresh();
+    if (!space.isFork) for (const one of left) this.#onLeft(one);
+    return true;
   }
 
   #stopTogether(space: ProcessSpace): TaskRecord[] {
@@ -458,12 +484,13 @@ export class ProcessTransition implements TransitionTarget {
   #patchOf(space: ProcessSpace): RegisteredPatch {
     const patch = space.registry.patches.find((p) => p.id === this.#patchId);
     if (patch === undefined) throw new Error(`patch ${this.#patchId} is not in the registry`);
-    return patch;
+    return restrictTo(patch, this.#objects);
   }
 
   #transitionEntry() {
     return {
       patchId: this.#patchId,
+      ...(this.#objects === undefined ? {} : { objects: this.#objects }),
       direction: this.#direction,
       model: this.#model,
       ...this.#log.entry(),
@@ -472,6 +499,8 @@ export class ProcessTransition implements TransitionTarget {
 
   #refuse(record: TaskRecord, reason: StragglerReason, timeslices: number | undefined): SwitchOutcome {
     record.noteRefusal(reason, timeslices, performance.now());
+    // What it is in may have been unloaded, with something else in its place.
+    if (reason.kind === 'busy' && this.#mayLeave(record.space).length > 0) this.#dropLeft(record.space);
     this.#log.note(record, reason);
     return { kind: 'refused', reason };
   }

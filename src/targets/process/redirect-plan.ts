@@ -134,7 +134,7 @@ export function planRestore(
   };
 }
 
-export type BarrierRequest = Omit<RedirectRequest, 'newAddress' | 'earlier'>;
+export type BarrierRequest = Omit<RedirectRequest, 'newAddress' | 'earlier'> & { readonly object: string };
 
 /** Decides how the entry of a barrier leads its callers through the code that sets their state. Throws as {@link planRedirect}. */
 export function planBarrier(
@@ -166,6 +166,7 @@ export function planBarrier(
   return {
     trampolineBytes,
     barrier: {
+      object: request.object,
       name,
       old,
       redirect: {

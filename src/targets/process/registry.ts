@@ -1,6 +1,7 @@
 import type { CallbackKind } from '../../engine/callbacks.js';
 import type { SystemState } from '../../engine/states.js';
 import type { StragglerReason } from '../../engine/target.js';
+import type { PatchObject } from '../../patch/manifest.js';
 
 /**
  * What livegraft knows about its work in a process, kept in that process. Plain JSON: addresses are numbers (user
@@ -45,6 +46,35 @@ export interface RegisteredPatch {
   readonly appliedAt: string;
   readonly state: 'applying' | 'applied' | 'reverting';
   readonly forced: boolean;
+  /** What it is for: executables and libraries, loaded or not. */
+  readonly objects: readonly RegisteredObject[];
+  /** Of the objects that are there. */
+  readonly functions: readonly RegisteredFunction[];
+  readonly barrier?: RegisteredBarrier;
+  /** The name of the barrier that was asked for, for an object that has yet to come. */
+  readonly barrierName?: string;
+  /** Where the patch file was, for objects that come later. */
+  readonly path: string;
+  /** Cumulative: all older patches go with the transition that brings this one. Absent once they have gone. */
+  readonly replaces?: boolean;
+}
+
+/** An executable or library that a patch changes (klp_object). */
+export interface RegisteredObject {
+  readonly name: string;
+  readonly identity: PatchObject['identity'];
+  /** Names of what the patch changes in it: all that is known of them while it is not loaded. */
+  readonly functions: readonly string[];
+  /** The patch's part for it, where that is in memory: else the object is pending. */
+  readonly part?: RegisteredPart;
+}
+
+/** What of a patch is for one object, in memory near it. It goes when the object goes. */
+export interface RegisteredPart {
+  /** `loaded`: its entries have not been changed; what a killed run leaves so is loaded afresh. */
+  readonly state: 'loaded' | 'installed';
+  /** Where the object lies; `file` is the device and inode of what is mapped there. The program itself never leaves. */
+  readonly module: MemoryRange & { readonly file: string; readonly mayLeave: boolean };
   readonly image: MemoryRange;
   /** New functions and stubs. */
   readonly code: MemoryRange;
@@ -56,13 +86,9 @@ export interface RegisteredPatch {
     readonly address: number;
     readonly sizeBytes: number;
   }[];
-  readonly functions: readonly RegisteredFunction[];
   readonly callbacks?: RegisteredCallbacks;
   /** What it says of the state of the program; `address` is that of the variable that describes it. */
   readonly states?: readonly (SystemState & { readonly address: number })[];
-  readonly barrier?: RegisteredBarrier;
-  /** Cumulative: all older patches go with the transition that brings this one. Absent once they have gone. */
-  readonly replaces?: boolean;
 }
 
 /**
@@ -71,6 +97,7 @@ export interface RegisteredPatch {
  * displaced instructions.
  */
 export interface RegisteredBarrier {
+  readonly object: string;
   readonly name: string;
   readonly old: MemoryRange;
   readonly redirect: Redirect;
@@ -159,6 +186,8 @@ export interface RegisteredStraggler {
 
 export interface RegisteredTransition {
   readonly patchId: string;
+  /** Only these objects of the patch take part: they came after the others were patched. Absent: all. */
+  readonly objects?: readonly string[];
   readonly direction: 'patch' | 'unpatch';
   readonly model: string;
   /** `installing`: some entries may choose already. `running`: all do. `finishing`: every task has switched. */

@@ -13,9 +13,10 @@ import type { Proof } from '../../validate/proof.js';
 import { ProofStore } from '../proof-store.js';
 import type { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
+import { partsOf } from './patch-objects.js';
 import { type Mapping, readMappings } from './proc.js';
 import { RED_ZONE_BYTES, RSP, readRegister, toDwarfRegisters } from './registers.js';
-import type { MemoryRange, RegisteredPatch, RetiredImage, Trampoline } from './registry.js';
+import type { MemoryRange, RegisteredPart, RegisteredPatch, RetiredImage, Trampoline } from './registry.js';
 import { Symbolizer } from './symbolizer.js';
 import type { Tracee } from './tracer.js';
 import { redirectsOf } from './trampolines.js';
@@ -236,7 +237,9 @@ export class StackInspector {
       decoder: this.#arch.decoder,
       modules: [
         ...this.#modules.flatMap((module) => lazyModules(module)),
-        ...patches.map((patch) => patchModule(this.#memory, patch)),
+        ...patches.flatMap((patch) =>
+          partsOf(patch).map((part) => patchModule(this.#memory, patch.name, part)),
+        ),
       ],
       displaced: [
         ...patches.flatMap((p) => redirectsOf(p).map((f) => displacedRange(f.old, f.redirect.trampoline))),
@@ -277,10 +280,9 @@ function lazyModules(module: LoadedModule): CodeModule[] {
 }
 
 /** The new functions of a patch, with the unwind table that was loaded with them. */
-function patchModule(memory: ProcessMemory, patch: RegisteredPatch): CodeModule {
-  const { text, ehFrame } = patch;
+function patchModule(memory: ProcessMemory, name: string, { text, ehFrame }: RegisteredPart): CodeModule {
   return createMemoryModule({
-    name: `patch ${patch.name}`,
+    name: `patch ${name}`,
     address: text.address,
     code: memory.readExactly(text.address, text.sizeBytes),
     ehFrame: ehFrame && {

@@ -1,5 +1,11 @@
 import { LivegraftError } from '../../base/errors.js';
-import { type EntryWrite, isInsideWrites, rehearseEntries, writeEntries } from './entry-writer.js';
+import {
+  areCurrent,
+  type EntryWrite,
+  isInsideWrites,
+  rehearseEntries,
+  writeEntries,
+} from './entry-writer.js';
 import type { ProcessSpace } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
 import type { TaskRecord } from './task-record.js';
@@ -23,6 +29,8 @@ export interface StoppedWrite {
   readonly space: ProcessSpace;
   /** Plans the writes afresh in every attempt. */
   readonly plan: () => readonly EntryWrite[];
+  /** Whether the object of a write stays: what may be unloaded meanwhile is not written to while threads run. */
+  readonly stays: (write: EntryWrite) => boolean;
   /** Throws when the target has gone. */
   readonly expectAlive: () => void;
   /**
@@ -75,7 +83,7 @@ interface Round {
   readonly sleepers: readonly TaskRecord[];
 }
 
-function stopForWrite({ tracer, space, plan, whenStopped }: StoppedWrite): Round {
+function stopForWrite({ tracer, space, plan, stays, whenStopped }: StoppedWrite): Round {
   const runners: TaskRecord[] = [];
   const sleepers: TaskRecord[] = [];
   const known = new Set<TaskRecord>();
@@ -90,7 +98,7 @@ function stopForWrite({ tracer, space, plan, whenStopped }: StoppedWrite): Round
   };
   for (let i = 0; i < sleepers.length; i += BATCH) stop(sleepers.slice(i, i + BATCH), false);
   const writes = plan();
-  rehearseEntries(space.memory, writes);
+  rehearseEntries(space.memory, writes.filter(stays));
   const isStopped = (record: TaskRecord) => record.tracee.state === 'stopped';
   const isInside = (record: TaskRecord) =>
     isStopped(record) && isInsideWrites(writes, readRegister(record.tracee.registers, RIP));
@@ -105,7 +113,7 @@ function stopForWrite({ tracer, space, plan, whenStopped }: StoppedWrite): Round
     runners.push(...fresh);
     for (const record of fresh) known.add(record);
   }
-  mayWrite &&= late.length === 0 && !runners.some(isInside);
+  mayWrite &&= late.length === 0 && !runners.some(isInside) && areCurrent(space.memory, writes);
   if (mayWrite) writeEntries(space.memory, writes);
   return { written: mayWrite, runners: runners.filter(isStopped), sleepers: sleepers.filter(isStopped) };
 }

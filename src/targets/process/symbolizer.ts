@@ -1,5 +1,6 @@
 import { STT_FUNC, STT_GNU_IFUNC } from '../../elf/constants.js';
 import type { LoadedModule } from './modules.js';
+import { partsOf } from './patch-objects.js';
 import type { RegisteredPatch } from './registry.js';
 
 export interface FoundSymbol {
@@ -26,7 +27,9 @@ export class Symbolizer {
 
   find(address: number): FoundSymbol | undefined {
     for (const patch of this.#patches) {
-      const symbol = patch.symbols.find((s) => address >= s.address && address < s.address + s.sizeBytes);
+      const symbol = partsOf(patch)
+        .flatMap((part) => part.symbols)
+        .find((s) => address >= s.address && address < s.address + s.sizeBytes);
       if (symbol !== undefined) return { name: `${symbol.name} [${patch.name}]`, address: symbol.address };
     }
     const module = this.#modules.find((m) => address >= m.start && address < m.end);

@@ -1,6 +1,7 @@
 import type { Direction } from '../../engine/target.js';
 import { VersionStack } from '../../engine/version-stack.js';
 import { pokeRegister } from './native.js';
+import { asInstalled, isWithin, partsOf, restrictTo, retirePart, withoutParts } from './patch-objects.js';
 import { RIP, readRegister } from './registers.js';
 import type {
   MemoryRange,
@@ -25,7 +26,7 @@ export function rangesBelow(registry: Registry, patch: RegisteredPatch): readonl
   // With a patch that is replaced all of its code goes, also what it only added.
   const replaced = patch.replaces === true ? registry.patches.filter((p) => p.id !== patch.id) : [];
   return [
-    ...replaced.map((older) => older.code),
+    ...replaced.flatMap((older) => partsOf(older).map((part) => part.code)),
     ...patch.functions.flatMap((fn) => {
       const below = stack.below(patch.id, fn.old.address);
       return below === undefined ? [fn.old, ...fn.oldParts] : [below.new, ...below.newParts];
@@ -41,7 +42,11 @@ export function rangesLeaving(
 ): readonly MemoryRange[] {
   if (direction === 'patch') return [...rangesBelow(registry, patch), ...decidedRanges(patch)];
   const restored = patch.functions.filter((fn) => fn.restores === true);
-  return [patch.code, ...restored.flatMap((fn) => [fn.old, ...fn.oldParts]), ...decidedRanges(patch)];
+  return [
+    ...partsOf(patch).map((part) => part.code),
+    ...restored.flatMap((fn) => [fn.old, ...fn.oldParts]),
+    ...decidedRanges(patch),
+  ];
 }
 
 /** Behind the reading of a thread's state, in the trampolines: a thread that a signal has interrupted there has decided. */
@@ -53,19 +58,45 @@ function decidedRanges(patch: RegisteredPatch): readonly MemoryRange[] {
 }
 
 /** The record of a removed patch's memory; `inUse` until each thread has been looked at. */
-export function retire(patch: RegisteredPatch): RetiredImage {
-  return {
-    ...patch.image,
-    forced: patch.forced,
-    inUse: true,
-    textBytes: patch.text.sizeBytes,
-    entries: patch.symbols.map((symbol) => symbol.address),
-    displaced: redirectsOf(patch).map(({ old, redirect }) => ({ old, trampoline: redirect.trampoline })),
-  };
+function retire(patch: RegisteredPatch): readonly RetiredImage[] {
+  return partsOf(patch).map((part) => ({
+    ...retirePart(part, patch.forced),
+    displaced: redirectsOf(patch)
+      .filter(({ redirect: { trampoline } }) => isWithin(part.image, trampoline.address))
+      .map(({ old, redirect }) => ({ old, trampoline: redirect.trampoline })),
+  }));
+}
+
+/** What the registry says once every task has switched and the entries are final. One update: killed, a run leaves all or nothing of it. */
+export function afterTransition(
+  registry: Registry,
+  patchId: string,
+  objects: readonly string[] | undefined,
+  direction: Direction,
+): Pick<Registry, 'patches' | 'transition' | 'retired'> {
+  const patch = registry.patches.find((p) => p.id === patchId);
+  if (patch === undefined) throw new Error(`patch ${patchId} is not in the registry`);
+  const others = registry.patches.filter((other) => other !== patch);
+  const update = (patches: readonly RegisteredPatch[], retired: readonly RetiredImage[]) => ({
+    patches,
+    transition: undefined,
+    retired: [...registry.retired, ...retired],
+  });
+  const replaced = (changed: RegisteredPatch) =>
+    registry.patches.map((each) => (each === patch ? changed : each));
+  if (direction === 'unpatch') {
+    const retired = retire(restrictTo(patch, objects));
+    return update(objects === undefined ? others : replaced(withoutParts(patch, objects)), retired);
+  }
+  const applied = asInstalled({ ...patch, state: 'applied' }, objects);
+  // With the older patches gone, the redirects to them are, too.
+  return patch.replaces === true
+    ? update([asOnlyPatch(applied)], others.flatMap(retire))
+    : update(replaced(applied), []);
 }
 
 /** A patch that has replaced all others, as if it had been alone from the beginning. */
-export function asOnlyPatch(patch: RegisteredPatch): RegisteredPatch {
+function asOnlyPatch(patch: RegisteredPatch): RegisteredPatch {
   const { replaces, ...rest } = patch;
   return {
     ...rest,

@@ -1,0 +1,140 @@
+import { readFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { jsonLineSchema } from '../../src/cli/json-schema.js';
+import { compile, type LiveTarget, livegraft, pause, snapshot } from '../support/live.js';
+import { startForTest } from '../support/test-target.js';
+
+/** A library that comes and goes: the scenarios of the kernel's livepatch selftests, where it is a module (test-callbacks.sh). */
+const program = compile('objects.c', 'program');
+const library = compile('objects.c', 'library', ['-DLIBRARY']);
+const libraryPatch = buildPatch(library, 'library', ['-DLIBRARY', '-fPIC']);
+
+function buildPatch(target: string, name: string, flags: readonly string[]): string {
+  const sections = [...flags, '-ffunction-sections', '-fdata-sections'];
+  const original = compile('objects.c', 'object', sections);
+  const patched = compile('objects.c', 'object', [...sections, '-DPATCHED']);
+  const patch = `${patched}.${process.pid}.lgp`;
+  const files = ['--orig', original, '--patched', patched, '--target', target];
+  const built = livegraft('build', ...files, '-o', patch, '--name', name);
+  if (built.code !== 0) throw new Error(built.stderr);
+  return patch;
+}
+
+const start = (...options: string[]) => startForTest(program, '60', library, ...options);
+const open = (target: LiveTarget) => ask(target, 'SIGUSR1', (line) => line.library > 0);
+const close = (target: LiveTarget) => ask(target, 'SIGUSR2', (line) => line.library === 0);
+const apply = (target: LiveTarget, ...options: string[]) =>
+  livegraft('--json', 'apply', '--pid', String(target.pid), ...options);
+const revert = (target: LiveTarget, ...options: string[]) =>
+  livegraft('--json', 'revert', '--pid', String(target.pid), ...options);
+
+interface Line {
+  readonly own: number;
+  readonly library: number;
+  readonly mixes: number;
+  readonly text: string;
+}
+
+/** The newest line that the target has printed whole. */
+function lineOf(target: LiveTarget): Line | undefined {
+  const lines = target.output().split('\n').slice(0, -1);
+  const match = /^(\d+) (\d+) (\d+) (.*)$/.exec(lines.at(-1) ?? '');
+  if (match === null) return undefined;
+  return { own: Number(match[1]), library: Number(match[2]), mixes: Number(match[3]), text: match[4] ?? '' };
+}
+
+async function until(target: LiveTarget, isWanted: (line: Line) => boolean): Promise<Line> {
+  for (let i = 0; i < 500; i++) {
+    const line = lineOf(target);
+    if (line !== undefined && isWanted(line)) return line;
+    await pause(10);
+  }
+  throw new Error(target.output().slice(-500));
+}
+
+async function ask(target: LiveTarget, signal: NodeJS.Signals, isWanted: (line: Line) => boolean) {
+  process.kill(target.pid, signal);
+  return await until(target, isWanted);
+}
+
+/** The version that the library shows in both of its functions. */
+async function expectLibrary(target: LiveTarget, version: number): Promise<void> {
+  const line = await until(target, (found) => found.library === version);
+  expect(line.text).toBe(version === 0 ? '' : `library ${version}`);
+}
+
+function objectsOf(target: LiveTarget) {
+  const [line] = livegraft('--json', 'status', '--pid', String(target.pid)).lines;
+  const parsed = jsonLineSchema.parse(line);
+  if (parsed.event !== 'status') throw new Error(JSON.stringify(line));
+  return Object.fromEntries(
+    parsed.processes[0]?.patches.flatMap((patch) => patch.objects.map(({ name, state }) => [name, state])) ??
+      [],
+  );
+}
+
+const ownMappings = (target: LiveTarget) =>
+  readFileSync(`/proc/${target.pid}/maps`, 'utf8')
+    .split('\n')
+    .filter((line) => line.includes('memfd:livegraft'));
+
+describe('a patch of a library', () => {
+  it('target module before livepatch: is applied and reverted as any other', async () => {
+    const target = await start('open');
+    await expectLibrary(target, 1);
+    const before = snapshot(target.pid);
+    expect(apply(target, libraryPatch).code).toBe(0);
+    await expectLibrary(target, 2);
+    expect(objectsOf(target)).toEqual({ 'objects.so': 'patched' });
+    expect(revert(target).code).toBe(0);
+    await expectLibrary(target, 1);
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it('target module never present: is refused, or waits with --late and is reverted', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    expect(apply(target, libraryPatch).lines.at(-1)).toMatchObject({ code: 'object-not-loaded' });
+    const late = apply(target, '--late', libraryPatch);
+    expect(late.code).toBe(0);
+    expect(late.stdout).toContain('2 functions of it stay pending');
+    expect(objectsOf(target)).toEqual({ 'objects.so': 'pending' });
+    expect(apply(target, libraryPatch).lines.at(-1)).toMatchObject({ code: 'already-applied' });
+    expect(revert(target).code).toBe(0);
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it('module_coming notifier: what came unwatched is said, and applying again completes the patch', async () => {
+    const target = await start();
+    expect(apply(target, '--late', libraryPatch).code).toBe(0);
+    await open(target);
+    await expectLibrary(target, 1);
+    expect(objectsOf(target)).toEqual({ 'objects.so': 'unpatched' });
+    const again = apply(target, libraryPatch);
+    expect(again.lines.at(-1)).toMatchObject({ result: { kind: 'complete', direction: 'patch' } });
+    await expectLibrary(target, 2);
+    expect(objectsOf(target)).toEqual({ 'objects.so': 'patched' });
+    expect(revert(target).code).toBe(0);
+    await expectLibrary(target, 1);
+    expect(ownMappings(target)).toEqual([]);
+  });
+
+  it('module_going notifier: one that leaves takes its redirects along, and comes again as a new one', async () => {
+    const target = await start('open');
+    expect(apply(target, libraryPatch).code).toBe(0);
+    await expectLibrary(target, 2);
+    await close(target);
+    expect(objectsOf(target)).toEqual({ 'objects.so': 'pending' });
+    // Loaded anew, probably at the same place: its own bytes tell.
+    await open(target);
+    await expectLibrary(target, 1);
+    expect(objectsOf(target)).toEqual({ 'objects.so': 'unpatched' });
+    expect(apply(target, libraryPatch).code).toBe(0);
+    await expectLibrary(target, 2);
+    await close(target);
+    expect(revert(target).code).toBe(0);
+    await open(target);
+    await expectLibrary(target, 1);
+    expect(ownMappings(target)).toEqual([]);
+  });
+});

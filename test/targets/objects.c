@@ -1,0 +1,114 @@
+/* A program whose library comes and goes. SIGUSR1 opens the library, SIGUSR2 closes it.
+ *   objects SECONDS LIBRARY [open] [ns]
+ * With -DLIBRARY: the library. -DPATCHED for the new versions. Prints "ready PID", "constructor VERSION" whenever the library's
+ * constructor runs, and once in 20 ms "OWN LIBRARY MIXES": the versions that main sees (LIBRARY is 0 while there is none), and
+ * how often a thread has seen two versions in one pass. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#ifdef PATCHED
+#define VERSION 2
+#else
+#define VERSION 1
+#endif
+
+static volatile int zero;
+
+#ifdef LIBRARY
+
+__attribute__((noinline, noipa)) int library_version(void) { return VERSION + zero; }
+
+__attribute__((noinline, noipa)) static int helper(const char *text) { return (int)strlen(text) * zero; }
+
+/* Needs symbols of other objects: bound by name when the patch comes. */
+__attribute__((noinline, noipa)) int library_text(char *into, size_t size) {
+  return snprintf(into, size, "library %d", VERSION + helper(into));
+}
+
+__attribute__((constructor)) static void begin(void) {
+  printf("constructor %d\n", library_version());
+  fflush(stdout);
+}
+
+#else
+
+static pthread_rwlock_t lock = PTHREAD_RWLOCK_INITIALIZER;
+static void *library;
+static int (*library_version)(void);
+static int (*library_text)(char *, size_t);
+static atomic_int mixes;
+static volatile sig_atomic_t wanted;
+
+__attribute__((noinline, noipa)) int own_version(void) { return VERSION + zero; }
+
+/* One pass: what it sees must be of one version. */
+__attribute__((noinline, noipa)) static void pass(int *own, int *of_library) {
+  pthread_rwlock_rdlock(&lock);
+  *own = own_version();
+  *of_library = library == NULL ? 0 : library_version();
+  if (*of_library != 0 && *own != *of_library) mixes++;
+  pthread_rwlock_unlock(&lock);
+}
+
+static void *working(void *unused) {
+  int own, of_library;
+  for (;;) {
+    pass(&own, &of_library);
+    usleep(300);
+  }
+  return unused;
+}
+
+static void on_signal(int number) { wanted = number == SIGUSR1; }
+
+static void open_library(const char *path, int own_namespace) {
+  void *opened = own_namespace ? dlmopen(LM_ID_NEWLM, path, RTLD_NOW) : dlopen(path, RTLD_LAZY);
+  if (opened == NULL) {
+    fprintf(stderr, "%s\n", dlerror());
+    abort();
+  }
+  pthread_rwlock_wrlock(&lock);
+  library_version = dlsym(opened, "library_version");
+  library_text = dlsym(opened, "library_text");
+  library = opened;
+  pthread_rwlock_unlock(&lock);
+}
+
+static void close_library(void) {
+  pthread_rwlock_wrlock(&lock);
+  void *opened = library;
+  library = NULL;
+  pthread_rwlock_unlock(&lock);
+  dlclose(opened);
+}
+
+int main(int argc, char **argv) {
+  alarm((unsigned)atoi(argv[1]));
+  int own_namespace = strcmp(argv[argc - 1], "ns") == 0;
+  wanted = argc > 3 && strcmp(argv[3], "open") == 0;
+  if (wanted) open_library(argv[2], own_namespace);
+  pthread_t thread;
+  for (int i = 0; i < 3; i++)
+    if (pthread_create(&thread, NULL, working, NULL)) abort();
+  if (signal(SIGUSR1, on_signal) == SIG_ERR || signal(SIGUSR2, on_signal) == SIG_ERR) abort();
+  printf("ready %d\n", getpid());
+  for (;;) {
+    int own, of_library;
+    char text[32] = "";
+    if (wanted && library == NULL) open_library(argv[2], own_namespace);
+    if (!wanted && library != NULL) close_library();
+    pass(&own, &of_library);
+    if (library != NULL) library_text(text, sizeof text);
+    printf("%d %d %d %s\n", own, of_library, mixes, text);
+    fflush(stdout);
+    usleep(20000);
+  }
+}
+#endif
