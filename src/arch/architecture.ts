@@ -85,6 +85,13 @@ export interface Redirector {
    * and returns through the signal frame that its stack pointer, a multiple of 16, leads to, whether or not anybody watches.
    */
   encodeBorrowedCall(at: number, callee: number, record: number): BorrowedCall;
+  /**
+   * Code for the entry of the function that the dynamic linker calls when it has mapped or unmapped objects (`r_brk` of
+   * `struct r_debug`, link.h). A task counts up `rings` and waits until `answered` is as high, `armed` is 0, or nobody
+   * will answer: the watcher has ended, or did not in {@link DOORBELL_LONGEST_WAITS} ms; then it puts `armed` to 0 itself. Falls through in the
+   * end, with everything but the flags as it was. Another process than `owner` (a forked child) does not wait.
+   */
+  encodeDoorbell(request: DoorbellRequest): Uint8Array;
 }
 
 /**
@@ -96,6 +103,32 @@ export const GS_SLOT_NOTE_OFFSET = 2;
 export type StateSlotLocation =
   | { readonly kind: 'gsBase' }
   | { readonly kind: 'threadPointerTable'; readonly table: number; readonly entries: number };
+
+export interface DoorbellRequest {
+  /** Where the code will run. */
+  readonly at: number;
+  /** Of the fields that it uses: writable memory of {@link DOORBELL_BYTES} within reach. */
+  readonly data: number;
+  /** Of the 32-bit state that the dynamic linker keeps: nothing is done unless it says "consistent" (0). */
+  readonly debugState: number;
+}
+
+/** Offsets of the doorbell's fields: 32-bit words, but for the 16 bytes of a timespec, and the registers that are saved. */
+export const DOORBELL_FIELDS = {
+  armed: 0,
+  rings: 4,
+  answered: 8,
+  /** The process whose tasks wait, and the one that answers, both as the tasks see them; 0 for one that they can't see. */
+  owner: 12,
+  watcher: 16,
+  /** The one that answers, as it sees itself; for other livegrafts. */
+  watcherHere: 20,
+  timeout: 32,
+  saved: 64,
+} as const;
+export const DOORBELL_BYTES = 128;
+/** Of a millisecond each. */
+export const DOORBELL_LONGEST_WAITS = 3000;
 
 /** Code made by {@link Redirector.encodeStateTest}. */
 export interface StateTest {

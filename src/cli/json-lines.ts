@@ -14,6 +14,10 @@ export function eventLine(event: OperationEvent): JsonBody {
       return { event: 'step', step: event.step, detail: event.detail };
     case 'notice':
       return { event: 'notice', text: event.text };
+    case 'object': {
+      const { change, patch, object, detail, atMs } = event;
+      return { event: 'object', change, patch, object, detail: detail ?? null, atMs };
+    }
     case 'started':
       return { event: 'started', direction: event.direction, model: event.model, tasks: event.tasks };
     case 'taskSwitched':

@@ -123,6 +123,22 @@ const finding = z.strictObject({
 export const jsonLineSchema = z.discriminatedUnion('event', [
   z.strictObject({ ...common, event: z.literal('step'), step: z.string(), detail: z.string() }),
   z.strictObject({ ...common, event: z.literal('notice'), text: z.string() }),
+  z.strictObject({
+    ...common,
+    event: z.literal('object'),
+    change: z.enum(['patched', 'left', 'refused']),
+    patch: z.string(),
+    object: z.string(),
+    detail: z.string().nullable(),
+    atMs: ms,
+  }),
+  z.strictObject({
+    ...common,
+    event: z.literal('combined'),
+    path: z.string(),
+    name: z.string(),
+    objects: z.array(z.strictObject({ name: z.string(), functions: z.array(z.string()) })),
+  }),
   z.strictObject({ ...common, event: z.literal('started'), direction, model: z.string(), tasks: z.int() }),
   z.strictObject({ ...common, event: z.literal('taskSwitched'), ...task, attempts: z.int(), atMs: ms }),
   z.strictObject({

@@ -25,8 +25,8 @@ import { sha256 } from '../targets/process/patch-loader.js';
 import type { SoakOptions, SoakReport } from '../targets/soak.js';
 import { blockingFrame, releasedBy, type StragglerReport } from '../targets/straggler-report.js';
 import { decompressors } from './decompressors.js';
+import { readPatchFile, stepsOf } from './operation-support.js';
 import type { ApplyOptions, ApplyOutcome, ForceOptions, RevertOptions } from './operations.js';
-import { readPatchFile, stepsOf } from './process-operations.js';
 
 /** How a command names a running kernel. */
 export interface KernelReference {

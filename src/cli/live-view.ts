@@ -17,6 +17,18 @@ export function createTransitionView(
 }
 
 /** Off a terminal: milestones, and each new reason of a thread once. */
+function objectText(event: Extract<OperationEvent, { kind: 'object' }>): string {
+  const { change, patch, object, detail } = event;
+  switch (change) {
+    case 'patched':
+      return `${object} was loaded, and is patched by ${patch}`;
+    case 'left':
+      return `${object} has been unloaded: ${patch} is pending for it again`;
+    case 'refused':
+      return `${object} was loaded, and is not patched by ${patch}: ${detail ?? '?'}`;
+  }
+}
+
 class PlainView implements TransitionView {
   readonly #output: Output;
   readonly #reported = new Map<string, string>();
@@ -32,6 +44,9 @@ class PlainView implements TransitionView {
         return;
       case 'notice':
         this.#output.text(`note: ${event.text}`);
+        return;
+      case 'object':
+        this.#output.text(`object: ${objectText(event)}`);
         return;
       case 'callback':
         this.#output.text(`callback ${event.callback} of ${event.object}: ${event.failure ?? 'done'}`);
@@ -86,6 +101,9 @@ class LiveView implements TransitionView {
         return;
       case 'notice':
         this.#above(`${yellow('note')} ${event.text}`);
+        return;
+      case 'object':
+        this.#above(`${event.change === 'refused' ? yellow('object') : dim('object')} ${objectText(event)}`);
         return;
       case 'callback':
         this.#above(

@@ -1,8 +1,9 @@
-import { Argument, Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Argument, Command, CommanderError, Option } from 'commander';
 import { LivegraftError } from '../base/errors.js';
 import type { ConsistencyModel } from '../engine/target.js';
 import { yieldHelperThreads } from '../targets/process/own-runtime.js';
-import type { ClaimSource } from '../validate/findings.js';
+import { parseAgree, parseCount, parsePid, parseSeconds, parseSeed, parseSwitches } from './arguments.js';
+import type { CombineOptions } from './commands/combine.js';
 import type { ValidateCommandOptions } from './commands/validate.js';
 import { type BuildCommandOptions, EXIT, VERSION } from './conventions.js';
 import { type Io, processIo } from './io.js';
@@ -62,10 +63,12 @@ Examples:
     );
   const output = () => createOutput(io, program.opts<GlobalOptions>());
   addBuild(program, output);
+  addCombine(program, output);
   addInspect(program, output, setCode);
   addApply(program, output, io, setCode);
   addRevert(program, output, io, setCode);
   addForce(program, output, io, setCode);
+  addWatch(program, output, io, setCode);
   addStatus(program, output);
   addStack(program, output, setCode);
   addValidate(program, output, setCode);
@@ -140,6 +143,20 @@ Examples:
     .action(async (command: string[], options: BuildCommandOptions) => {
       const { build } = await import('./commands/build.js');
       await build(command, options, output());
+    });
+}
+
+function addCombine(program: Command, output: () => Output): void {
+  program
+    .command('combine')
+    .description('make one patch of several, each for an executable or library of its own')
+    .argument('<file...>', '.lgp files')
+    .requiredOption('-o, --output <file>', 'where to write the patch')
+    .option('--name <name>', 'name of the patch (default: from the output)')
+    .addHelpText('after', '\nExample:\n  $ livegraft combine server.lgp libproto.lgp -o fix.lgp')
+    .action(async (files: string[], options: CombineOptions) => {
+      const { combine } = await import('./commands/combine.js');
+      combine(files, options, output());
     });
 }
 
@@ -326,6 +343,25 @@ function transitionOptions({ model, timeout, allowSuspendedContexts }: Transitio
   return { model, timeoutMs: timeout * 1000, allowSuspendedContexts: allowSuspendedContexts === true };
 }
 
+function addWatch(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
+  program
+    .command('watch')
+    .description('patch libraries as a process loads them, before any of their code runs')
+    .requiredOption('--pid <pid>', 'the process', parsePid)
+    .addHelpText(
+      'after',
+      `
+For patches that were applied before their library was loaded (docs/operations.md). Runs until Ctrl-C or the end of the process.
+
+Example:
+  $ livegraft watch --pid 1234`,
+    )
+    .action(async ({ pid }: { readonly pid: number }) => {
+      const { watchProcess } = await import('./commands/transition.js');
+      setCode(await watchProcess(pid, output(), io));
+    });
+}
+
 function addStatus(program: Command, output: () => Output): void {
   addSubjectOptions(program.command('status'))
     .description('show the patches of a process, of a kernel, or of all processes')
@@ -418,18 +454,6 @@ Examples:
     });
 }
 
-const CLAIM_SOURCES: readonly ClaimSource[] = ['dwarf', 'debug-frame', 'orc', 'frame-pointer'];
-
-function parseAgree(
-  text: string,
-  before: readonly (readonly [ClaimSource, ClaimSource])[],
-): readonly (readonly [ClaimSource, ClaimSource])[] {
-  const [a, b, ...rest] = text.split(',').map((name) => CLAIM_SOURCES.find((source) => source === name));
-  if (a === undefined || b === undefined || rest.length > 0 || a === b)
-    throw new InvalidArgumentError(`give two of ${CLAIM_SOURCES.join(', ')}, with a comma between.`);
-  return [...before, [a, b]];
-}
-
 function addSoak(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
   addSubjectOptions(program.command('soak'))
     .description(
@@ -467,38 +491,4 @@ interface SoakCommandOptions extends SubjectOptions {
   readonly switches: number;
   readonly timeout: number;
   readonly seed?: number;
-}
-
-function parseSeed(text: string): number {
-  const seed = Number(text);
-  if (text.trim() === '' || !Number.isInteger(seed) || seed < 0 || seed > 0xffffffff)
-    throw new InvalidArgumentError('give a number from 0 to 4294967295.');
-  return seed;
-}
-
-function parseSwitches(text: string): number {
-  const count = Number(text);
-  if (!Number.isInteger(count) || count <= 0) throw new InvalidArgumentError('give a positive number.');
-  return count;
-}
-
-function parseCount(text: string): number {
-  const count = Number(text);
-  if (!Number.isInteger(count) || count < 1 || count > 256)
-    throw new InvalidArgumentError('give a number from 1 to 256.');
-  return count;
-}
-
-function parsePid(text: string): number {
-  const pid = Number(text);
-  if (!Number.isInteger(pid) || pid <= 0 || pid > 2 ** 22)
-    throw new InvalidArgumentError('a process id is a positive number.');
-  return pid;
-}
-
-function parseSeconds(text: string): number {
-  const seconds = Number(text);
-  if (!Number.isFinite(seconds) || seconds < 0 || text.trim() === '')
-    throw new InvalidArgumentError('give a number of seconds.');
-  return seconds;
 }

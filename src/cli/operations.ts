@@ -17,6 +17,8 @@ export interface ProcessOperations {
   status(pid: number, explain: boolean): Promise<ProcessStatus>;
   /** Processes of this machine that carry a livegraft registry and can be read by this user. */
   findPatchedProcesses(): Promise<readonly number[]>;
+  /** Patches objects as a process loads them, until `signal` is aborted or the process ends. */
+  watch(options: WatchOptions): Promise<void>;
   stacks(pid: number): Promise<readonly TaskStack[]>;
   /** Walks stacks for a while; the seed chooses the random instants. That the process ends meanwhile is no error. */
   soak(pid: number, options: SoakOptions & { readonly seed: number }): Promise<SoakReport>;
@@ -64,12 +66,28 @@ export interface ForceOptions {
   readonly onEvent: (event: OperationEvent) => void;
 }
 
+export interface WatchOptions {
+  readonly pid: number;
+  readonly signal: AbortSignal;
+  readonly onEvent: (event: OperationEvent) => void;
+}
+
 /** What an apply or revert tells while it works: its own steps, and the engine's events. */
 export type OperationEvent =
   | {
       readonly kind: 'step';
-      readonly step: 'check' | 'prepare' | 'install' | 'transition' | 'finish' | 'cleanup';
+      readonly step: 'check' | 'prepare' | 'install' | 'transition' | 'finish' | 'cleanup' | 'watch';
       readonly detail: string;
+      readonly atMs: number;
+    }
+  /** An object of a patch has come, or gone. */
+  | {
+      readonly kind: 'object';
+      readonly change: 'patched' | 'left' | 'refused';
+      readonly patch: string;
+      readonly object: string;
+      /** Why it was refused. */
+      readonly detail: string | undefined;
       readonly atMs: number;
     }
   | { readonly kind: 'notice'; readonly text: string; readonly atMs: number }

@@ -1,22 +1,18 @@
-import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { LivegraftError } from '../base/errors.js';
-import { passMoment } from '../engine/callbacks.js';
 import type { Direction } from '../engine/target.js';
 import { runTransition, TransitionControl } from '../engine/transition.js';
 import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
-import { callbackObjectsOf } from '../targets/process/patch-callbacks.js';
 import { sha256 } from '../targets/process/patch-loader.js';
-import { type LeftObject, partsOf, pendingObjects, restrictTo } from '../targets/process/patch-objects.js';
+import { partsOf, pendingObjects, restrictTo } from '../targets/process/patch-objects.js';
 import {
   findObjects,
   hasParts,
   prepare,
   prepareArrived,
   recordApplied,
-  settleObjects,
   unload,
 } from '../targets/process/patch-register.js';
 import { canSetGsBase, isRunning, readExecutablePath } from '../targets/process/proc.js';
@@ -24,19 +20,29 @@ import { ProcessSession } from '../targets/process/process-session.js';
 import { ProcessSpace } from '../targets/process/process-space.js';
 import { ProcessTransition } from '../targets/process/process-transition.js';
 import type { RegisteredPatch, Registry } from '../targets/process/registry.js';
-import { expectNoSuspendedContext, isStillReferenced } from '../targets/process/suspended-contexts.js';
+import { expectNoSuspendedContext } from '../targets/process/suspended-contexts.js';
 import { isGsInUse } from '../targets/process/task-slots.js';
-import { sleepSync } from '../targets/process/tracer.js';
 import { rangesBelow, versionStack } from '../targets/process/trampolines.js';
+import { readPatchFile, stepsOf } from './operation-support.js';
 import type {
   ApplyOptions,
   ApplyOutcome,
   ForceOptions,
-  OperationEvent,
   ProcessOperations,
   RevertOptions,
 } from './operations.js';
+import { tryCleanUp } from './process-cleanup.js';
+import {
+  type DoorbellDuty,
+  dropDeadDoorbell,
+  settle,
+  takeBackCallbacks,
+  takeDoorbell,
+  tellLeft,
+  tellPending,
+} from './process-objects.js';
 import { expectPatch, findPatchedProcesses, soak, stacks, status } from './process-views.js';
+import { watch } from './process-watch.js';
 
 /** Joins the parts that patch a process: file, target, engine. */
 export function createProcessOperations(): ProcessOperations {
@@ -46,6 +52,7 @@ export function createProcessOperations(): ProcessOperations {
     force: (options) => sayIfGone(options.pid, () => force(options)),
     status: (pid, explain) => sayIfGone(pid, () => status(pid, explain)),
     findPatchedProcesses,
+    watch: (options) => sayIfGone(options.pid, () => watch(options, apply)),
     stacks: (pid) => sayIfGone(pid, () => stacks(pid)),
     soak: (pid, options) => sayIfGone(pid, () => soak(pid, options)),
   };
@@ -74,20 +81,6 @@ async function sayIfGone<T>(pid: number, work: () => Promise<T>): Promise<T> {
     }
     throw error;
   }
-}
-
-type Steps = (step: Extract<OperationEvent, { kind: 'step' }>['step'], detail: string) => void;
-
-export function stepsOf(onEvent: (event: OperationEvent) => void): {
-  step: Steps;
-  notice: (text: string) => void;
-} {
-  const start = performance.now();
-  const atMs = () => performance.now() - start;
-  return {
-    step: (step, detail) => onEvent({ kind: 'step', step, detail, atMs: atMs() }),
-    notice: (text) => onEvent({ kind: 'notice', text, atMs: atMs() }),
-  };
 }
 
 async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
@@ -180,61 +173,9 @@ async function complete(
   return await transit(session, registered, 'patch', options, objects);
 }
 
-function tellPending(patch: RegisteredPatch, notice: (text: string) => void): void {
-  for (const { name, functions } of pendingObjects(patch))
-    notice(
-      `${name} is not loaded: ${functions.length} functions of it stay pending. livegraft watch patches it as it comes; after that, applying the patch again does`,
-    );
-}
-
-/** Brings the registry in line with the libraries that are there. */
-function settle(session: ProcessSession, onEvent: (event: OperationEvent) => void): void {
-  const { notice } = stepsOf(onEvent);
-  tellLeft(
-    settleObjects(session, (part) => takeBackCallbacks(session, part, onEvent)),
-    notice,
-  );
-}
-
-function tellLeft(left: readonly LeftObject[], notice: (text: string) => void): void {
-  for (const { patch, object } of left)
-    notice(`${object.name} has been unloaded: patch ${patch.name} is pending for it again`);
-}
-
 function outcomeWithoutTransition(patch: RegisteredPatch, direction: Direction): ApplyOutcome {
   const result = { kind: 'complete', direction, tasks: 0, durationMs: 0, forced: false } as const;
   return { patch: { id: patch.id, name: patch.name }, result };
-}
-
-export function readPatchFile(path: string): Uint8Array {
-  try {
-    return readFileSync(path);
-  } catch (cause) {
-    throw new LivegraftError('patch-unreadable', `${path} can't be read: ${(cause as Error).message}`, {
-      remedy: 'give the path of a .lgp file',
-      details: { path },
-      cause,
-    });
-  }
-}
-
-/** Of a patch that is given up before its install: what its pre-patch callback did, its post-unpatch one undoes. */
-function takeBackCallbacks(
-  session: ProcessSession,
-  patch: RegisteredPatch,
-  onEvent: (event: OperationEvent) => void,
-): void {
-  const start = performance.now();
-  const target = { ...session, inspector: session.inspector() };
-  passMoment(callbackObjectsOf(target, patch), 'disabled', ({ object, callback, failure }) =>
-    onEvent({
-      kind: 'callback',
-      object,
-      callback,
-      failure: failure?.message,
-      atMs: performance.now() - start,
-    }),
-  );
 }
 
 function refuseSuspendedContexts(
@@ -268,15 +209,16 @@ async function transit(
   someObjects?: readonly string[],
 ): Promise<ApplyOutcome> {
   const { step, notice } = stepsOf(options.onEvent);
+  const duty = takeDoorbell(session, options.onEvent);
   const { store, registry } = session;
   if (store === undefined || registry === undefined) throw new Error('no registry');
   const objects = someObjects ?? registry.transition?.objects;
   let space: ProcessSpace | undefined;
-  const patches = () => (space?.registry ?? registry).patches;
+  const known = () => space?.registry ?? registry;
   space = new ProcessSpace({
     pid: session.pid,
     memory: session.memory,
-    inspector: session.inspector([], patches),
+    inspector: session.inspector([], known),
     store,
     registry,
     isFork: false,
@@ -284,7 +226,8 @@ async function transit(
   const { model } = options;
   const transition = new ProcessTransition(session.tracer, space, patch.id, direction, model, {
     objects,
-    onLeft: (left) => tellLeft([left], notice),
+    onLeft: (left) => tellLeft([left], options.onEvent),
+    onPoll: duty === undefined ? undefined : (of) => duty.attend(of),
   });
   const control = options.control ?? new TransitionControl();
   const stop = () => control.stop();
@@ -302,7 +245,11 @@ async function transit(
     });
     session.registry = space.registry;
     transition.releaseAll();
-    if (result.kind === 'complete' && (result.direction === 'unpatch' || patch.replaces === true)) {
+    const isBellGone = duty !== undefined && endDuty(session, duty);
+    if (
+      isBellGone ||
+      (result.kind === 'complete' && (result.direction === 'unpatch' || patch.replaces === true))
+    ) {
       step('cleanup', 'memory of removed patches');
       for (const text of tryCleanUp(session)) notice(text);
     }
@@ -331,11 +278,13 @@ async function transit(
       );
     }
     transition.undoInstall();
+    session.registry = space.registry;
+    duty?.end();
     if (direction === 'patch') takeBackCallbacks(session, restrictTo(patch, objects), options.onEvent);
-    if (isGsInUse(error)) session.registry = { ...space.registry, transition: undefined };
+    if (isGsInUse(error)) session.registry = { ...session.registry, transition: undefined };
     else if (direction === 'patch') unload(session, patch.id, objects);
     else {
-      session.registry = { ...space.registry, transition: undefined };
+      session.registry = { ...session.registry, transition: undefined };
       store.write(session.registry);
     }
     throw error;
@@ -343,6 +292,14 @@ async function transit(
     options.signal.removeEventListener('abort', stop);
     for (const child of transition.spaces) if (child.isFork) child.memory.close();
   }
+}
+
+/** The threads have been let go by then. */
+function endDuty(session: ProcessSession, duty: DoorbellDuty): boolean {
+  session.seize();
+  const isGone = duty.end();
+  session.tracer.detachAll(1000);
+  return isGone;
 }
 
 async function revert(options: RevertOptions): Promise<ApplyOutcome> {
@@ -392,6 +349,7 @@ async function revert(options: RevertOptions): Promise<ApplyOutcome> {
     }
     const there = expectPatch(session.registry as Registry, patch.id);
     if (!hasParts(there)) {
+      dropDeadDoorbell(session);
       unload(session, patch.id, undefined);
       for (const text of tryCleanUp(session)) notice(text);
       return outcomeWithoutTransition(patch, 'unpatch');
@@ -472,53 +430,4 @@ function transitionInProgress(session: ProcessSession, registry: Registry): Live
     `process ${session.pid}: the transition of patch ${patch?.name ?? '?'} is not complete`,
     { remedy: 'apply that patch again to complete it, or revert it', details: { pid: session.pid } },
   );
-}
-
-/** The patch is gone already: that its memory can't be given back now is no failure. The next clean-up finds it. */
-function tryCleanUp(session: ProcessSession): readonly string[] {
-  try {
-    return cleanUp(session);
-  } catch (error) {
-    if (!(error instanceof LivegraftError) || !isRunning(session.pid)) throw error;
-    return [`the memory of the removed patch stays mapped for now: ${error.message}`];
-  }
-}
-
-function cleanUp(session: ProcessSession): readonly string[] {
-  session.refreshMappings();
-  session.seize();
-  settleRetired(session);
-  const stackPointers = session.stackPointers();
-  return session.cleanUp((image) =>
-    isStillReferenced(session.memory, session.mappings, stackPointers, image),
-  );
-}
-
-/** Waits for threads that were inside of a removed patch when its entries were restored: none can enter any more. */
-function settleRetired(session: ProcessSession): void {
-  const { registry } = session;
-  if (registry === undefined || !registry.retired.some((image) => image.inUse)) return;
-  const inspector = session.inspector(registry.retired);
-  let isClear = true;
-  for (const tracee of [...session.tracer.tracees.values()]) {
-    let left = false;
-    for (let attempt = 0; attempt < 50 && !left; attempt++) {
-      session.tracer.interrupt(tracee);
-      const state = session.tracer.collect(tracee, 100);
-      if (state === 'stopped' && session.tracer.fetchRegisters(tracee)) {
-        // None can enter any more: what a copy shows stays true, and it is walked while the thread runs on.
-        const copy = attempt === 0 ? inspector.copyStack(tracee) : undefined;
-        if (copy === undefined) left = inspector.check(tracee, registry.retired) === undefined;
-        session.tracer.resume(tracee);
-        if (copy !== undefined) left = inspector.isClear(copy, registry.retired);
-      } else left = state === 'gone';
-      if (!left) sleepSync(1);
-    }
-    isClear &&= left;
-  }
-  if (isClear)
-    session.registry = {
-      ...registry,
-      retired: registry.retired.map((image) => ({ ...image, inUse: false })),
-    };
 }

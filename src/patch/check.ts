@@ -62,6 +62,8 @@ export function findFlaw({ manifest, sections, symbols }: Omit<Patch, 'id'>): st
     )
       return `its state ${symbol} is not defined once, as writable data`;
   }
+  const names = manifest.objects.map((object) => object.name);
+  if (new Set(names).size < names.length) return 'two of its objects have one name';
   const ids = (manifest.states ?? []).map((state) => state.id);
   if (new Set(ids).size < ids.length) return 'two of its states have one number';
   return undefined;

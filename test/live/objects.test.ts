@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
-import { compile, type LiveTarget, livegraft, pause, snapshot } from '../support/live.js';
+import { compile, type LiveTarget, livegraft, pause, snapshot, startLivegraft } from '../support/live.js';
 import { startForTest } from '../support/test-target.js';
 
 /** A library that comes and goes: the scenarios of the kernel's livepatch selftests, where it is a module (test-callbacks.sh). */
@@ -18,6 +18,16 @@ function buildPatch(target: string, name: string, flags: readonly string[]): str
   const built = livegraft('build', ...files, '-o', patch, '--name', name);
   if (built.code !== 0) throw new Error(built.stderr);
   return patch;
+}
+
+/** Of a program and its library, which change together. */
+const bothPatch = combine(buildPatch(program, 'program', []), libraryPatch);
+
+function combine(...patches: readonly string[]): string {
+  const combined = `${patches[0]}.combined.lgp`;
+  const run = livegraft('combine', ...patches, '-o', combined, '--name', 'both');
+  if (run.code !== 0) throw new Error(run.stderr);
+  return combined;
 }
 
 const start = (...options: string[]) => startForTest(program, '60', library, ...options);
@@ -136,5 +146,108 @@ describe('a patch of a library', () => {
     await open(target);
     await expectLibrary(target, 1);
     expect(ownMappings(target)).toEqual([]);
+  });
+});
+
+/** Versions that the library's constructors have seen. */
+const constructors = (target: LiveTarget) =>
+  [...target.output().matchAll(/^constructor (\d)$/gm)].map((match) => Number(match[1]));
+
+async function startUntil(said: string, ...args: string[]) {
+  const run = startLivegraft('--json', ...args);
+  for (let i = 0; i < 500 && !run.output().includes(said); i++) await pause(10);
+  expect(run.output()).toContain(said);
+  return run;
+}
+
+const startWatch = (target: LiveTarget) =>
+  startUntil('end with Ctrl-C', 'watch', '--pid', String(target.pid));
+
+describe('a patch of a program and its library', () => {
+  it('multiple target modules: one that comes is patched before its constructors run, whenever it comes', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    const first = await startUntil('taskWaiting', 'apply', '--pid', String(target.pid), bothPatch);
+    process.kill(target.pid, 'SIGHUP');
+    expect((await first.done).code).toBe(0);
+    expect(objectsOf(target)).toEqual({ objects: 'patched', 'objects.so': 'pending' });
+    const watch = await startWatch(target);
+    for (const round of [1, 2]) {
+      await open(target);
+      await expectLibrary(target, 2);
+      expect(constructors(target)).toHaveLength(round);
+      await close(target);
+    }
+    await open(target);
+    expect(constructors(target)).toEqual([2, 2, 2]);
+    expect(objectsOf(target)).toEqual({ objects: 'patched', 'objects.so': 'patched' });
+    watch.signal('SIGTERM');
+    const { code, lines } = await watch.done;
+    expect(code).toBe(0);
+    expect(lines.filter(({ event }) => event === 'object').map(({ change }) => change)).toEqual([
+      'patched',
+      'left',
+      'patched',
+      'left',
+      'patched',
+    ]);
+    for (const line of lines) jsonLineSchema.parse(line);
+    const back = await startUntil('taskWaiting', 'revert', '--pid', String(target.pid));
+    process.kill(target.pid, 'SIGHUP');
+    expect((await back.done).code).toBe(0);
+    await expectLibrary(target, 1);
+    expect(lineOf(target)?.mixes).toBe(0);
+    await close(target);
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it('busy target module: one that comes and goes in mid-transition is of the version of each thread', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    const run = await startUntil('taskWaiting', 'apply', '--pid', String(target.pid), bothPatch);
+    await until(target, ({ own }) => own === 2);
+    await open(target);
+    await expectLibrary(target, 2);
+    await close(target);
+    await open(target);
+    await expectLibrary(target, 2);
+    expect(constructors(target)).toEqual([2, 2]);
+    run.signal('SIGQUIT');
+    const { code, lines } = await run.done;
+    expect(code).toBe(1);
+    expect(lines.at(-1)).toMatchObject({ result: { kind: 'complete', direction: 'unpatch' } });
+    await expectLibrary(target, 1);
+    expect(lineOf(target)?.mixes).toBe(0);
+    expect(ownMappings(target)).toEqual([]);
+    await close(target);
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+});
+
+describe('a watch that is killed', () => {
+  it('leaves the process running, and nothing waits for it', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    expect(apply(target, '--late', libraryPatch).code).toBe(0);
+    const watch = await startWatch(target);
+    watch.signal('SIGKILL');
+    await watch.done;
+    const began = performance.now();
+    await open(target);
+    expect(performance.now() - began).toBeLessThan(1500);
+    expect(constructors(target)).toEqual([1]);
+    expect(objectsOf(target)).toEqual({ 'objects.so': 'unpatched' });
+    // The next watch completes the patch, and goes on.
+    const next = await startWatch(target);
+    await expectLibrary(target, 2);
+    await close(target);
+    await open(target);
+    expect(constructors(target)).toEqual([1, 2]);
+    next.signal('SIGKILL');
+    await next.done;
+    expect(revert(target).code).toBe(0);
+    await expectLibrary(target, 1);
+    await close(target);
+    expect(snapshot(target.pid)).toEqual(before);
   });
 });

@@ -1,4 +1,5 @@
-/* A program whose library comes and goes. SIGUSR1 opens the library, SIGUSR2 closes it.
+/* A program whose library comes and goes. SIGUSR1 opens the library, SIGUSR2 closes it. One thread is parked inside of hold()
+ * until SIGHUP lets it out of there once.
  *   objects SECONDS LIBRARY [open] [ns]
  * With -DLIBRARY: the library. -DPATCHED for the new versions. Prints "ready PID", "constructor VERSION" whenever the library's
  * constructor runs, and once in 20 ms "OWN LIBRARY MIXES": the versions that main sees (LIBRARY is 0 while there is none), and
@@ -66,6 +67,27 @@ static void *working(void *unused) {
   return unused;
 }
 
+static int ends[2];
+
+__attribute__((noinline, noipa)) int hold(int fd) {
+  char byte;
+  while (read(fd, &byte, 1) != 1) {}
+  return VERSION + zero;
+}
+
+static void *parking(void *unused) {
+  for (;;) {
+    if (hold(ends[0]) < 1) abort();
+    usleep(1000);
+  }
+  return unused;
+}
+
+static void let_out(int number) {
+  (void)number;
+  if (write(ends[1], "", 1) != 1) abort();
+}
+
 static void on_signal(int number) { wanted = number == SIGUSR1; }
 
 static void open_library(const char *path, int own_namespace) {
@@ -95,6 +117,7 @@ int main(int argc, char **argv) {
   wanted = argc > 3 && strcmp(argv[3], "open") == 0;
   if (wanted) open_library(argv[2], own_namespace);
   pthread_t thread;
+  if (pipe(ends) || pthread_create(&thread, NULL, parking, NULL) || signal(SIGHUP, let_out) == SIG_ERR) abort();
   for (int i = 0; i < 3; i++)
     if (pthread_create(&thread, NULL, working, NULL)) abort();
   if (signal(SIGUSR1, on_signal) == SIG_ERR || signal(SIGUSR2, on_signal) == SIG_ERR) abort();

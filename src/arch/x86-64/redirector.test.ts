@@ -380,3 +380,35 @@ describe('encodeBorrowedCall', () => {
     ]);
   });
 });
+
+describe('encodeDoorbell', () => {
+  it('waits for an answer with the stack pointer where it was, and gives every register back', () => {
+    const [at, data, debugState] = [0x7000_0000, 0x7000_1000, 0x7fff_1234_5678];
+    const bytes = redirector.encodeDoorbell({ at, data, debugState });
+    const decoder = new iced.Decoder(64, bytes, iced.DecoderOptions.None);
+    decoder.ip = BigInt(at);
+    const formatter = new iced.Formatter(iced.FormatterSyntax.Gas);
+    const lines: string[] = [];
+    const factory = new iced.InstructionInfoFactory();
+    const written = new Set<number>();
+    while (decoder.canDecode) {
+      const instruction = decoder.decode();
+      lines.push(formatter.format(instruction));
+      for (const used of factory.info(instruction).usedRegisters()) {
+        if (used.access !== iced.OpAccess.Read) written.add(iced.RegisterExt.fullRegister(used.register));
+      }
+    }
+    expect(lines).not.toContain('(bad)');
+    const saves = lines.flatMap((line) => /^mov (%r\w+),0x7000(10[4-7]\w)$/.exec(line)?.[1] ?? []);
+    const restores = lines.flatMap((line) => /^mov 0x7000(10[4-7]\w),(%r\w+)$/.exec(line)?.[2] ?? []);
+    expect(restores).toEqual(saves);
+    const names = [...written].map((register) => `%${(iced.Register[register] ?? '').toLowerCase()}`);
+    expect(names.filter((name) => !saves.includes(name))).toEqual([]);
+    expect(lines[0]).toBe('cmpl $0,0x70001000');
+    const end = (at + bytes.length).toString(16).toUpperCase();
+    expect(lines[1]).toBe(`je 0x00000000${end}`);
+    expect(lines).toContain('movabs $0x7FFF12345678,%rax');
+    expect(lines.filter((line) => line === 'syscall')).toHaveLength(3);
+    expect(lines).toContain('cmp $-3,%eax');
+  });
+});

@@ -13,6 +13,7 @@ import {
 } from '../architecture.js';
 import type { Instruction } from '../instruction.js';
 import { decoder } from './decoder.js';
+import { encodeDoorbell } from './doorbell.js';
 
 const PAGE_BYTES = 4096;
 const LONG_JUMP_BYTES = 5;
@@ -65,6 +66,8 @@ export const redirector: Redirector = {
   encodeStateStore(slot): StateStore {
     return slot.kind === 'gsBase' ? storeAtGsBase() : storeInThreadPointerTable(slot);
   },
+
+  encodeDoorbell,
 
   encodeBorrowedCall(at, callee, record): BorrowedCall {
     const code = new ByteWriter(48);

@@ -39,6 +39,23 @@ export async function revertPatch(
   );
 }
 
+export async function watchProcess(pid: number, output: Output, io: Io): Promise<number> {
+  const abort = new AbortController();
+  const stopListening = io.onInterrupt(() => abort.abort());
+  const view = createTransitionView(output);
+  const onEvent = (event: OperationEvent) => {
+    output.json(eventLine(event));
+    view.note(event);
+  };
+  try {
+    await createProcessOperations().watch({ pid, signal: abort.signal, onEvent });
+    return EXIT.done;
+  } finally {
+    view.end();
+    stopListening();
+  }
+}
+
 export async function forceTransition(
   options: Pick<ForceOptions, 'pid' | 'timeoutMs' | 'acceptInconsistency'>,
   output: Output,

@@ -1,6 +1,7 @@
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { ProcessMemory } from './memory.js';
+import { PAGE_BYTES } from './placement.js';
 import { fromHex } from './redirect-plan.js';
 import type { MemoryRange, Redirect, RegisteredFunction } from './registry.js';
 
@@ -13,6 +14,8 @@ export interface EntryWrite {
   /** What the site held when the write was planned. */
   readonly before: Buffer;
   readonly bytes: Buffer;
+  /** No thread may be in here either. */
+  readonly keepOut?: MemoryRange;
 }
 
 /**
@@ -55,7 +58,11 @@ export function entryState(
 
 /** The bytes that no thread may be in the middle of while `writes` happen. */
 export function isInsideWrites(writes: readonly EntryWrite[], address: number): boolean {
-  return writes.some(({ site }) => address > site.address && address < site.address + site.sizeBytes);
+  return writes.some(
+    ({ site, keepOut }) =>
+      (address > site.address && address < site.address + site.sizeBytes) ||
+      (keepOut !== undefined && address >= keepOut.address && address < keepOut.address + keepOut.sizeBytes),
+  );
 }
 
 /**
@@ -98,6 +105,25 @@ export function writeEntries(memory: ProcessMemory, writes: readonly EntryWrite[
         cause,
       },
     );
+  }
+}
+
+/**
+ * Writes entries of an object that no thread runs yet, with one write for each page: a livegraft that is killed leaves all
+ * or none of a page's.
+ */
+export function writeByPages(memory: ProcessMemory, writes: readonly EntryWrite[]): void {
+  const byPage = new Map<number, EntryWrite[]>();
+  for (const write of writes) {
+    const page = Math.floor(write.site.address / PAGE_BYTES);
+    byPage.set(page, [...(byPage.get(page) ?? []), write]);
+  }
+  for (const group of byPage.values()) {
+    const start = Math.min(...group.map(({ site }) => site.address));
+    const end = Math.max(...group.map(({ site }) => site.address + site.sizeBytes));
+    const bytes = memory.readExactly(start, end - start);
+    for (const { site, bytes: entry } of group) entry.copy(bytes, site.address - start);
+    memory.write(start, bytes);
   }
 }
 

@@ -79,7 +79,7 @@ export function notLoadedError(session: ProcessSession, { name }: PatchObject): 
   );
 }
 
-function hasIdentity(module: LoadedModule, { identity }: Pick<PatchObject, 'identity'>): boolean {
+export function hasIdentity(module: LoadedModule, { identity }: Pick<PatchObject, 'identity'>): boolean {
   return identity.kind === 'buildId'
     ? module.elf.buildId === identity.hex
     : textHash(module) === identity.sha256;
@@ -390,7 +390,7 @@ function functionsToRestore(
 }
 
 /** The file's code of a function and some bytes around it. */
-function codeAround(
+export function codeAround(
   module: LoadedModule,
   name: string,
   old: MemoryRange,

@@ -14,6 +14,7 @@ import {
   findLeft,
   type LeftObject,
   partsOf,
+  pendingObjects,
   restrictTo,
   withoutLeft,
   withoutParts,
@@ -36,13 +37,18 @@ interface FoundObject {
  */
 export function findObjects(session: ProcessSession, patch: Patch, late: boolean): readonly FoundObject[] {
   const { objects } = patch.manifest;
-  const found = objects.flatMap((object) => {
-    const module = findPatchedModule(session, object);
-    return module === undefined ? [] : [{ object, module }];
-  });
+  const found = findAmong(session, objects);
   if (found.length === 0 && !late) throw notLoadedError(session, objects[0] as PatchObject);
-  for (const { object, module } of found) expectOldCode(session, object, module);
   return found;
+}
+
+function findAmong(session: ProcessSession, objects: readonly PatchObject[]): readonly FoundObject[] {
+  return objects.flatMap((object) => {
+    const module = findPatchedModule(session, object);
+    if (module === undefined) return [];
+    expectOldCode(session, object, module);
+    return [{ object, module }];
+  });
 }
 
 export interface PrepareOptions {
@@ -102,9 +108,10 @@ export function prepareArrived(
   session: ProcessSession,
   patch: Patch,
   registered: RegisteredPatch,
+  wanted: readonly string[] = pendingObjects(registered).map(({ name }) => name),
 ): readonly string[] {
-  const pending = registered.objects.filter(({ part }) => part === undefined).map(({ name }) => name);
-  const found = findObjects(session, patch, true).filter(({ object }) => pending.includes(object.name));
+  const objects = patch.manifest.objects.filter(({ name }) => wanted.includes(name));
+  const found = findAmong(session, objects);
   if (found.length === 0) return [];
   try {
     const kind = session.registry?.slots.kind ?? 'gsBase';
@@ -215,7 +222,7 @@ export function recordApplied(session: ProcessSession, id: string): void {
   writeRegistry(session, { ...registry, patches });
 }
 
-function writeRegistry(session: ProcessSession, registry: Registry): void {
+export function writeRegistry(session: ProcessSession, registry: Registry): void {
   if (session.store === undefined) throw new Error('no registry');
   session.registry = registry;
   session.store.write(registry);

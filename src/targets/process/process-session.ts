@@ -9,9 +9,9 @@ import { expectPatchableProcess } from './preflight.js';
 import { type Mapping, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
 import { seizeAllThreads } from './process-space.js';
 import { RSP, readRegister } from './registers.js';
-import type { RegisteredPatch, Registry, RetiredImage, SlotArea } from './registry.js';
+import type { Registry, RetiredImage, SlotArea } from './registry.js';
 import { findRegistryMapping, RegistryStore, SLOTS_OFFSET } from './registry-store.js';
-import { StackInspector } from './stack-inspector.js';
+import { type KnownCode, StackInspector } from './stack-inspector.js';
 import { isOwnMapping, PROT_READ, PROT_WRITE, roundUp, TargetMemory } from './target-memory.js';
 import { SLOT_BYTES, slotCount } from './task-slots.js';
 import { PATIENT_TIMEOUT_MS, Tracer } from './tracer.js';
@@ -61,8 +61,8 @@ export class ProcessSession {
   /** Takes in what has been loaded and unloaded since. */
   refreshModules(): void {
     this.refreshMappings();
-    const known = new Map(this.modules.map((m) => [keyOf(m), m]));
-    this.modules = listModules(this.memory, this.mappings).map((m) => known.get(keyOf(m)) ?? m);
+    const known = new Map(this.modules.map((m) => [moduleKey(m), m]));
+    this.modules = listModules(this.memory, this.mappings).map((m) => known.get(moduleKey(m)) ?? m);
   }
 
   targetMemory(): TargetMemory {
@@ -72,9 +72,9 @@ export class ProcessSession {
   /** `retired`: images of removed patches that threads may still be inside of. */
   inspector(
     retired: readonly RetiredImage[] = [],
-    patches: () => readonly RegisteredPatch[] = () => this.registry?.patches ?? [],
+    known: () => KnownCode = () => this.registry ?? { patches: [] },
   ): StackInspector {
-    return new StackInspector(this.arch, this.memory, this.mappings, this.modules, patches, retired);
+    return new StackInspector(this.arch, this.memory, this.mappings, this.modules, known, retired);
   }
 
   /** The registry and its slots, mapped if need be. A registry that was mapped but never written counts as fresh. */
@@ -117,6 +117,7 @@ export class ProcessSession {
       slots: { ...slots, sizeBytes: powerOfTwoBelow(slots.sizeBytes) },
       patches: this.registry?.patches ?? [],
       transition: this.registry?.transition,
+      doorbell: this.registry?.doorbell,
       retired: this.registry?.retired ?? [],
     };
     this.registry = registry;
@@ -183,7 +184,12 @@ export class ProcessSession {
     const stays = this.registry.retired.filter(
       (range) => range.forced === true || range.inUse || isReferenced(range),
     );
-    const kept = [...this.registry.patches.flatMap(partsOf).map((part) => part.image), ...stays];
+    const { patches, doorbell } = this.registry;
+    const kept = [
+      ...patches.flatMap(partsOf).map((part) => part.image),
+      ...(doorbell === undefined ? [] : [doorbell.image]),
+      ...stays,
+    ];
     const registryMapping = this.#registryMapping;
     const isKept = (mapping: Mapping) =>
       mapping.start === registryMapping?.start ||
@@ -198,7 +204,7 @@ export class ProcessSession {
     // memory that is the program's own by then.
     this.registry = { ...this.registry, retired: stays };
     this.store.write(this.registry);
-    if (kept.length === 0 && this.registry.patches.length === 0 && registryMapping !== undefined) {
+    if (kept.length === 0 && patches.length === 0 && registryMapping !== undefined) {
       ranges.push({ address: registryMapping.start, sizeBytes: registryMapping.end - registryMapping.start });
       this.store = undefined;
       this.registry = undefined;
@@ -234,7 +240,7 @@ export class ProcessSession {
   }
 }
 
-function keyOf({ path, start, end }: LoadedModule): string {
+export function moduleKey({ path, start, end }: LoadedModule): string {
   return `${path} ${start} ${end}`;
 }
 

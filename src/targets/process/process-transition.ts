@@ -39,6 +39,8 @@ export interface ObjectOptions {
   /** Those of the patch that take part; all without. */
   readonly objects?: readonly string[] | undefined;
   readonly onLeft?: (left: LeftObject) => void;
+  /** Called now and then while the transition waits, with the process itself. */
+  readonly onPoll?: ((space: ProcessSpace) => void) | undefined;
 }
 
 /** One patch's transition in one process and the children that it forks meanwhile. */
@@ -51,6 +53,7 @@ export class ProcessTransition implements TransitionTarget {
   /** Undefined for all of the patch. */
   readonly #objects: readonly string[] | undefined;
   readonly #onLeft: (left: LeftObject) => void;
+  readonly #onPoll: ((space: ProcessSpace) => void) | undefined;
   #direction: Direction;
   readonly #log: StragglerLog;
   #barrierSeenAtMs = 0;
@@ -61,12 +64,13 @@ export class ProcessTransition implements TransitionTarget {
     patchId: string,
     direction: Direction,
     model: string,
-    { objects, onLeft = () => {} }: ObjectOptions = {},
+    { objects, onLeft = () => {}, onPoll }: ObjectOptions = {},
   ) {
     this.#tracer = tracer;
     this.#patchId = patchId;
     this.#objects = objects;
     this.#onLeft = onLeft;
+    this.#onPoll = onPoll;
     this.#direction = direction;
     this.#model = model;
     this.name = `process ${space.pid}`;
@@ -277,6 +281,7 @@ export class ProcessTransition implements TransitionTarget {
     for (;;) {
       this.#roster.pump();
       this.#noteSelfSwitched();
+      this.#roster.unlessGone(this.#space, () => this.#onPoll?.(this.#space));
       this.#log.saveNowAndThen();
       if (this.#roster.hasEvents || performance.now() >= until) break;
       // Yields to the event loop, where signals of the operator and the live view wait.

@@ -12,8 +12,21 @@ export interface Registry {
   /** Oldest first. */
   readonly patches: readonly RegisteredPatch[];
   readonly transition: RegisteredTransition | undefined;
+  /** Where tasks tell that they have loaded or unloaded something, while there is one: see doorbell.ts. */
+  readonly doorbell?: RegisteredDoorbell | undefined;
   /** Memory of removed patches that could not be unmapped since something still points into it. */
   readonly retired: readonly RetiredImage[];
+}
+
+export interface RegisteredDoorbell {
+  /** The dynamic linker's function for debuggers. */
+  readonly name: string;
+  readonly old: MemoryRange;
+  /** `direct` is the jump to the doorbell. */
+  readonly redirect: Redirect;
+  readonly image: MemoryRange;
+  /** Of its fields. */
+  readonly data: number;
 }
 
 /** Memory of a removed patch. */

@@ -16,7 +16,7 @@ import { type LoadedModule, listModules } from './modules.js';
 import { partsOf } from './patch-objects.js';
 import { type Mapping, readMappings } from './proc.js';
 import { RED_ZONE_BYTES, RSP, readRegister, toDwarfRegisters } from './registers.js';
-import type { MemoryRange, RegisteredPart, RegisteredPatch, RetiredImage, Trampoline } from './registry.js';
+import type { MemoryRange, RegisteredPart, Registry, RetiredImage, Trampoline } from './registry.js';
 import { Symbolizer } from './symbolizer.js';
 import type { Tracee } from './tracer.js';
 import { redirectsOf } from './trampolines.js';
@@ -30,11 +30,14 @@ export interface StackCopy {
   readonly bytes: Buffer;
 }
 
+/** Code of livegraft in the process. */
+export type KnownCode = Pick<Registry, 'patches' | 'doorbell'>;
+
 /** Walks the stacks of one process's stopped threads and says what they hold. */
 export class StackInspector {
   readonly #arch: Architecture;
   readonly #memory: ProcessMemory;
-  readonly #patches: () => readonly RegisteredPatch[];
+  readonly #known: () => KnownCode;
   readonly #retired: readonly RetiredImage[];
   readonly #registers: Float64Array = new Float64Array(17);
   readonly #proofStore = new ProofStore();
@@ -52,35 +55,28 @@ export class StackInspector {
   #map: ModuleMap;
   #symbolizer: Symbolizer;
 
-  /** `patches`: what livegraft has put into the process, as the registry says it now. */
+  /** `known`: what livegraft has put into the process, as the registry says it now. */
   constructor(
     arch: Architecture,
     memory: ProcessMemory,
     mappings: readonly Mapping[],
     modules: readonly LoadedModule[],
-    patches: () => readonly RegisteredPatch[],
+    known: () => KnownCode,
     retired: readonly RetiredImage[] = [],
   ) {
     this.#retired = retired;
     this.#arch = arch;
     this.#memory = memory;
-    this.#patches = patches;
+    this.#known = known;
     this.#mappings = mappings;
     this.#modules = modules;
-    this.#symbolizer = new Symbolizer(modules, patches());
+    this.#symbolizer = new Symbolizer(modules, known().patches);
     this.#map = this.#buildMap();
   }
 
   /** For a forked child: the same code at the same places, in memory of its own. */
   forProcess(memory: ProcessMemory): StackInspector {
-    return new StackInspector(
-      this.#arch,
-      memory,
-      this.#mappings,
-      this.#modules,
-      this.#patches,
-      this.#retired,
-    );
+    return new StackInspector(this.#arch, memory, this.#mappings, this.#modules, this.#known, this.#retired);
   }
 
   /** Takes in what has been mapped since: libraries, new stacks, our own patch memory. */
@@ -90,7 +86,7 @@ export class StackInspector {
     this.#modules = listModules(this.#memory, this.#mappings).map(
       (m) => known.get(`${m.path} ${m.start} ${m.end}`) ?? m,
     );
-    this.#symbolizer = new Symbolizer(this.#modules, this.#patches());
+    this.#symbolizer = new Symbolizer(this.#modules, this.#known().patches);
     this.#map = this.#buildMap();
   }
 
@@ -231,7 +227,7 @@ export class StackInspector {
   }
 
   #buildMap(): ModuleMap {
-    const patches = this.#patches();
+    const { patches, doorbell } = this.#known();
     return new ModuleMap({
       isDisproved: (address) => this.#isDisproved(address),
       decoder: this.#arch.decoder,
@@ -243,6 +239,8 @@ export class StackInspector {
       ],
       displaced: [
         ...patches.flatMap((p) => redirectsOf(p).map((f) => displacedRange(f.old, f.redirect.trampoline))),
+        // It never moves the stack pointer: all of it is as the entry of the function it stands before.
+        ...(doorbell === undefined ? [] : [displacedRange(doorbell.old, doorbell.redirect.trampoline)]),
         ...this.#retired.flatMap((r) => r.displaced.map((d) => displacedRange(d.old, d.trampoline))),
       ],
     });

@@ -1,5 +1,8 @@
 /** System call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl), as far as livegraft makes or knows them. */
 export const SYS_mmap = 9;
+export const SYS_getpid = 39;
+export const SYS_kill = 62;
+export const SYS_futex = 202;
 export const SYS_munmap = 11;
 export const SYS_close = 3;
 export const SYS_restart_syscall = 219;
