@@ -110,6 +110,7 @@ class ProcessWatch {
         if (this.#objects?.rings !== bell.rings) this.#catchUp(bell.rings);
         return;
       }
+      if (isRinging && this.#objects?.passOver(this.#memory) === true) return;
     } catch (error) {
       // The last patch was reverted by a livegraft that saw nobody watch, or the process is about to end.
       if (!(error instanceof LivegraftError)) throw error;

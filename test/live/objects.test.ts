@@ -1,7 +1,15 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
-import { compile, type LiveTarget, livegraft, pause, snapshot, startLivegraft } from '../support/live.js';
+import {
+  compile,
+  type LiveTarget,
+  livegraft,
+  pause,
+  snapshot,
+  startHurtLivegraft,
+  startLivegraft,
+} from '../support/live.js';
 import { startForTest } from '../support/test-target.js';
 
 /** A library that comes and goes: the scenarios of the kernel's livepatch selftests, where it is a module (test-callbacks.sh). */
@@ -250,4 +258,42 @@ describe('a watch that is killed', () => {
     await close(target);
     expect(snapshot(target.pid)).toEqual(before);
   });
+
+  // Each step takes about a second on a busy machine: LIVEGRAFT_KILL_EVERY=1 tries them all.
+  it('is killed at any step of its work, and the library has one version', async () => {
+    const every = Number(process.env.LIVEGRAFT_KILL_EVERY ?? 47);
+    const target = await startForTest(program, '290', library);
+    const before = snapshot(target.pid);
+    expect(apply(target, '--late', libraryPatch).code).toBe(0);
+    let killed = 0;
+    for (let step = 1; ; step += every) {
+      const watch = startHurtLivegraft(step, '--json', 'watch', '--pid', String(target.pid));
+      let end: 'killed' | number | undefined;
+      watch.done.then((code) => {
+        end = code;
+      });
+      for (let i = 0; i < 500 && end === undefined && !watch.output().includes('end with Ctrl-C'); i++)
+        await pause(10);
+      const line = await open(target);
+      expect([1, 2], `killed at step ${step}`).toContain(line.library);
+      expect(line.text, `killed at step ${step}`).toBe(`library ${line.library}`);
+      await pause(50);
+      if (end === undefined) {
+        // It has come through.
+        watch.signal('SIGKILL');
+        await watch.done;
+        break;
+      }
+      killed += 1;
+      const next = apply(target, libraryPatch);
+      if (next.code !== 0) expect(next.lines.at(-1)).toMatchObject({ code: 'already-applied' });
+      await expectLibrary(target, 2);
+      await close(target);
+    }
+    expect(killed).toBeGreaterThan(100 / every);
+    expect(revert(target).code).toBe(0);
+    await expectLibrary(target, 1);
+    await close(target);
+    expect(snapshot(target.pid)).toEqual(before);
+  }, 300_000);
 });

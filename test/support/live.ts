@@ -189,6 +189,31 @@ export function hurtLivegraft(
   return { code: signal === 'SIGKILL' && steps === undefined ? 'killed' : (status ?? -1), steps, stderr };
 }
 
+/** A command that goes on beside the test, to be killed before its step. */
+export function startHurtLivegraft(
+  step: number,
+  ...args: readonly string[]
+): { readonly done: Promise<'killed' | number>; output(): string; signal(name: NodeJS.Signals): void } {
+  const preload = join(ROOT, 'test/support/fault.mjs');
+  const child = spawn(process.execPath, [...FLAGS, '--import', preload, BIN, ...args], {
+    timeout: 60_000,
+    env: {
+      ...process.env,
+      NODE_EXTRA_CA_CERTS: undefined,
+      LIVEGRAFT_FAULT: 'kill-before',
+      LIVEGRAFT_FAULT_AT: String(step),
+    },
+  });
+  let stdout = '';
+  child.stdout.on('data', (bytes) => {
+    stdout += bytes;
+  });
+  const done = new Promise<'killed' | number>((resolve) => {
+    child.on('close', (code, signal) => resolve(signal === 'SIGKILL' ? 'killed' : (code ?? -1)));
+  });
+  return { done, output: () => stdout, signal: (name) => child.kill(name) };
+}
+
 export interface LiveTarget {
   readonly pid: number;
   output(): string;

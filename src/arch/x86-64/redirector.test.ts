@@ -409,6 +409,10 @@ describe('encodeDoorbell', () => {
     expect(lines[1]).toBe(`je 0x00000000${end}`);
     expect(lines).toContain('movabs $0x7FFF12345678,%rax');
     expect(lines.filter((line) => line === 'syscall')).toHaveLength(3);
-    expect(lines).toContain('cmp $-3,%eax');
+    expect(lines.filter((line) => line.startsWith('cmp '))).toEqual([
+      'cmp 0x7000100C,%eax',
+      'cmp $0xFFFFFFFD,%eax',
+      'cmp 0x70001004,%edx',
+    ]);
   });
 });

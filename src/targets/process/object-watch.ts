@@ -1,14 +1,24 @@
-import { LivegraftError } from '../../base/errors.js';
+import { LivegraftError, ParseError } from '../../base/errors.js';
 import type { Patch } from '../../patch/content.js';
 import { Doorbell, mapDoorbell } from './doorbell.js';
 import { planEntryWrites, writeByPages } from './entry-writer.js';
-import type { LoadedModule } from './modules.js';
+import type { ProcessMemory } from './memory.js';
+import { type LoadedModule, listModules } from './modules.js';
 import { hasIdentity } from './patch-loader.js';
-import { asInstalled, type LeftObject, pendingObjects, restrictTo } from './patch-objects.js';
-import { prepareArrived, settleObjects, unload, writeRegistry } from './patch-register.js';
+import {
+  asInstalled,
+  findLeft,
+  type LeftObject,
+  pendingObjects,
+  restrictTo,
+  withoutParts,
+} from './patch-objects.js';
+import { prepareArrived, settleObjects, writeRegistry } from './patch-register.js';
+import { readMappings } from './proc.js';
 import { moduleKey, type ProcessSession } from './process-session.js';
 import { ProcessSpace } from './process-space.js';
-import type { RegisteredDoorbell, RegisteredPatch, Registry } from './registry.js';
+import type { RegisteredDoorbell, RegisteredObject, RegisteredPatch, Registry } from './registry.js';
+import { findRegistryMapping, RegistryStore } from './registry-store.js';
 import { writeWhileStopped } from './stopped-write.js';
 import { TaskRoster } from './task-roster.js';
 import { afterTransition } from './trampolines.js';
@@ -108,6 +118,27 @@ export class ObjectWatch {
     }
   }
 
+  /**
+   * Lets the task go on at once when what has come or gone is of no patch: true then. Nothing is changed, so that no thread
+   * need be seized.
+   */
+  passOver(memory: ProcessMemory): boolean {
+    const { rings } = this.#bell;
+    const mappings = readMappings(memory.pid) ?? [];
+    const home = findRegistryMapping(mappings);
+    const registry = home && new RegistryStore(memory, home.start).read();
+    if (registry === undefined || rings !== this.#rings + 1) return false;
+    const modules = listModules(memory, mappings);
+    const pending = registry.patches.flatMap(pendingObjects);
+    const isWanted = modules.some(
+      (module) => !this.#known.has(moduleKey(module)) && pending.some((object) => isOf(module, object)),
+    );
+    if (isWanted || findLeft(registry, memory, mappings).length > 0) return false;
+    this.learn(modules, rings);
+    this.#bell.answer(rings);
+    return true;
+  }
+
   /** How often it had rung when it was last looked. */
   get rings(): number {
     return this.#rings;
@@ -120,6 +151,16 @@ export class ObjectWatch {
   }
 }
 
+/** What can't be read or is no ELF file is not what a patch was made for. */
+function isOf(module: LoadedModule, object: RegisteredObject): boolean {
+  try {
+    return hasIdentity(module, object);
+  } catch (error) {
+    if (error instanceof LivegraftError || error instanceof ParseError) return false;
+    throw error;
+  }
+}
+
 function patchFresh(
   session: ProcessSession,
   fresh: readonly LoadedModule[],
@@ -129,7 +170,7 @@ function patchFresh(
   const refused: { patch: RegisteredPatch; object: string; error: LivegraftError }[] = [];
   for (const patch of session.registry?.patches ?? []) {
     for (const object of pendingObjects(patch)) {
-      if (!fresh.some((module) => hasIdentity(module, object))) continue;
+      if (!fresh.some((module) => isOf(module, object))) continue;
       try {
         patchObject(session, contentOf(patch), patch, object.name);
         patched.push({ patch, object: object.name });
@@ -168,7 +209,11 @@ function patchObject(session: ProcessSession, content: Patch, patch: RegisteredP
       writeRegistry(session, { ...registry, transition: startOf(patch.id, name) });
     writeByPages(session.memory, planEntryWrites(session.memory, functions, 'direct'));
   } catch (error) {
-    if (!isChoosing && transition === undefined) unload(session, patch.id, [name]);
+    // Nobody has run it yet: what was written is taken back, and nothing leads into the part any more.
+    writeByPages(session.memory, planEntryWrites(session.memory, functions, 'below'));
+    const patches = registry.patches.map((p) => (p.id === patch.id ? withoutParts(p, [name]) : p));
+    writeRegistry(session, { ...registry, patches });
+    session.cleanUpAfterFailure();
     throw error;
   }
   const after =

@@ -100,7 +100,7 @@ export interface LeftObject {
  */
 export function findLeft(
   { patches, transition }: Registry,
-  memory: ProcessMemory,
+  memory: Pick<ProcessMemory, 'read'>,
   mappings: readonly Mapping[],
 ): readonly LeftObject[] {
   return patches.flatMap((patch) =>
@@ -129,15 +129,17 @@ export function fileOf({ device, inode }: Mapping): string {
 /** Whether an entry is as the file has it, below all patches. */
 function isOriginal(
   patches: readonly RegisteredPatch[],
-  memory: ProcessMemory,
+  memory: Pick<ProcessMemory, 'read'>,
   { old }: RegisteredFunction,
 ): boolean {
   const oldest = patches.flatMap((patch) => patch.functions).find((fn) => fn.old.address === old.address);
   if (oldest === undefined) return false;
   const { redirect } = oldest;
-  return [redirect, ...(redirect.hop === undefined ? [] : [redirect.hop])].every(
-    ({ site, below }) => memory.readExactly(site.address, site.sizeBytes).toString('hex') === below,
-  );
+  return [redirect, ...(redirect.hop === undefined ? [] : [redirect.hop])].every(({ site, below }) => {
+    const now = Buffer.alloc(site.sizeBytes);
+    // What can't be read is being mapped anew.
+    return memory.read(site.address, now) < site.sizeBytes || now.toString('hex') === below;
+  });
 }
 
 /**
