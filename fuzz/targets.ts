@@ -11,7 +11,7 @@ import { parseBtf } from '../src/btf/parse-btf.js';
 import { buildFromObjects, sha256 } from '../src/build/from-objects.js';
 import { decompressors, sectionDecompressors } from '../src/cli/decompressors.js';
 import { evaluateExpression } from '../src/dwarf/expression.js';
-import { frameRows } from '../src/dwarf/frame-program.js';
+import { FrameStates, frameRows } from '../src/dwarf/frame-program.js';
 import { FrameSection, parseFrameHeaderTable } from '../src/dwarf/frame-section.js';
 import { LineTable } from '../src/dwarf/line-section.js';
 import { parseLsda } from '../src/dwarf/lsda.js';
@@ -157,13 +157,18 @@ const frameSeeds = once(() => {
 
 function readFrames(bytes: Uint8Array, kind: 'eh_frame' | 'debug_frame'): void {
   const section = new FrameSection({ bytes, address: 0x1000, kind, source: 'case' });
+  const states = new FrameStates('case');
   for (const fde of section.entries()) {
     section.lsdaAddress(fde);
     let last = Number.NEGATIVE_INFINITY;
+    let rows = 0;
     for (const row of frameRows(fde, 'case')) {
       if (row.start < last || row.end <= row.start) throw new Error('rows out of order');
       last = row.end;
+      rows++;
     }
+    states.run(fde, () => rows--);
+    if (rows !== 0) throw new Error('two readers find another number of rows');
   }
 }
 

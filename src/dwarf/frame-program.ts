@@ -1,9 +1,11 @@
 import { ByteReader } from '../base/byte-reader.js';
+import { PairMap } from '../base/pair-map.js';
 import type { CfaRule, CfiRow, RegisterRule } from '../cfi/row.js';
 import type { Cie, Fde } from './frame-section.js';
 
 /** Rows of one FDE never need more remembered states than a compiler nests scopes. */
 const MAX_REMEMBERED = 64;
+const TOO_MANY_REMEMBERED = 'too many remembered states';
 
 /** Above every register number in use; bounds what a row can hold, whatever the section says. */
 const MAX_REGISTER = 255;
@@ -23,6 +25,182 @@ export function* frameRows(fde: Fde, source: string): IterableIterator<CfiRow> {
   yield* machine.run();
 }
 
+/** What a row says, but for its place and the bytes of arguments. */
+type FrameRule = Pick<CfiRow, 'cfa' | 'registers' | 'signalFrame'>;
+
+/** A call frame instruction in two numbers; what it does in a state follows from them and the CIE. */
+interface CieStates {
+  readonly initial: number;
+  readonly transitions: PairMap;
+}
+
+/** More would have to be a made-up section; they are worked out anew then. */
+const MAX_TRANSITIONS = 1 << 20;
+/** State and instruction share a number. */
+const MAX_STATES = 1 << 22;
+/** Operands up to here are packed into one number. */
+const MAX_PACKED = 1 << 20;
+
+/**
+ * Runs the call frame instructions of many FDEs. Compilers write the same few over and over: what each instruction makes of each
+ * state is worked out once, by the machine that {@link frameRows} runs on, and looked up afterwards.
+ */
+export class FrameStates {
+  readonly #source: string;
+  /** By number. */
+  readonly #states: State[] = [];
+  readonly #ids = new Map<string, number>();
+  readonly #byCie = new Map<Cie, CieStates>();
+  #transitionCount = 0;
+
+  constructor(source: string) {
+    this.#source = source;
+  }
+
+  ruleOf(state: number, { signalFrame }: Cie): FrameRule {
+    return { ...(this.#states[state] as State), signalFrame };
+  }
+
+  /** Calls back with each row in address order, as {@link frameRows} yields them. Throws a ParseError for a malformed program. */
+  run(fde: Fde, onRow: (start: number, end: number, state: number) => void): void {
+    const { cie, instructions } = fde;
+    const { codeAlignment } = cie;
+    const known = this.#statesOf(fde);
+    const remembered: number[] = [];
+    let state = known.initial;
+    let location = fde.start;
+    let at = 0;
+    let machine: FrameMachine | undefined;
+    while (at < instructions.length) {
+      const byte = instructions[at] as number;
+      let next = location;
+      if (byte >> 6 === 1) {
+        next = location + (byte & 0x3f) * codeAlignment;
+        at++;
+      } else if (byte === DW_CFA_advance_loc1 && at + 1 < instructions.length) {
+        next = location + (instructions[at + 1] as number) * codeAlignment;
+        at += 2;
+      } else if (byte === DW_CFA_nop) {
+        at++;
+        continue;
+      } else if (byte === DW_CFA_remember_state) {
+        at++;
+        if (remembered.length >= MAX_REMEMBERED)
+          new FrameMachine(fde, this.#source).failAt(at, TOO_MANY_REMEMBERED);
+        remembered.push(state);
+        continue;
+      } else if (byte === DW_CFA_restore_state && remembered.length > 0) {
+        state = remembered.pop() as number;
+        at++;
+        continue;
+      } else {
+        const key = state < MAX_STATES ? packOperands(instructions, at) : -1;
+        let after = key < 0 ? -1 : known.transitions.get((state << 8) | byte, key);
+        if (after < 0) {
+          machine ??= new FrameMachine(fde, this.#source);
+          const result = machine.stepFrom(this.#states[state] as State, location, at);
+          after = this.#intern(result.state);
+          if (key >= 0 && this.#transitionCount++ < MAX_TRANSITIONS)
+            known.transitions.set((state << 8) | byte, key, after);
+          if (result.location !== undefined) next = result.location;
+          at = result.offset;
+        } else at += packedBytes;
+        state = after;
+        if (next === location) continue;
+      }
+      if (next === location) continue;
+      if (next < location) {
+        new FrameMachine(fde, this.#source).failAt(at, 'the location moves backwards');
+      }
+      const end = Math.min(next, fde.end);
+      // An entry for no code has no row.
+      if (end > location) onRow(location, end, state);
+      location = next;
+      if (next >= fde.end) return;
+    }
+    if (location < fde.end) onRow(location, fde.end, state);
+  }
+
+  #statesOf(fde: Fde): CieStates {
+    let states = this.#byCie.get(fde.cie);
+    if (states === undefined) {
+      const machine = new FrameMachine(fde, this.#source);
+      machine.runInitial();
+      states = { initial: this.#intern(machine.state), transitions: new PairMap() };
+      this.#byCie.set(fde.cie, states);
+    }
+    return states;
+  }
+
+  #intern(state: State): number {
+    let key = describeCfa(state.cfa);
+    for (const [register, rule] of state.registers) key += `;${register}${describeRule(rule)}`;
+    let id = this.#ids.get(key);
+    if (id === undefined) {
+      id = this.#states.push(state) - 1;
+      this.#ids.set(key, id);
+    }
+    return id;
+  }
+}
+
+/** How many bytes the instruction takes that was packed last. */
+let packedBytes = 0;
+
+/** The operands of the frequent instructions in one number; -1 for others. The machine says what is wrong with one that is cut off. */
+function packOperands(instructions: Uint8Array, at: number): number {
+  const byte = instructions[at] as number;
+  if (byte >> 6 === 3) {
+    packedBytes = 1;
+    return 0;
+  }
+  const isPair = byte === DW_CFA_def_cfa;
+  const isSingle =
+    byte >> 6 === 2 ||
+    byte === DW_CFA_def_cfa_register ||
+    byte === DW_CFA_def_cfa_offset ||
+    byte === DW_CFA_GNU_args_size;
+  if (!isSingle && !isPair) return -1;
+  let next = at + 1;
+  let packed = 0;
+  if (isPair) {
+    packed = instructions[next++] ?? 0x80;
+    if (packed > 0x1f) return -1;
+  }
+  let shift = isPair ? 5 : 0;
+  for (;;) {
+    const part = instructions[next++];
+    if (part === undefined) return -1;
+    packed += (part & 0x7f) * 2 ** shift;
+    if (packed >= MAX_PACKED) return -1;
+    if (part < 0x80) break;
+    shift += 7;
+    if (shift > 32) return -1;
+  }
+  packedBytes = next - at;
+  return packed;
+}
+
+const DW_CFA_nop = 0x00;
+const DW_CFA_advance_loc1 = 0x02;
+const DW_CFA_remember_state = 0x0a;
+const DW_CFA_restore_state = 0x0b;
+const DW_CFA_def_cfa = 0x0c;
+const DW_CFA_def_cfa_register = 0x0d;
+const DW_CFA_def_cfa_offset = 0x0e;
+const DW_CFA_GNU_args_size = 0x2e;
+
+function describeCfa(cfa: CfaRule): string {
+  return cfa.kind === 'register' ? `${cfa.register},${cfa.offset}` : `e${cfa.expression.join()}`;
+}
+
+function describeRule(rule: RegisterRule): string {
+  if (rule.kind === 'expression' || rule.kind === 'valExpression')
+    return `${rule.kind}${rule.expression.join()}`;
+  if (rule.kind === 'register') return `r${rule.register}`;
+  return rule.kind === 'offset' || rule.kind === 'valOffset' ? `${rule.kind}${rule.offset}` : rule.kind;
+}
+
 class FrameMachine {
   /** What the CIE's instructions yield: many FDEs share one. */
   static readonly #initialStates = new WeakMap<Cie, State & { readonly argsSizeBytes: number }>();
@@ -38,6 +216,32 @@ class FrameMachine {
     this.#fde = fde;
     this.#source = source;
     this.#location = fde.start;
+  }
+
+  get state(): State {
+    return this.#state;
+  }
+
+  /** What the instruction at an offset makes of a state, where the next one begins, and the location that it sets. */
+  stepFrom(
+    { cfa, registers }: State,
+    location: number,
+    offset: number,
+  ): { readonly state: State; readonly offset: number; readonly location: number | undefined } {
+    this.runInitial();
+    this.#state = { cfa, registers: new Map(registers) };
+    this.#location = location;
+    const reader = this.#reader().seek(offset);
+    const next = this.#step(reader);
+    return { state: this.#state, offset: reader.offset, location: next };
+  }
+
+  failAt(offset: number, problem: string): never {
+    return this.#reader().seek(offset).fail(problem);
+  }
+
+  #reader(): ByteReader {
+    return new ByteReader(this.#fde.instructions, `${this.#source}(FDE ${this.#fde.offset})`);
   }
 
   runInitial(): void {
@@ -56,7 +260,7 @@ class FrameMachine {
   }
 
   *run(): IterableIterator<CfiRow> {
-    const reader = new ByteReader(this.#fde.instructions, `${this.#source}(FDE ${this.#fde.offset})`);
+    const reader = this.#reader();
     while (!reader.atEnd) {
       const next = this.#step(reader);
       if (next === undefined || next === this.#location) continue;
@@ -132,7 +336,7 @@ class FrameMachine {
         set(reader.readUleb128(), { kind: 'register', register: reader.readUleb128() });
         return undefined;
       case 0x0a: // DW_CFA_remember_state
-        if (this.#remembered.length >= MAX_REMEMBERED) reader.fail('too many remembered states');
+        if (this.#remembered.length >= MAX_REMEMBERED) reader.fail(TOO_MANY_REMEMBERED);
         this.#remembered.push({ cfa: this.#state.cfa, registers: new Map(this.#state.registers) });
         return undefined;
       case 0x0b: {

@@ -2,6 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
 import { afterAll, describe, expect, it } from 'vitest';
 import { ownRows, readelfRows } from '../../test/oracle/frames/readelf-frames.js';
@@ -10,8 +11,8 @@ import { ParseError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import { parseElf } from '../elf/reader.js';
-import { frameRows } from './frame-program.js';
-import { FrameSection, parseFrameHeaderTable } from './frame-section.js';
+import { FrameStates, frameRows } from './frame-program.js';
+import { type Fde, FrameSection, parseFrameHeaderTable } from './frame-section.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-frames-'));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -336,6 +337,49 @@ const APPLICATIONS = [
   ['datarel', 0x30, () => 0x2000],
 ] as const;
 
+/** Rows up to the first error, and what it says. */
+function rowsByMachine(fde: Fde): unknown[] {
+  const rows: unknown[] = [];
+  try {
+    for (const { start, end, cfa, registers, signalFrame } of frameRows(fde, 'damaged'))
+      rows.push({ start, end, cfa, registers, signalFrame });
+  } catch (error) {
+    rows.push((error as Error).message);
+  }
+  return rows;
+}
+
+function rowsByStates(states: FrameStates, fde: Fde): unknown[] {
+  const rows: unknown[] = [];
+  try {
+    states.run(fde, (start, end, state) => rows.push({ start, end, ...states.ruleOf(state, fde.cie) }));
+  } catch (error) {
+    rows.push((error as Error).message);
+  }
+  return rows;
+}
+
+describe('states of call frame instructions', () => {
+  it.each(['libc.so.6', 'libcrypto.so.3'])('give the rows of %s', (name) => {
+    const path = `/usr/lib/x86_64-linux-gnu/${name}`;
+    const section = parseElf(readFileSync(path), path).findSection('.eh_frame') as ElfSection;
+    const frames = new FrameSection({
+      bytes: section.data,
+      address: section.address,
+      kind: 'eh_frame',
+      source: name,
+    });
+    const states = new FrameStates('damaged');
+    let rows = 0;
+    for (const fde of frames.entries()) {
+      const found = rowsByStates(states, fde);
+      if (!isDeepStrictEqual(found, rowsByMachine(fde))) expect(found).toEqual(rowsByMachine(fde));
+      rows += found.length;
+    }
+    expect(rows).toBeGreaterThan(10_000);
+  });
+});
+
 function parseRaw(bytes: Uint8Array, kind: 'eh_frame' | 'debug_frame' = 'eh_frame', address = ADDRESS) {
   const section = new FrameSection({
     bytes,
@@ -492,7 +536,9 @@ describe('damaged sections', () => {
   function readAll(bytes: Uint8Array, kind: 'eh_frame' | 'debug_frame'): void {
     try {
       const section = new FrameSection({ bytes, address: 0x1000, kind, source: 'damaged' });
+      const states = new FrameStates('damaged');
       for (const fde of section.entries()) {
+        expect(rowsByStates(states, fde)).toEqual(rowsByMachine(fde));
         let previous = Number.NEGATIVE_INFINITY;
         for (const row of frameRows(fde, 'damaged')) {
           expect(row.start).toBeGreaterThanOrEqual(previous);

@@ -1,6 +1,6 @@
 import type { Architecture } from '../arch/architecture.js';
 import { ParseError } from '../base/errors.js';
-import { frameRows } from '../dwarf/frame-program.js';
+import { FrameStates } from '../dwarf/frame-program.js';
 import { FrameSection } from '../dwarf/frame-section.js';
 import { SHT_RELA } from '../elf/constants.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
@@ -35,6 +35,10 @@ export function readDwarfClaims(
   const builder = new ClaimBuilder(architecture.calleeSaved, architecture.returnAddress);
   const problems: { text: string; position: number | undefined }[] = [];
   const units: ClaimUnit[] = [];
+  const states = new FrameStates(elf.source);
+  // Claims by state.
+  const callIds: number[] = [];
+  const signalIds: number[] = [];
   const frames = new FrameSection({
     bytes: space.isRelocatable
       ? relocatedSection(elf, section, architecture, ELSEWHERE, (symbol) => space.positionOfSymbol(symbol))
@@ -59,9 +63,15 @@ export function readDwarfClaims(
       const delta = start - fde.start;
       units.push({ start, end: fde.end + delta });
       try {
-        for (const row of frameRows(fde, elf.source)) {
-          builder.addRow(row.start + delta, row.end + delta, builder.intern(row));
-        }
+        const ids = fde.cie.signalFrame ? signalIds : callIds;
+        states.run(fde, (from, to, state) => {
+          let id = ids[state];
+          if (id === undefined) {
+            id = builder.intern(states.ruleOf(state, fde.cie));
+            ids[state] = id;
+          }
+          builder.addRow(from + delta, to + delta, id);
+        });
       } catch (error) {
         if (!(error instanceof ParseError)) throw error;
         problems.push({ text: error.message, position: start });
