@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -59,4 +59,22 @@ describe('the assembly corpus', () => {
       expect(header(`${code}.bad.s`, 'expect')).toContain(code);
     }
   });
+});
+
+/** As many arguments as this overflow the call stack. */
+const MANY = 150_000;
+
+it('reports more findings than fit on the call stack as arguments', () => {
+  const source = join(folder, 'many.s');
+  writeFileSync(
+    source,
+    `.type g,@function\ng: ret\n.size g,.-g\n.type f,@function\nf:\n.rept ${MANY}\ncall g\n.endr\nret\n.size f,.-f\n`,
+  );
+  const object = join(folder, 'many.o');
+  expect(spawnSync('as', ['-o', object, source]).status).toBe(0);
+  const { findings } = validateElf(parseElf(readFileSync(object), object), {
+    architecture: x86_64,
+    sources: ['frame-pointer'],
+  });
+  expect(findings.filter(({ code }) => code === 'call-without-frame-pointer')).toHaveLength(MANY);
 });
