@@ -1,5 +1,6 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
+import { loadavg } from 'node:os';
 import { join } from 'node:path';
 import type { z } from 'zod';
 import { decompressors } from '../src/cli/decompressors.js';
@@ -16,7 +17,8 @@ type JsonLine = z.infer<typeof jsonLineSchema>;
  * `npm run -s bench:kernel -- --json`: transitions in Debian's cloud kernel under an emulator, with 100, 500 and 2000
  * tasks in the guest, which goes on forking and reading files; then what a call of a patched function costs. Whole commands
  * are run, as by hand. `slices` is how often the guest stood still in one command, `longestSliceMs` its longest stop, `over2Ms` how
- * many of 1000 stops of all commands were longer than 2 ms. `--tasks N` takes only the transitions with N tasks, `--calls` only the calls.
+ * many of 1000 stops of all commands were longer than 2 ms. `--tasks N` takes only the transitions with N tasks, with shared memory or, by
+ * `--protocol`, without; `--calls` only the calls.
  */
 const ROUNDS = Number(process.env.ROUNDS ?? 5);
 const SCENARIOS = [
@@ -71,6 +73,8 @@ async function measure({ tasks, sharedMemory }: (typeof SCENARIOS)[number], fold
     const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0);
     return {
       ...{ what: 'transition', tasks, sharedMemory, transitions: runs.length },
+      // Of this machine: stops last as long as livegraft waits for a processor.
+      loadAverage: Math.round(loadavg()[0] as number),
       transitionMs: spread(runs.map(({ line }) => line.result.durationMs)),
       wallMs: medianOf(runs.map(({ wallMs }) => wallMs)),
       slices: medianOf(stops.map((each) => each.stops)),
@@ -143,7 +147,11 @@ await inFolder(async (folder) => {
   const rows: object[] = [];
   const only = process.argv.indexOf('--tasks') + 1;
   for (const scenario of process.argv.includes('--calls') ? [] : SCENARIOS)
-    if (only === 0 || scenario.tasks === Number(process.argv[only]))
+    if (
+      only === 0 ||
+      (scenario.tasks === Number(process.argv[only]) &&
+        scenario.sharedMemory !== process.argv.includes('--protocol'))
+    )
       rows.push(await measure(scenario, folder));
   if (only === 0) {
     const [ns, instructions] = [await measureCalls(folder, false), await measureCalls(folder, true)];
