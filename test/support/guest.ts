@@ -7,10 +7,11 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { type CpioEntry, writeCpio } from './cpio.js';
 
 /** Debian's cloud kernel, unmodified, as a guest of QEMU: no KVM needed, nothing installed. */
@@ -110,7 +111,7 @@ export async function bootGuest(options: GuestOptions = {}): Promise<Guest> {
   const kernel = fetchKernel();
   const folder = mkdtempSync(join(tmpdir(), 'livegraft-guest-'));
   const socket = join(folder, 'gdb');
-  const memoryFile = options.sharedMemory === true ? join(folder, 'memory') : undefined;
+  const memoryFile = options.sharedMemory === true ? join(memoryFolder(folder), 'memory') : undefined;
   writeFileSync(join(folder, 'initramfs'), initramfs(kernel, options));
   const vcpus = options.vcpus ?? 1;
   const child = spawn(
@@ -150,6 +151,23 @@ export async function bootGuest(options: GuestOptions = {}): Promise<Guest> {
     throw error;
   }
   return guest;
+}
+
+const MEMORY_FOLDERS = '/dev/shm';
+
+/**
+ * Where a guest's memory lies: not on a disk, whose file system may keep a write waiting for a second. What a test left
+ * there that was killed is removed.
+ */
+function memoryFolder(otherwise: string): string {
+  if (!existsSync(MEMORY_FOLDERS)) return otherwise;
+  for (const name of readdirSync(MEMORY_FOLDERS)) {
+    const path = join(MEMORY_FOLDERS, name);
+    if (!name.startsWith('livegraft-guest-')) continue;
+    const { ctimeMs } = statSync(path, { throwIfNoEntry: false }) ?? { ctimeMs: Date.now() };
+    if (Date.now() - ctimeMs > 2 * GUEST_SECONDS * 1000) rmSync(path, { recursive: true, force: true });
+  }
+  return mkdtempSync(join(MEMORY_FOLDERS, 'livegraft-guest-'));
 }
 
 function initramfs(kernel: KernelPackage, options: GuestOptions): Uint8Array {
@@ -248,5 +266,6 @@ class QemuGuest implements Guest {
     // `timeout` passes the signal on to qemu.
     this.#child.kill('SIGTERM');
     rmSync(this.#folder, { recursive: true, force: true });
+    if (this.memoryFile !== undefined) rmSync(dirname(this.memoryFile), { recursive: true, force: true });
   }
 }
