@@ -12,7 +12,15 @@ import type {
 import { type EntryState, type EntryWrite, entryState, planEntryWrites } from './entry-writer.js';
 import { collectGarbage } from './own-runtime.js';
 import { callbackObjectsOf } from './patch-callbacks.js';
-import { findLeft, isWithin, type LeftObject, partsOf, restrictTo, withoutLeft } from './patch-objects.js';
+import {
+  findLeft,
+  isWithin,
+  type LeftObject,
+  partsOf,
+  restrictTo,
+  withoutLeft,
+  withoutParts,
+} from './patch-objects.js';
 import { readMappings, readThreadStat, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import type { MemoryRange, RegisteredBarrier, RegisteredPatch, RegisteredTransition } from './registry.js';
@@ -334,9 +342,11 @@ export class ProcessTransition implements TransitionTarget {
   /** In the middle of an earlier patch's redirect, a thread would take the state that it is given now for that patch's. */
   #expectOutOfRedirects({ space, tracee }: TaskRecord): void {
     const { frames } = space.inspector.walk(tracee);
-    const inside = space.registry.patches.find(
-      (patch) => patch.id !== this.#patchId && usesSlotLater(frames, patch),
-    );
+    const inside = space.registry.patches
+      .map((patch) =>
+        patch.id === this.#patchId ? withoutParts(patch, this.#objects ?? partNames(patch)) : patch,
+      )
+      .find((patch) => usesSlotLater(frames, patch));
     if (inside === undefined) return;
     throw new LivegraftError(
       'thread-in-redirect',
@@ -535,6 +545,10 @@ function notSwitched(tid: number): LivegraftError {
       details: { tid },
     },
   );
+}
+
+function partNames({ objects }: RegisteredPatch): readonly string[] {
+  return objects.map(({ name }) => name);
 }
 
 /** Reading the states of 1,000 threads takes 2 ms. */
