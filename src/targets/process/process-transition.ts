@@ -179,7 +179,10 @@ export class ProcessTransition implements TransitionTarget {
   undoInstall(): void {
     for (const space of this.spaces) {
       const records = [...space.tasks.values()];
-      stopAll(this.#tracer, records, ({ tracee }) => space.slots.giveBack(tracee));
+      stopAll(this.#tracer, records, (record) => {
+        if (this.#findRedirectAround(record) === undefined) space.slots.giveBack(record.tracee);
+        else space.slots.release(record.tracee);
+      });
       for (const record of records) this.#tracer.resume(record.tracee);
     }
   }
@@ -340,13 +343,9 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   /** In the middle of an earlier patch's redirect, a thread would take the state that it is given now for that patch's. */
-  #expectOutOfRedirects({ space, tracee }: TaskRecord): void {
-    const { frames } = space.inspector.walk(tracee);
-    const inside = space.registry.patches
-      .map((patch) =>
-        patch.id === this.#patchId ? withoutParts(patch, this.#objects ?? partNames(patch)) : patch,
-      )
-      .find((patch) => usesSlotLater(frames, patch));
+  #expectOutOfRedirects(record: TaskRecord): void {
+    const { space, tracee } = record;
+    const inside = this.#findRedirectAround(record);
     if (inside === undefined) return;
     throw new LivegraftError(
       'thread-in-redirect',
@@ -356,6 +355,19 @@ export class ProcessTransition implements TransitionTarget {
         details: { pid: space.pid, tid: tracee.tid, patch: inside.id },
       },
     );
+  }
+
+  /** The other patch in whose redirect a signal has interrupted the thread, so that it will still read its state for that. */
+  #findRedirectAround({ space, tracee }: TaskRecord): RegisteredPatch | undefined {
+    if (space.slots.area.kind !== 'gsBase' || !space.slots.hasSlot(tracee)) return undefined;
+    const others = space.registry.patches
+      .map((patch) =>
+        patch.id === this.#patchId ? withoutParts(patch, this.#objects ?? partNames(patch)) : patch,
+      )
+      .filter((patch) => patch.functions.length > 0);
+    if (others.length === 0) return undefined;
+    const { frames } = space.inspector.walk(tracee);
+    return others.find((patch) => usesSlotLater(frames, patch));
   }
 
   /** A stack that can't be proven could hold anything. */
