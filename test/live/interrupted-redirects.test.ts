@@ -22,10 +22,10 @@ async function tell(target: LiveTarget, signal: 'SIGUSR1' | 'SIGUSR2'): Promise<
 
 describe('a thread that a signal interrupted in a redirect, and that is still in its handler', () => {
   const on = (target: LiveTarget, command: string, ...args: string[]) =>
-    livegraft('--json', command, '--pid', String(target.pid), '--timeout', '0.3', ...args);
+    livegraft('--json', command, '--pid', String(target.pid), '--timeout', '20', ...args);
   /** In the lazy model nobody is switched: it is met with the state that the transition began with. */
   const begin = (target: LiveTarget, ...command: [string, ...string[]]) =>
-    expect(on(target, ...command, '--model', 'lazy').code).toBe(3);
+    expect(on(target, ...command, '--model', 'lazy', '--timeout', '0.3').code).toBe(3);
 
   it('before it read its state: reads it afterwards, when the transition is long complete', async () => {
     const target = await startForTest(program, '60', 'before');
@@ -64,7 +64,7 @@ describe('a thread that a signal interrupted in a redirect, and that is still in
     expect(on(target, 'apply', work2).code).toBe(0);
     begin(target, ...the.command);
     expect(await tell(target, 'SIGUSR1')).toBe('caught');
-    const refused = on(target, ...the.command);
+    const refused = on(target, ...the.command, '--timeout', '0.3');
     expect(refused.lines.at(-1)).toMatchObject({
       result: { kind: 'incomplete', stragglers: [{ reason: { kind: 'busy', function: 'work' } }] },
     });
