@@ -25,7 +25,13 @@ const KERNEL_BUILD = [
 ];
 
 export const PACKAGES = {
-  test: [...COMPILER, { name: 'g++', command: 'g++' }, ...ORACLES, ...GUEST],
+  test: [
+    ...COMPILER,
+    { name: 'g++', command: 'g++' },
+    { name: 'strace', command: 'strace' },
+    ...ORACLES,
+    ...GUEST,
+  ],
   demo: COMPILER,
   'demo:redis': [
     ...COMPILER,

@@ -189,8 +189,10 @@ function refuseSuspendedContexts(
       memory: session.memory,
       mappings: session.mappings,
       stackPointers: session.stackPointers(),
+      otherStacks: () => session.otherStacks(),
       ranges: session.registry === undefined ? [] : rangesBelow(session.registry, restrictTo(patch, objects)),
       decoder: session.arch.decoder,
+      attend: () => session.tracer.attend(),
     });
     if (!isComplete) notice('only the first GiB of memory was searched for suspended contexts');
   } catch (error) {
@@ -223,8 +225,13 @@ async function transit(
     registry,
     isFork: false,
   });
-  const { model } = options;
-  const transition = new ProcessTransition(session.tracer, space, patch.id, direction, model, {
+  const { model, timeoutMs } = options;
+  const transition = new ProcessTransition(session.tracer, space, {
+    patchId: patch.id,
+    direction,
+    model,
+    timeoutMs,
+    notice,
     objects,
     onLeft: (left) => tellLeft([left], options.onEvent),
     onPoll: duty === undefined ? undefined : (of) => duty.attend(of),
@@ -237,8 +244,8 @@ async function transit(
   try {
     const result = await runTransition(transition, {
       direction,
-      model: options.model,
-      timeoutMs: options.timeoutMs,
+      model,
+      timeoutMs,
       clock: { nowMs: () => performance.now() },
       control,
       onEvent: options.onEvent,
@@ -289,6 +296,7 @@ async function transit(
     }
     throw error;
   } finally {
+    transition.tellHolds();
     options.signal.removeEventListener('abort', stop);
     for (const child of transition.spaces) if (child.isFork) child.memory.close();
   }
@@ -359,8 +367,10 @@ async function revert(options: RevertOptions): Promise<ApplyOutcome> {
         memory: session.memory,
         mappings: session.mappings,
         stackPointers: session.stackPointers(),
+        otherStacks: () => session.otherStacks(),
         ranges: partsOf(there).map((part) => part.code),
         decoder: session.arch.decoder,
+        attend: () => session.tracer.attend(),
       });
     }
     return await transit(session, there, 'unpatch', options);

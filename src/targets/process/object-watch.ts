@@ -62,6 +62,9 @@ export function removeDoorbell(session: ProcessSession): void {
   writeRegistry(session, { ...registry, doorbell: undefined });
 }
 
+/** How long to try to stop all threads. */
+const ENTRY_TIMEOUT_MS = 3000;
+
 function writeEntry(session: ProcessSession, doorbell: RegisteredDoorbell, to: 'direct' | 'below'): void {
   const { pid, memory, tracer, store, registry } = session;
   if (store === undefined || registry === undefined) throw new Error('no registry');
@@ -75,6 +78,10 @@ function writeEntry(session: ProcessSession, doorbell: RegisteredDoorbell, to: '
     plan: () => planEntryWrites(memory, [doorbell], to).map((write) => ({ ...write, ...keepOut })),
     stays: () => true,
     expectAlive: () => roster.pump(),
+    timeoutMs: ENTRY_TIMEOUT_MS,
+    // One entry, of a function that is called when a library is loaded: nothing waits for it.
+    holds: new HoldLog(),
+    notice: () => {},
     whenStopped: () => {},
     letGo: (record) => tracer.resume(record.tracee),
   });

@@ -160,6 +160,7 @@ export function loadPart(
     restored.length +
     (barrierName === undefined ? 0 : 1) +
     callbacks.length;
+  session.tracer.attend();
   const layout = layoutPatch(
     patch,
     trampolines * TRAMPOLINE_BYTES,
@@ -174,6 +175,7 @@ export function loadPart(
     symbolSource(session, object, module, shadowTable),
     session.arch.redirector,
   );
+  session.tracer.attend();
   let used = 0;
   const nextTrampoline = () => base + layout.redirectOffset + used++ * TRAMPOLINE_BYTES;
   const place = (trampoline: number, bytes: Uint8Array) => image.bytes.set(bytes, trampoline - base);

@@ -9,7 +9,7 @@ import { expectPatchableProcess } from './preflight.js';
 import { type Mapping, readBlockingSyscall, readMappings, readThreadStat } from './proc.js';
 import { seizeAllThreads } from './process-space.js';
 import { RSP, readRegister } from './registers.js';
-import type { Registry, RetiredImage, SlotArea } from './registry.js';
+import type { MemoryRange, Registry, RetiredImage, SlotArea } from './registry.js';
 import { findRegistryMapping, RegistryStore, SLOTS_OFFSET } from './registry-store.js';
 import { type KnownCode, StackInspector } from './stack-inspector.js';
 import { isOwnMapping, PROT_READ, PROT_WRITE, roundUp, TargetMemory } from './target-memory.js';
@@ -150,6 +150,7 @@ export class ProcessSession {
   stackPointers(): readonly number[] {
     const pointers: number[] = [];
     for (const tracee of [...this.tracer.tracees.values()]) {
+      if (pointers.length % LOOKED_AT_TOGETHER === 0) this.tracer.attend();
       const blocked = readBlockingSyscall(this.pid, tracee.tid);
       if (blocked !== undefined) {
         pointers.push(blocked.stackPointer);
@@ -171,6 +172,28 @@ export class ProcessSession {
       this.tracer.resume(tracee);
     }
     return pointers;
+  }
+
+  /**
+   * Stacks of threads that {@link stackPointers} do not tell: signal stacks, and those that lie below the frame of a
+   * signal handler. Each thread is stopped and asked, which takes about a millisecond.
+   */
+  otherStacks(): readonly MemoryRange[] {
+    const inspector = this.inspector(this.registry?.retired);
+    const memory = this.targetMemory();
+    const stacks: MemoryRange[] = [];
+    for (const tracee of [...this.tracer.tracees.values()]) {
+      this.tracer.attend();
+      const signalStack = memory.signalStackOf(tracee, () => {
+        for (const pointer of inspector.stacksEntered(tracee)) {
+          const mapping = this.mappings.find(({ start, end }) => pointer >= start && pointer < end);
+          if (mapping !== undefined)
+            stacks.push({ address: mapping.start, sizeBytes: mapping.end - mapping.start });
+        }
+      });
+      if (signalStack !== undefined) stacks.push(signalStack);
+    }
+    return stacks;
   }
 
   /**
@@ -244,6 +267,8 @@ export function moduleKey({ path, start, end }: LoadedModule): string {
   return `${path} ${start} ${end}`;
 }
 
+/** Threads that are looked at before those that create others are let go on. */
+const LOOKED_AT_TOGETHER = 32;
 const SHADOW_TABLE_BYTES = 4096;
 
 function isShadowTable(mapping: Mapping): boolean {

@@ -49,7 +49,7 @@ class ProcessSoak {
 
   async run(): Promise<SoakReport> {
     const { tracer } = this.#session;
-    this.#inspector.prepare();
+    this.#inspector.prepare(() => tracer.attend());
     // In its first stop, so that not one of its system calls is missed.
     tracer.onCreated = (tracee, _parent, how) => {
       if (how === 'thread') watch(tracee);

@@ -10,6 +10,7 @@ import type {
   TransitionTarget,
 } from '../../engine/target.js';
 import { type EntryState, type EntryWrite, entryState, planEntryWrites } from './entry-writer.js';
+import { HoldLog, type HoldStart } from './hold-log.js';
 import { collectGarbage } from './own-runtime.js';
 import { callbackObjectsOf } from './patch-callbacks.js';
 import {
@@ -21,10 +22,10 @@ import {
   withoutLeft,
   withoutParts,
 } from './patch-objects.js';
-import { readMappings, readThreadStat, readTimeslices } from './proc.js';
+import { readMappings, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import type { MemoryRange, RegisteredBarrier, RegisteredPatch, RegisteredTransition } from './registry.js';
-import { STOP_TIMEOUT_MS, stopAll, writeWhileStopped } from './stopped-write.js';
+import { isStoppedInTime, stopAll, stuckReason, writeWhileStopped } from './stopped-write.js';
 import { StragglerLog } from './straggler-log.js';
 import type { TaskRecord } from './task-record.js';
 import { TaskRoster } from './task-roster.js';
@@ -43,7 +44,14 @@ const WATCHED_STOPS = 6;
 /** Running threads whose stacks are rehearsed: there are few processors, and the code is warm after some. */
 const MOST_REHEARSED = 4;
 
-export interface ObjectOptions {
+export interface ProcessTransitionOptions {
+  readonly patchId: string;
+  readonly direction: Direction;
+  readonly model: string;
+  /** How long to try to stop all threads where entries are written. */
+  readonly timeoutMs: number;
+  /** Told what an operator should know, a sentence each. */
+  readonly notice: (text: string) => void;
   /** Those of the patch that take part; all without. */
   readonly objects?: readonly string[] | undefined;
   readonly onLeft?: (left: LeftObject) => void;
@@ -62,18 +70,15 @@ export class ProcessTransition implements TransitionTarget {
   readonly #objects: readonly string[] | undefined;
   readonly #onLeft: (left: LeftObject) => void;
   readonly #onPoll: ((space: ProcessSpace) => void) | undefined;
+  readonly #options: ProcessTransitionOptions;
   #direction: Direction;
   readonly #log: StragglerLog;
+  readonly #holds = new HoldLog();
   #barrierSeenAtMs = 0;
 
-  constructor(
-    tracer: Tracer,
-    space: ProcessSpace,
-    patchId: string,
-    direction: Direction,
-    model: string,
-    { objects, onLeft = () => {}, onPoll }: ObjectOptions = {},
-  ) {
+  constructor(tracer: Tracer, space: ProcessSpace, options: ProcessTransitionOptions) {
+    const { patchId, direction, model, objects, onLeft = () => {}, onPoll } = options;
+    this.#options = options;
     this.#tracer = tracer;
     this.#patchId = patchId;
     this.#objects = objects;
@@ -131,8 +136,9 @@ export class ProcessTransition implements TransitionTarget {
   install(direction: Direction): void {
     this.#direction = direction;
     const space = this.#space;
-    space.inspector.prepare();
+    space.inspector.prepare(() => this.#tracer.attend());
     collectGarbage();
+    this.#tracer.attend();
     const before = space.registry.transition;
     const from = stateWithoutSlot(before, direction);
     if (before?.phase !== 'running') space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
@@ -192,7 +198,10 @@ export class ProcessTransition implements TransitionTarget {
     const infos: TaskInfo[] = [];
     for (const space of this.spaces) {
       // Those that run come last: by then tables are read and code is compiled, and their stops are short.
-      const records = [...space.tasks.values()].map((record) => ({ record, runs: record.runsNow() }));
+      const records = [...space.tasks.values()].map((record) => ({
+        record,
+        runs: record.activity() === 'runs',
+      }));
       for (const { record } of records.sort((a, b) => Number(a.runs) - Number(b.runs))) {
         const info = this.#roster.unlessGone(space, () => this.#roster.infoOf(record));
         if (info !== undefined) infos.push(info);
@@ -224,10 +233,11 @@ export class ProcessTransition implements TransitionTarget {
       if (record.stackCopy !== undefined) space.inspector.rehearse(record.stackCopy);
       record.stackCopy = undefined;
       this.#tracer.interrupt(tracee);
-      if (this.#tracer.collect(tracee, STOP_TIMEOUT_MS) === 'running') {
+      if (!isStoppedInTime(this.#tracer, record)) {
         return this.#refuse(record, unstoppable(record), timeslices);
       }
     }
+    const since = this.#holds.begin();
     if ((tracee.state as Tracee['state']) === 'gone' || !this.#tracer.fetchRegisters(tracee)) {
       return this.#goneOutcome(record);
     }
@@ -236,6 +246,7 @@ export class ProcessTransition implements TransitionTarget {
       tracee.syscallStopsWanted =
         tracee.stop.kind === 'syscallStop' ? tracee.syscallStopsWanted : WATCHED_STOPS;
       this.#tracer.resume(tracee);
+      this.#noteCheck(record, since);
       return this.#refuse(record, reason(), timeslices);
     }
     if (check === 'unchecked') this.#recordForced(space);
@@ -245,7 +256,17 @@ export class ProcessTransition implements TransitionTarget {
     this.#log.forget(record);
     tracee.syscallStopsWanted = 0;
     this.#tracer.resume(tracee);
+    this.#noteCheck(record, since);
     return { kind: 'switched' };
+  }
+
+  #noteCheck({ tracee, name, space }: TaskRecord, since: HoldStart): void {
+    this.#holds.end(
+      'check',
+      since,
+      () => `thread ${tracee.tid} (${name}) was`,
+      () => `its stack of ${space.inspector.framesWalked} frames was walked`,
+    );
   }
 
   trySwitchAll(
@@ -254,6 +275,7 @@ export class ProcessTransition implements TransitionTarget {
   ): { switched: true } | { switched: false; refusals: ReadonlyMap<TaskId, StragglerReason> } {
     const refusals = new Map<TaskId, () => StragglerReason>();
     const stopped: TaskRecord[] = [];
+    const since = this.#holds.begin();
     for (const space of this.spaces) {
       for (const record of this.#stopTogether(space)) {
         stopped.push(record);
@@ -273,6 +295,12 @@ export class ProcessTransition implements TransitionTarget {
       }
     }
     for (const record of stopped) this.#tracer.resume(record.tracee);
+    this.#holds.end(
+      'together',
+      since,
+      () => `${stopped.length} threads were`,
+      () => `they were stopped together and their stacks checked (model ${this.#model})`,
+    );
     if (refusals.size === 0) return { switched: true };
     const reasons = new Map([...refusals].map(([id, reason]) => [id, reason()]));
     for (const record of stopped) {
@@ -383,6 +411,18 @@ export class ProcessTransition implements TransitionTarget {
     this.#tracer.detachAll(1000);
   }
 
+  /** Says for how long threads were held where it was longer than usual, and why. */
+  tellHolds(): void {
+    const created = () => 'a thread that created another was';
+    this.#holds.add(
+      'created',
+      this.#tracer.longestCreationMs,
+      created,
+      () => 'livegraft was busy with others',
+    );
+    for (const text of this.#holds.texts()) this.#options.notice(text);
+  }
+
   /** Where all switch together, none may go ahead. A barrier that another run has put there is taken away. */
   get #usesBarrier(): boolean {
     return this.#model === 'hybrid' || this.#model === 'lazy';
@@ -451,6 +491,9 @@ export class ProcessTransition implements TransitionTarget {
       },
       stays: ({ site }) => !this.#mayLeave(space).some((range) => isWithin(range, site.address)),
       expectAlive: () => this.#roster.expectAlive(),
+      timeoutMs: this.#options.timeoutMs,
+      holds: this.#holds,
+      notice: this.#options.notice,
       whenStopped,
       letGo,
     });
@@ -567,7 +610,5 @@ function partNames({ objects }: RegisteredPatch): readonly string[] {
 const BARRIER_LOOK_MS = 5;
 
 function unstoppable(record: TaskRecord): StragglerReason {
-  const state = readThreadStat(record.space.pid, record.tracee.tid)?.state ?? '?';
-  const why = state === 'D' ? 'it is in uninterruptible sleep' : `it is in state ${state}`;
-  return { kind: 'unstoppable', detail: `did not stop within ${STOP_TIMEOUT_MS} ms: ${why}` };
+  return { kind: 'unstoppable', detail: `it ${stuckReason(record.space.pid, record)}` };
 }

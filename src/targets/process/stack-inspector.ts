@@ -48,6 +48,8 @@ export class StackInspector {
     return this.#copy === undefined ? count : readCopy(this.#copy, address, into);
   };
   readonly #findLimits = (address: number): StackLimits | undefined => this.#stackLimits(address);
+  /** By the last check. */
+  framesWalked = 0;
   /** What is walked now in place of the thread's memory. */
   #copy: StackCopy | undefined;
   #mappings: readonly Mapping[];
@@ -92,14 +94,15 @@ export class StackInspector {
 
   /**
    * Reads unwind tables of what is mapped, so that no thread is held for that: those of the vDSO and the program first,
-   * others as far as the time goes. What is not read now is read when a frame needs it.
+   * others as far as the time goes. What is not read now is read when a frame needs it. `attend` is called between.
    */
-  prepare(): void {
+  prepare(attend: () => void): void {
     const until = performance.now() + PREPARE_MS;
     const first = this.#modules.filter((module) => module.name === '[vdso]');
     for (const module of new Set([...first, ...this.#modules])) {
       const code = module.mappings.find((mapping) => mapping.executable);
       if (code !== undefined) this.#map.frameInfo(code.start, true);
+      attend();
       if (performance.now() > until) return;
     }
   }
@@ -120,6 +123,7 @@ export class StackInspector {
    */
   check(tracee: Tracee, ranges: readonly MemoryRange[]): (() => StragglerReason) | undefined {
     const result = this.walk(tracee);
+    this.framesWalked = result.frames.length;
     if (!result.reliable) {
       const { code, detail } = result.reason;
       return () => ({ kind: 'unreliable', cause: code, detail, frames: this.reportFrames(result.frames) });
@@ -133,6 +137,12 @@ export class StackInspector {
       frame: index,
       frames: this.reportFrames(result.frames),
     });
+  }
+
+  /** Where the stacks begin that signal handlers of a stopped thread have interrupted, if the walk is reliable. */
+  stacksEntered(tracee: Tracee): readonly number[] {
+    const { frames, reliable } = this.walk(tracee);
+    return reliable ? frames.filter(({ by }) => by === 'signal').map((frame) => frame.stackPointer) : [];
   }
 
   /** The registers of a stopped thread, which have been fetched, and the top of its stack, as they are now. */
@@ -201,6 +211,7 @@ export class StackInspector {
     });
   }
 
+  /** Where a stack has overflowed, the pointer is below it: in the guard pages, or the gap that a growing stack keeps. */
   #stackLimits(address: number): StackLimits | undefined {
     let low = 0;
     let high = this.#mappings.length;
@@ -210,9 +221,16 @@ export class StackInspector {
       else high = middle;
     }
     const mapping = this.#mappings[low - 1];
-    if (mapping === undefined || address >= mapping.end || !mapping.readable || !mapping.writable)
-      return undefined;
-    return { low: mapping.start, high: mapping.end };
+    const above = this.#mappings[low];
+    if (mapping === undefined || address >= mapping.end)
+      return above?.name === '[stack]' && address >= above.start - STACK_GAP_BYTES
+        ? { low: address, high: above.end }
+        : undefined;
+    if (mapping.readable && mapping.writable) return { low: mapping.start, high: mapping.end };
+    const isGuard = !mapping.readable && !mapping.writable && !mapping.executable;
+    return isGuard && above?.start === mapping.end && above.readable && above.writable
+      ? { low: mapping.start, high: above.end }
+      : undefined;
   }
 
   /** Whether a kept proof says that the row of an address is wrong (`livegraft validate`). */
@@ -254,6 +272,8 @@ function readCopy({ start, bytes }: StackCopy, address: number, into: Uint8Array
 
 const MAX_REPORTED_FRAMES = 64;
 const PREPARE_MS = 30;
+/** `stack_guard_gap` of the kernel (mm/mmap.c): nothing else is mapped so near below a stack that grows. */
+const STACK_GAP_BYTES = 2 ** 20;
 const COPIED_BYTES = 16 * 1024;
 const REHEARSALS = 20;
 const REHEARSAL_MS = 5;

@@ -6,13 +6,22 @@ import {
   rehearseEntries,
   writeEntries,
 } from './entry-writer.js';
+import type { HoldLog, HoldStart } from './hold-log.js';
+import { readBlockingSyscall } from './proc.js';
 import type { ProcessSpace } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
+import { blockingCallName } from './syscalls.js';
 import type { TaskRecord } from './task-record.js';
 import { sleepSync, spinSync, type Tracer } from './tracer.js';
 
-export const STOP_TIMEOUT_MS = 300;
-const ATTEMPTS = 60;
+const STOP_TIMEOUT_MS = 300;
+/** So often a thread that does not stop is looked at: one that sleeps and can't be woken is not waited for. */
+const STUCK_LOOK_MS = 10;
+/** Whatever the timeout. A thread that is stuck holds up each try for a while. */
+const FEWEST_ATTEMPTS = 60;
+const FEWEST_ATTEMPTS_STUCK = 3;
+/** From then on it is said who is waited for. */
+const TOLD_AFTER_MS = 500;
 const LONGEST_PAUSE_MS = 50;
 
 /**
@@ -33,6 +42,11 @@ export interface StoppedWrite {
   readonly stays: (write: EntryWrite) => boolean;
   /** Throws when the target has gone. */
   readonly expectAlive: () => void;
+  /** How long to go on trying, a few tries in any case. */
+  readonly timeoutMs: number;
+  readonly holds: HoldLog;
+  /** Told when it takes long. */
+  readonly notice: (text: string) => void;
   /**
    * Called once for each stopped thread, before anything is written, its registers fetched; once an attempt. `ran`: it
    * was running, and is being held now.
@@ -45,58 +59,126 @@ export interface StoppedWrite {
 /**
  * Stops every thread of a space and writes entries, when no thread is inside the bytes to be overwritten. All or none
  * is written. Sleeping threads are stopped first, while the others run on; these are stopped last and let go at once,
- * so that the pause of a busy thread does not grow with the number of threads that sleep.
- * Throws `install-timeout` when it can't be done in a number of tries, every thread running again.
+ * so that the pause of a busy thread does not grow with the number of threads that sleep. As long as one is stuck in
+ * the kernel, no other is held.
+ * Throws `install-timeout` when it can't be done in time, every thread running again.
  */
 export function writeWhileStopped(options: StoppedWrite): void {
   const { tracer, space, letGo } = options;
-  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+  const start = performance.now();
+  const until = start + options.timeoutMs;
+  let isTold = false;
+  for (let attempt = 0; ; attempt++) {
     options.expectAlive();
     const round = stopForWrite(options);
     if (round.written) {
       for (const record of round.runners) letGo(record);
+      noteHold(options, round.runners, 'running', round.runnersSince);
       for (const record of round.sleepers) {
         letGo(record);
         spinSync(LET_GO_SPACING_MS);
       }
+      noteHold(options, round.sleepers, 'sleeping', round.sleepersSince);
       return;
     }
-    for (const record of [...round.runners, ...round.sleepers]) tracer.resume(record.tracee);
+    for (const record of round.runners) tracer.resume(record.tracee);
+    noteHold(options, round.runners, 'running', round.runnersSince);
+    for (const record of round.sleepers) tracer.resume(record.tracee);
+    noteHold(options, round.sleepers, 'sleeping', round.sleepersSince);
+    const now = performance.now();
+    const fewest = round.late.some((record) => record.activity() === 'stuck')
+      ? FEWEST_ATTEMPTS_STUCK
+      : FEWEST_ATTEMPTS;
+    if (now > until && attempt >= fewest) throw timeoutError(space, round.late, now - start);
+    if (!isTold && now > start + TOLD_AFTER_MS && round.late.length > 0) {
+      isTold = true;
+      options.notice(`${describeStuck(space, round.late)}: waiting for it, the others go on meanwhile`);
+    }
     // On a busy machine a thread may not get a processor for long: it would be met at the same place again.
     sleepSync(Math.min(0.2 * 1.5 ** attempt, LONGEST_PAUSE_MS));
   }
-  throw new LivegraftError(
+}
+
+function noteHold(
+  { holds, space }: StoppedWrite,
+  records: readonly TaskRecord[],
+  what: string,
+  since: HoldStart,
+): void {
+  if (records.length === 0) return;
+  holds.end(
+    `write ${what}`,
+    since,
+    () => `${records.length} ${what} ${records.length === 1 ? 'thread was' : 'threads were'}`,
+    () => `all ${space.tasks.size} threads were stopped to change the entries of functions`,
+  );
+}
+
+function timeoutError(space: ProcessSpace, late: readonly TaskRecord[], ms: number): LivegraftError {
+  const tries = `in ${(ms / 1000).toFixed(1)} s`;
+  return new LivegraftError(
     'install-timeout',
-    `process ${space.pid}: its threads could not all be stopped outside of the bytes to change, in ${ATTEMPTS} tries`,
+    late.length > 0
+      ? `process ${space.pid}: ${describeStuck(space, late)} and could not be stopped ${tries}`
+      : `process ${space.pid}: its threads could not all be stopped outside of the bytes to change ${tries}`,
     {
       remedy:
-        'a thread may be in uninterruptible sleep (a vfork parent, a hanging disk): see livegraft stack --pid, and try again',
-      details: { pid: space.pid },
+        late.length > 0
+          ? 'wait until it has left the system call (a vfork child that executes its program, a disk that answers), or give a longer --timeout'
+          : 'the machine may be overloaded: try again, or give a longer --timeout',
+      details: { pid: space.pid, ...(late[0] === undefined ? {} : { tid: late[0].tracee.tid }) },
     },
   );
 }
 
+/** "thread 12 (name) is …", and how many more. */
+function describeStuck(space: ProcessSpace, [first, ...more]: readonly TaskRecord[]): string {
+  if (first === undefined) return '';
+  const { tid } = first.tracee;
+  const others = more.length === 0 ? '' : ` (and ${more.length} more)`;
+  return `thread ${tid} (${first.name})${others} ${stuckReason(space.pid, first)}`;
+}
+
+/** Why a thread did not stop, as the end of a sentence about it. */
+export function stuckReason(pid: number, record: TaskRecord): string {
+  if (record.activity() !== 'stuck') return 'did not get a processor to stop on';
+  const call = readBlockingSyscall(pid, record.tracee.tid);
+  const where = call === undefined || call.number < 0 ? '' : ` in ${blockingCallName(call.number)}`;
+  return `is in uninterruptible sleep${where}`;
+}
+
 interface Round {
   readonly written: boolean;
+  /** Those that could not be stopped. */
+  readonly late: readonly TaskRecord[];
+  /** When the first of each was stopped. */
+  readonly runnersSince: HoldStart;
+  readonly sleepersSince: HoldStart;
   /** Stopped threads: those that ran, those that slept. */
   readonly runners: readonly TaskRecord[];
   readonly sleepers: readonly TaskRecord[];
 }
 
-function stopForWrite({ tracer, space, plan, stays, whenStopped }: StoppedWrite): Round {
+function stopForWrite({ tracer, space, plan, stays, whenStopped, holds }: StoppedWrite): Round {
   const runners: TaskRecord[] = [];
   const sleepers: TaskRecord[] = [];
+  const stuck: TaskRecord[] = [];
   const known = new Set<TaskRecord>();
   let adopted = space.adopted;
   for (const record of space.tasks.values()) {
     known.add(record);
-    (record.runsNow() ? runners : sleepers).push(record);
+    const activity = record.activity();
+    (activity === 'runs' ? runners : activity === 'stuck' ? stuck : sleepers).push(record);
   }
   const late: TaskRecord[] = [];
   const stop = (records: readonly TaskRecord[], ran: boolean) => {
     late.push(...stopAll(tracer, records, (record) => whenStopped(record, ran)));
   };
-  for (let i = 0; i < sleepers.length; i += BATCH) stop(sleepers.slice(i, i + BATCH), false);
+  const sleepersSince = holds.begin();
+  stop(stuck, false);
+  for (let i = 0; i < sleepers.length && late.length === 0; i += BATCH)
+    stop(sleepers.slice(i, i + BATCH), false);
+  sleepers.push(...stuck);
   const writes = plan();
   rehearseEntries(space.memory, writes.filter(stays));
   const isStopped = (record: TaskRecord) => record.tracee.state === 'stopped';
@@ -104,6 +186,7 @@ function stopForWrite({ tracer, space, plan, stays, whenStopped }: StoppedWrite)
     isStopped(record) && isInsideWrites(writes, readRegister(record.tracee.registers, RIP));
   // What can be known of the sleeping ones is looked at before a running one is held.
   let mayWrite = late.length === 0 && !sleepers.some(isInside);
+  const runnersSince = holds.begin();
   if (mayWrite) stop(runners, true);
   // Threads that were created meanwhile: their creators are stopped now, so this comes to an end.
   while (mayWrite && late.length === 0 && space.adopted !== adopted) {
@@ -115,7 +198,14 @@ function stopForWrite({ tracer, space, plan, stays, whenStopped }: StoppedWrite)
   }
   mayWrite &&= late.length === 0 && !runners.some(isInside) && areCurrent(space.memory, writes);
   if (mayWrite) writeEntries(space.memory, writes);
-  return { written: mayWrite, runners: runners.filter(isStopped), sleepers: sleepers.filter(isStopped) };
+  return {
+    written: mayWrite,
+    late,
+    runnersSince,
+    sleepersSince,
+    runners: runners.filter(isStopped),
+    sleepers: sleepers.filter(isStopped),
+  };
 }
 
 /** Interrupts all, then waits for each. Returns those that did not stop in time. */
@@ -127,8 +217,17 @@ export function stopAll(
   for (const record of records) if (record.tracee.state === 'running') tracer.interrupt(record.tracee);
   const late: TaskRecord[] = [];
   for (const record of records) {
-    if (tracer.collect(record.tracee, STOP_TIMEOUT_MS) === 'running') late.push(record);
+    if (!isStoppedInTime(tracer, record)) late.push(record);
     else if (record.tracee.state === 'stopped' && tracer.fetchRegisters(record.tracee)) whenStopped(record);
   }
   return late;
+}
+
+/** Waits for an interrupted thread to stop, as long as it may be on its way. */
+export function isStoppedInTime(tracer: Tracer, record: TaskRecord): boolean {
+  const until = performance.now() + STOP_TIMEOUT_MS;
+  while (tracer.collect(record.tracee, STUCK_LOOK_MS) === 'running') {
+    if (performance.now() > until || record.activity() === 'stuck') return false;
+  }
+  return true;
 }

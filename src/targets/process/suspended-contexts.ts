@@ -11,21 +11,20 @@ const SCAN_LIMIT_BYTES = 2 ** 30;
 const CHUNK_BYTES = 2 ** 20;
 
 export interface MemoryScan {
-  readonly hits: readonly { readonly at: number; readonly value: number }[];
+  readonly hit: { readonly at: number; readonly value: number } | undefined;
   readonly isComplete: boolean;
 }
 
-/** Looks for aligned 8-byte values that lie in one of the ranges, in private writable memory. */
+/** Looks for an aligned 8-byte value that lies in one of the ranges, in private writable memory. */
 function scanForPointers(
   memory: ProcessMemory,
   mappings: readonly Mapping[],
   ranges: readonly MemoryRange[],
   /** Where to begin in a mapping; its end to leave it out. */
   from: (mapping: Mapping) => number,
-  accept: (value: number) => boolean = () => true,
-  maxHits = 8,
+  accept: (value: number, at: number) => boolean,
+  attend: () => void,
 ): MemoryScan {
-  const hits: { at: number; value: number }[] = [];
   const low = Math.min(...ranges.map((r) => r.address));
   const high = Math.max(...ranges.map((r) => r.address + r.sizeBytes));
   const buffer = Buffer.alloc(CHUNK_BYTES);
@@ -35,7 +34,7 @@ function scanForPointers(
   for (const mapping of mappings) {
     if (!mapping.writable || !mapping.readable || mapping.shared || isOwnMapping(mapping)) continue;
     for (let at = from(mapping); at < mapping.end; at += CHUNK_BYTES) {
-      if (left <= 0) return { hits, isComplete: false };
+      if (left <= 0) return { hit: undefined, isComplete: false };
       const count = memory.read(at, buffer.subarray(0, Math.min(CHUNK_BYTES, mapping.end - at)));
       left -= count;
       for (let i = 1; i < count / 4; i += 2) {
@@ -43,27 +42,35 @@ function scanForPointers(
         if (top < lowTop || top > highTop) continue;
         const value = top * 2 ** 32 + (words[i - 1] as number);
         if (value < low || value >= high) continue;
-        if (!ranges.some((r) => value >= r.address && value < r.address + r.sizeBytes) || !accept(value))
-          continue;
-        hits.push({ at: at + (i - 1) * 4, value });
-        if (hits.length >= maxHits) return { hits, isComplete: false };
+        const hit = { at: at + (i - 1) * 4, value };
+        if (!ranges.some((range) => isInside(range, value)) || !accept(value, hit.at)) continue;
+        return { hit, isComplete: false };
       }
+      attend();
     }
   }
-  return { hits, isComplete: true };
+  return { hit: undefined, isComplete: true };
+}
+
+function isInside({ address, sizeBytes }: MemoryRange, value: number): boolean {
+  return value >= address && value < address + sizeBytes;
 }
 
 /**
  * Refuses when something that looks like a return address into a function to be replaced lies in memory that is no
  * thread's stack: a suspended coroutine or swapcontext would return into it unseen. Saved contexts that are encrypted
- * (setjmp of glibc) can't be seen. `stackPointers` tell which mappings are stacks that the walk covers.
+ * (setjmp of glibc) can't be seen. `stackPointers` tell which mappings are stacks that the walk covers; `otherStacks`,
+ * asked only where something was found, are those that a thread is not on: signal stacks, and what signal handlers on
+ * them have interrupted. What lies there is stale, or the walk covers it. `attend` is called every megabyte.
  */
 export function expectNoSuspendedContext(options: {
   readonly memory: ProcessMemory;
   readonly mappings: readonly Mapping[];
   readonly stackPointers: readonly number[];
+  readonly otherStacks: () => readonly MemoryRange[];
   readonly ranges: readonly MemoryRange[];
   readonly decoder: InstructionDecoder;
+  readonly attend: () => void;
 }): { readonly isComplete: boolean } {
   const { memory, mappings, stackPointers, ranges, decoder } = options;
   if (ranges.length === 0) return { isComplete: true };
@@ -75,8 +82,14 @@ export function expectNoSuspendedContext(options: {
     return count === code.length && decoder.isPrecededByCall(code, code.length);
   };
   const from = (mapping: Mapping) => (isStack(mapping) ? mapping.end : mapping.start);
-  const scan = scanForPointers(memory, mappings, ranges, from, isReturnAddress, 1);
-  const [hit] = scan.hits;
+  let others: readonly MemoryRange[] | undefined;
+  const accept = (value: number, at: number): boolean => {
+    if (!isReturnAddress(value)) return false;
+    others ??= options.otherStacks();
+    return !others.some((range) => isInside(range, at));
+  };
+  const scan = scanForPointers(memory, mappings, ranges, from, accept, options.attend);
+  const { hit } = scan;
   if (hit !== undefined) {
     throw new LivegraftError(
       'suspended-context',
@@ -100,6 +113,7 @@ export function isStillReferenced(
   mappings: readonly Mapping[],
   stackPointers: readonly number[],
   image: MemoryRange & { readonly textBytes: number; readonly entries: readonly number[] },
+  attend: () => void,
 ): boolean {
   const entries = new Set(image.entries);
   const from = (mapping: Mapping) => {
@@ -107,6 +121,6 @@ export function isStillReferenced(
     return inside.length === 0 ? mapping.start : Math.floor(Math.min(...inside) / 8) * 8;
   };
   const counts = (value: number) => value >= image.address + image.textBytes || entries.has(value);
-  const scan = scanForPointers(memory, mappings, [image], from, counts, 1);
-  return scan.hits.length > 0 || !scan.isComplete;
+  const scan = scanForPointers(memory, mappings, [image], from, counts, attend);
+  return scan.hit !== undefined || !scan.isComplete;
 }

@@ -5,6 +5,7 @@ export const SYS_kill = 62;
 export const SYS_futex = 202;
 export const SYS_munmap = 11;
 export const SYS_close = 3;
+export const SYS_sigaltstack = 131;
 export const SYS_restart_syscall = 219;
 export const SYS_memfd_create = 319;
 
@@ -94,6 +95,7 @@ export function isWait(number: number): boolean {
 }
 
 /** Calls in which threads wait, for people. */
+const VFORK = 'vfork, until the child that runs on its memory executes a program or ends';
 const BLOCKING_NAMES = new Map<number, string>([
   [0, 'read'],
   [1, 'write'],
@@ -109,6 +111,8 @@ const BLOCKING_NAMES = new Map<number, string>([
   [45, 'recvfrom'],
   [46, 'sendmsg'],
   [47, 'recvmsg'],
+  [56, VFORK],
+  [58, VFORK],
   [61, 'wait4'],
   [65, 'semop'],
   [72, 'fcntl'],
@@ -127,6 +131,7 @@ const BLOCKING_NAMES = new Map<number, string>([
   [281, 'epoll_pwait'],
   [288, 'accept4'],
   [426, 'io_uring_enter'],
+  [435, VFORK],
   [441, 'epoll_pwait2'],
 ]);
 

@@ -4,10 +4,11 @@ import { LivegraftError } from '../../base/errors.js';
 import type { ProcessMemory } from './memory.js';
 import { PAGE_BYTES } from './placement.js';
 import { type Mapping, memoryFolder, readMappings } from './proc.js';
+import type { MemoryRange } from './registry.js';
 import { findLanding } from './remote-call.js';
-import { SYS_close, SYS_memfd_create, SYS_mmap, SYS_munmap } from './syscalls.js';
+import { SYS_close, SYS_memfd_create, SYS_mmap, SYS_munmap, SYS_sigaltstack } from './syscalls.js';
 import { type Purpose, ThreadBorrower } from './thread-borrower.js';
-import type { Tracer } from './tracer.js';
+import type { Tracee, Tracer } from './tracer.js';
 
 export const PROT_READ = 1;
 export const PROT_WRITE = 2;
@@ -99,11 +100,31 @@ export class TargetMemory {
       }
     });
   }
+
+  /**
+   * The stack that signal handlers of a thread run on; undefined when it has none, or can't be asked (a seccomp filter,
+   * no room). `look` is called meanwhile, the thread stopped with its registers fetched.
+   */
+  signalStackOf(tracee: Tracee, look: () => void): MemoryRange | undefined {
+    return this.#borrower.ask(tracee, [SYS_sigaltstack], look, (caller) => {
+      const at = caller.placeArgument(Buffer.alloc(STACK_T_BYTES));
+      if (caller.call(SYS_sigaltstack, 0, at) !== 0) return undefined;
+      const answer = Buffer.from(this.#memory.readExactly(at, STACK_T_BYTES));
+      const isDisabled = (answer.readUInt32LE(8) & SS_DISABLE) !== 0;
+      return isDisabled
+        ? undefined
+        : { address: Number(answer.readBigUInt64LE(0)), sizeBytes: Number(answer.readBigUInt64LE(16)) };
+    });
+  }
 }
 
 export function roundUp(sizeBytes: number): number {
   return Math.ceil(sizeBytes / PAGE_BYTES) * PAGE_BYTES;
 }
+
+/** `stack_t`: address, flags, size (sigaltstack(2)). */
+const STACK_T_BYTES = 24;
+const SS_DISABLE = 2;
 
 const EEXIST = 17;
 

@@ -41,9 +41,14 @@ export class TaskRecord {
     return now === undefined || now - this.refusal.timeslices > OWN_WAKEUPS;
   }
 
-  /** Whether it has a processor or waits for one. */
-  runsNow(): boolean {
-    return this.tracee.state === 'running' && readThreadStat(this.space.pid, this.tracee.tid)?.state === 'R';
+  /**
+   * Whether it has a processor or waits for one, sleeps so that a stop wakes it, or does not even then: in
+   * `vfork`, as long as the child runs on its memory, or for a disk.
+   */
+  activity(): 'runs' | 'sleeps' | 'stuck' {
+    if (this.tracee.state !== 'running') return 'sleeps';
+    const state = readThreadStat(this.space.pid, this.tracee.tid)?.state;
+    return state === 'R' ? 'runs' : state === 'D' ? 'stuck' : 'sleeps';
   }
 
   noteRefusal(reason: StragglerReason, timeslices: number | undefined, atMs: number): void {

@@ -37,6 +37,7 @@ export class ThreadBorrower {
    */
   borrow<T>(purpose: Purpose, work: (caller: RemoteCaller) => T): T {
     const { pid } = this.#memory;
+    this.#tracer.attend();
     const problems: unknown[] = [];
     for (const tracee of this.#candidates(purpose)) {
       if (!this.#stopAtRest(tracee)) continue;
@@ -67,6 +68,7 @@ export class ThreadBorrower {
       } finally {
         caller.restore();
         this.#tracer.resume(tracee);
+        this.#tracer.attend();
       }
     }
     throw (
@@ -81,6 +83,32 @@ export class ThreadBorrower {
         },
       )
     );
+  }
+
+  /**
+   * Has a certain thread make system calls. `look` is called before, the thread stopped with its registers fetched. Undefined
+   * where it can't be borrowed.
+   */
+  ask<T>(
+    tracee: Tracee,
+    syscalls: readonly number[],
+    look: () => void,
+    work: (caller: RemoteCaller) => T,
+  ): T | undefined {
+    if (!this.#stopAtRest(tracee)) return undefined;
+    let caller: RemoteCaller | undefined;
+    try {
+      if (this.#tracer.fetchRegisters(tracee)) look();
+      if (tracee.stop.kind === 'groupStop') return undefined;
+      caller = new RemoteCaller(this.#tracer, tracee, this.#memory, this.#landing, syscalls);
+      return work(caller);
+    } catch (error) {
+      if (error instanceof LivegraftError) return undefined;
+      throw error;
+    } finally {
+      caller?.restore();
+      this.#tracer.resume(tracee);
+    }
   }
 
   /** It was woken from its wait by us, and nothing else. */

@@ -94,6 +94,9 @@ export class Tracer {
   readonly tracees = new Map<number, Tracee>();
   /** Called with a new tracee in its very first stop, before it has run any user code. */
   onCreated: (tracee: Tracee, parent: Tracee, how: 'thread' | 'process' | 'vfork') => void = () => {};
+  /** How long at most a thread that created another was held until that was noted. */
+  longestCreationMs = 0;
+  #lookedAtMs = performance.now();
   #events: TracerEvent[] = [];
 
   /** Attaches without stopping. Returns undefined when the thread is gone or can't run user code. */
@@ -221,11 +224,15 @@ export class Tracer {
     return events;
   }
 
-  /** Lets threads that have stopped by themselves go on, and notes for {@link poll} what happened. */
+  /**
+   * Lets threads that have stopped by themselves go on, and notes for {@link poll} what happened: one that creates another
+   * is held until then, so whoever works for longer calls it now and then.
+   */
   attend(): void {
     for (const tracee of [...this.tracees.values()]) {
       if (tracee.state === 'running' && !tracee.isBorrowed && this.#check(tracee)) this.#settle(tracee);
     }
+    this.#lookedAtMs = performance.now();
   }
 
   /** Fetches the registers of a stopped thread. Returns false when it is gone. */
@@ -342,6 +349,7 @@ export class Tracer {
   }
 
   #adopt(parent: Tracee, stop: 'cloneStop' | 'forkStop' | 'vforkStop'): void {
+    this.longestCreationMs = Math.max(this.longestCreationMs, performance.now() - this.#lookedAtMs);
     const tid = native.getEventMessage(parent.tid);
     const how = stop === 'cloneStop' ? 'thread' : stop === 'forkStop' ? 'process' : 'vfork';
     const child = new Tracee(tid, how === 'process' ? tid : parent.pid, how === 'vfork');
