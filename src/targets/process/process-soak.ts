@@ -56,8 +56,8 @@ class ProcessSoak {
     };
     for (const tracee of [...tracer.tracees.values()]) {
       watch(tracee);
-      // What it does until its next stop of any kind goes unwatched.
-      if (this.#isRunning(tracee)) this.#walkNow(tracee);
+      // What it does until its next stop of any kind goes unwatched, and one that sleeps may have no other for long.
+      this.#walkNow(tracee);
     }
     for (let idle = 0; this.#isToGoOn(); ) {
       const isBusy = this.#takeStops() || this.#takeInstant();
