@@ -38,7 +38,9 @@ export const PACKAGES = {
     { name: 'dpkg-dev', command: 'dpkg-source' },
     { name: 'pkg-config', command: 'pkg-config' },
   ],
+  faults: COMPILER,
   'bench:apply': COMPILER,
+  'bench:engine': COMPILER,
   'bench:stack': [...COMPILER, { name: 'elfutils', command: 'eu-stack' }, { name: 'libunwind-dev' }],
   // libelf1 is what objtool is linked with; libssl3 is one of the files.
   'bench:validate': [...ORACLES, { name: 'libelf1' }, { name: 'libssl3' }],

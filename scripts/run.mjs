@@ -24,6 +24,7 @@ const TASKS = {
   verdicts: ['--import', 'tsx', 'test/oracle/verdicts.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
   simulate: ['--import', 'tsx', 'test/simulation/simulate.ts'],
+  faults: ['--import', 'tsx', 'test/faults/run.ts'],
   fuzz: ['--import', 'tsx', 'fuzz/run.ts'],
 };
 

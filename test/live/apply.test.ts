@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
+import { createProcessOperations } from '../../src/cli/process-operations.js';
 import { compilePatch, livegraft, nextLine, pause, snapshot } from '../support/live.js';
 import { startForTest } from '../support/test-target.js';
 
@@ -73,9 +74,22 @@ describe('apply and revert', () => {
     const canary = compilePatch('canary.c');
     // Its threads spin on both cores: livegraft is to come first, or this takes twice as long.
     const target = await startForTest('/usr/bin/nice', '-n', '10', canary.program, '900');
-    for (let i = 0; i < 100; i++) {
-      expect(livegraft('apply', '--pid', String(target.pid), canary.patch).stderr).toBe('');
-      expect(livegraft('revert', '--pid', String(target.pid)).stderr).toBe('');
+    expect(livegraft('apply', '--pid', String(target.pid), canary.patch).stderr).toBe('');
+    expect(livegraft('revert', '--pid', String(target.pid)).stderr).toBe('');
+    // The others from within this process: starting a command takes several times as long as what it then does.
+    const operations = createProcessOperations();
+    const common = {
+      pid: target.pid,
+      model: 'hybrid',
+      timeoutMs: 30_000,
+      allowSuspendedContexts: false,
+      signal: new AbortController().signal,
+      onEvent: () => {},
+    } as const;
+    for (let i = 1; i < 100; i++) {
+      const patch = { patchPath: canary.patch, barrier: undefined, replace: false };
+      expect((await operations.apply({ ...common, ...patch })).result.kind).toBe('complete');
+      expect((await operations.revert({ ...common, patch: undefined })).result.kind).toBe('complete');
     }
     expect(target.output().trimEnd()).toBe(`ready ${target.pid}`);
     expect(target.isAlive()).toBe(true);

@@ -128,10 +128,16 @@ export function startLivegraft(...args: readonly string[]): {
   readonly done: Promise<Run>;
   output(): string;
   signal(name: NodeJS.Signals): void;
+  /** When it has said its first word, or has ended without one. */
+  readonly begun: Promise<void>;
 } {
   const child = spawn(BIN, [...args], { timeout: 60_000 });
   let stdout = '';
   let stderr = '';
+  const begun = new Promise<void>((resolve) => {
+    child.stdout.once('data', () => resolve());
+    child.once('close', () => resolve());
+  });
   child.stdout.on('data', (bytes) => {
     stdout += bytes;
   });
@@ -144,7 +150,7 @@ export function startLivegraft(...args: readonly string[]): {
       resolve({ code: code ?? -1, stdout, stderr, lines });
     });
   });
-  return { done, output: () => stdout, signal: (name) => child.kill(name) };
+  return { done, begun, output: () => stdout, signal: (name) => child.kill(name) };
 }
 
 function parseLines(text: string): Record<string, unknown>[] {
@@ -156,8 +162,10 @@ function parseLines(text: string): Record<string, unknown>[] {
 
 /** Where a run of the command line is to be hurt: see `fault.mjs`. `step` counts from 1. */
 export interface Fault {
-  readonly kind: 'kill-before' | 'throw';
+  readonly kind: 'kill-before' | 'throw' | 'none';
   readonly step: number;
+  /** At this step it is sent SIGQUIT, too. */
+  readonly turnAt?: number;
 }
 
 /** Runs the command line with a fault. `steps` is how many it took, undefined when it was killed. */
@@ -181,6 +189,7 @@ export function hurtLivegraft(
         NODE_EXTRA_CA_CERTS: undefined,
         LIVEGRAFT_FAULT: fault?.kind,
         LIVEGRAFT_FAULT_AT: String(fault?.step ?? 0),
+        LIVEGRAFT_TURN_AT: String(fault?.turnAt ?? 0),
         LIVEGRAFT_FAULT_COUNT: counted,
       },
     },

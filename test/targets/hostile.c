@@ -1,6 +1,6 @@
 /* A program that is hard to patch. It counts what it must never see: a call that mixes versions, and work that got lost.
  *   hostile MODE SECONDS [THREADS]     (the modes are in the table at the end)
- * Compiled with -DPATCHED for the new versions. Prints "ready PID", then once in 20 ms
+ * Compiled with -DPATCHED or -DVERSION=n for the new versions. Prints "ready PID", then once in 20 ms
  *   "VERSION mixes M lost L done D" */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
@@ -19,9 +19,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifdef PATCHED
+#if !defined VERSION && defined PATCHED
 #define VERSION 2
-#else
+#elif !defined VERSION
 #define VERSION 1
 #endif
 
@@ -31,6 +31,8 @@ struct counts {
 };
 static struct counts *counts;
 static volatile int zero;
+/* What outer() does first in a thread that stays there. */
+static __thread void (*volatile stay)(void);
 
 __attribute__((noinline, noipa)) int inner(int contract) {
   if (contract != VERSION * 1000) atomic_fetch_add(&counts->mixes, 1);
@@ -39,6 +41,7 @@ __attribute__((noinline, noipa)) int inner(int contract) {
 
 __attribute__((noinline, noipa)) int outer(int naps) {
   int version = VERSION;
+  if (stay) stay();
   for (int i = 0; i < 3; i++) {
     if (inner(version * 1000 + zero) != version) atomic_fetch_add(&counts->mixes, 1);
     if (naps) usleep(500);
@@ -280,6 +283,18 @@ static void *asking(void *unused) {
   return unused;
 }
 
+static void wait_for_ever(void) {
+  for (;;) pause();
+}
+
+/* Requests, and a thread that holds a transition up. */
+static void *holding(void *unused) {
+  start(asking, NULL, SMALL);
+  stay = wait_for_ever;
+  outer(0);
+  return unused;
+}
+
 static const struct {
   const char *name;
   void *(*body)(void *);
@@ -296,6 +311,7 @@ static const struct {
     {"deep", diving, (void *)100000, 64 << 20},
     {"overflow", overflowing, NULL, SMALL},
     {"load", asking, NULL, SMALL},
+    {"held", holding, NULL, SMALL},
 };
 
 int main(int argc, char **argv) {

@@ -2,6 +2,7 @@ import { LivegraftError, ParseError } from '../../base/errors.js';
 import type { Patch } from '../../patch/content.js';
 import { Doorbell, mapDoorbell } from './doorbell.js';
 import { planEntryWrites, writeByPages } from './entry-writer.js';
+import { HoldLog } from './hold-log.js';
 import type { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
 import { hasIdentity } from './patch-loader.js';
