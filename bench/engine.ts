@@ -1,12 +1,11 @@
-import { join } from 'node:path';
 import type { TransitionTarget } from '../src/engine/target.js';
 import { runTransition } from '../src/engine/transition.js';
 import { Choices } from '../src/targets/simulated/choices.js';
 import { type MachineOptions, SimulatedMachine } from '../src/targets/simulated/machine.js';
 import { SimulatedTransition } from '../src/targets/simulated/simulated-transition.js';
 import { simulate } from '../src/targets/simulated/simulation.js';
-import { livegraft, startTarget } from '../test/support/live.js';
-import { compileWithPatch, inFolder, medianOf, publish, spread } from './support.js';
+import { measureLive } from './engine-live.js';
+import { medianOf, publish } from './support.js';
 
 /**
  * `npm run -s bench:engine -- --json`: transitions of 10 to 10,000 simulated tasks that call, return and sleep meanwhile, a tenth
@@ -15,8 +14,7 @@ import { compileWithPatch, inFolder, medianOf, publish, spread } from './support
  * oracle's passes over all tasks. Neither may grow with the number of tasks; the slowest of many tasks is slower than the slowest
  * of few, so that `simulatedMs` does. `churn`: how many tasks were created or ended meanwhile, for each that there is; the
  * engine hears of each. `schedules`: whole ones of docs/simulation.md, on one thread.
- * `live` rows are real: an apply to a process with so many threads, of which one is busy, one in ten wakes every millisecond
- * (at most 100), and the others wait in a system call. Every stack is checked; `longestHeldMs` is what livegraft itself says.
+ * `live` rows, which `--live` asks for alone: see `engine-live.ts`.
  */
 const PATCH = {
   id: 'fix',
@@ -127,79 +125,40 @@ async function transition(tasks: number, seed: number, isSteady: boolean): Promi
   return { engineMs, wallMs, tasks: result.tasks, attempts, churn, simulatedMs: result.durationMs };
 }
 
-const rows: object[] = [];
-// The just-in-time compiler has seen everything before the first row.
-for (let seed = 1; seed <= 100; seed++) await transition(30, seed, seed % 2 === 0);
-for (const [size, isSteady] of [...SIZES.map((size) => [size, true] as const), [1000, false] as const]) {
-  const runs: Measured[] = [];
-  for (let seed = 1; seed <= runsOf(size); seed++) runs.push(await transition(size, seed, isSteady));
-  const of = (what: (run: Measured) => number) => medianOf(runs.map(what));
-  rows.push({
-    what: 'transition',
-    tasks: size,
-    runs: runs.length,
-    attemptsPerTask: of((run) => run.attempts / run.tasks),
-    churn: of((run) => run.churn / run.tasks),
-    simulatedMs: of((run) => run.simulatedMs),
-    wallMs: of((run) => run.wallMs),
-    engineMicrosecondsPerTask: of((run) => (run.engineMs * 1000) / run.tasks),
-    microsecondsPerTask: of((run) => (run.wallMs * 1000) / run.tasks),
-  });
-}
-
 const SCHEDULES = 10_000;
-const start = performance.now();
-const { failed } = await simulate({ firstSeed: 1, schedules: SCHEDULES });
-const wallMs = performance.now() - start;
-if (failed !== undefined) throw new Error(`seed ${failed.seed}: ${failed.violation}`);
-rows.push({
-  what: 'schedules',
-  runs: SCHEDULES,
-  schedulesPerSecond: Math.round((SCHEDULES / wallMs) * 1000),
-});
-const LIVE_THREADS = [10, 100, 1000];
-const LIVE_APPLIES = 7;
 
-/** The longest time that threads were held, in one apply's notices. */
-function longestHeld(lines: readonly Record<string, unknown>[]): number {
-  const held = lines.map(({ text }) => Number(/ held for ([\d.]+) ms/.exec(String(text))?.[1] ?? 0));
-  return Math.max(...held);
-}
-
-await inFolder(async (folder) => {
-  const { program, patch } = compileWithPatch(folder, 'target.c');
-  for (const threads of LIVE_THREADS) {
-    const ticking = Math.min(100, threads / 10);
-    const counts = [1, ticking, threads - 1 - ticking].map(String);
-    const target = await startTarget(program, ...counts, join(folder, 'gaps'), '300');
-    const pid = String(target.pid);
-    const [walls, transitions, held]: [number[], number[], number[]] = [[], [], []];
-    let tasks = 0;
-    try {
-      for (let i = 0; i < LIVE_APPLIES; i++) {
-        const start = performance.now();
-        const run = livegraft('--json', 'apply', '--pid', pid, patch);
-        walls.push(performance.now() - start);
-        if (run.code !== 0) throw new Error(`apply ended with ${run.code}: ${run.stdout}${run.stderr}`);
-        const { result } = run.lines.at(-1) as { result: { durationMs: number; tasks: number } };
-        transitions.push(result.durationMs);
-        tasks = result.tasks;
-        held.push(longestHeld(run.lines));
-        const reverted = livegraft('revert', '--pid', pid);
-        if (reverted.code !== 0) throw new Error(`revert ended with ${reverted.code}: ${reverted.stderr}`);
-      }
-    } finally {
-      target.stop();
-    }
+async function measureSimulated(): Promise<object[]> {
+  const rows: object[] = [];
+  // The just-in-time compiler has seen everything before the first row.
+  for (let seed = 1; seed <= 100; seed++) await transition(30, seed, seed % 2 === 0);
+  for (const [size, isSteady] of [...SIZES.map((size) => [size, true] as const), [1000, false] as const]) {
+    const runs: Measured[] = [];
+    for (let seed = 1; seed <= runsOf(size); seed++) runs.push(await transition(size, seed, isSteady));
+    const of = (what: (run: Measured) => number) => medianOf(runs.map(what));
     rows.push({
-      what: 'live',
-      tasks,
-      runs: LIVE_APPLIES,
-      wallMs: medianOf(walls),
-      microsecondsPerTask: medianOf(transitions.map((ms) => (ms * 1000) / tasks)),
-      transitionMs: spread(transitions),
-      longestHeldMs: spread(held),
+      what: 'transition',
+      tasks: size,
+      runs: runs.length,
+      attemptsPerTask: of((run) => run.attempts / run.tasks),
+      churn: of((run) => run.churn / run.tasks),
+      simulatedMs: of((run) => run.simulatedMs),
+      wallMs: of((run) => run.wallMs),
+      engineMicrosecondsPerTask: of((run) => (run.engineMs * 1000) / run.tasks),
+      microsecondsPerTask: of((run) => (run.wallMs * 1000) / run.tasks),
     });
   }
-});
-publish('bench:engine', rows);
+
+  const start = performance.now();
+  const { failed } = await simulate({ firstSeed: 1, schedules: SCHEDULES });
+  const wallMs = performance.now() - start;
+  if (failed !== undefined) throw new Error(`seed ${failed.seed}: ${failed.violation}`);
+  rows.push({
+    what: 'schedules',
+    runs: SCHEDULES,
+    schedulesPerSecond: Math.round((SCHEDULES / wallMs) * 1000),
+  });
+  return rows;
+}
+
+const simulated = process.argv.includes('--live') ? [] : await measureSimulated();
+publish('bench:engine', [...simulated, ...(await measureLive())]);
