@@ -150,7 +150,7 @@ static void *ticking(void *unused) {
   clock_gettime(CLOCK_MONOTONIC, &next);
   for (;;) {
     note(outer(0) > 0);
-    wait_for_tick(&next, 100000000);
+    wait_for_tick(&next, 300000000);
   }
   return unused;
 }
