@@ -5,6 +5,7 @@ import {
   compile,
   type LiveTarget,
   livegraft,
+  PATCH_INCLUDES,
   pause,
   snapshot,
   startHurtLivegraft,
@@ -17,10 +18,15 @@ const program = compile('objects.c', 'program');
 const library = compile('objects.c', 'library', ['-DLIBRARY']);
 const libraryPatch = buildPatch(library, 'library', ['-DLIBRARY', '-fPIC']);
 
-function buildPatch(target: string, name: string, flags: readonly string[]): string {
+function buildPatch(
+  target: string,
+  name: string,
+  flags: readonly string[],
+  more: readonly string[] = [],
+): string {
   const sections = [...flags, '-ffunction-sections', '-fdata-sections'];
   const original = compile('objects.c', 'object', sections);
-  const patched = compile('objects.c', 'object', [...sections, '-DPATCHED']);
+  const patched = compile('objects.c', 'object', [...sections, '-DPATCHED', ...more]);
   const patch = `${patched}.${process.pid}.lgp`;
   const files = ['--orig', original, '--patched', patched, '--target', target];
   const built = livegraft('build', ...files, '-o', patch, '--name', name);
@@ -29,10 +35,18 @@ function buildPatch(target: string, name: string, flags: readonly string[]): str
 }
 
 /** Of a program and its library, which change together. */
-const bothPatch = combine(buildPatch(program, 'program', []), libraryPatch);
+const programPatch = buildPatch(program, 'program', []);
+const bothPatch = combine(programPatch, libraryPatch);
+
+/** The same, the library's part with callbacks. */
+const withCallbacks = (...more: string[]) =>
+  combine(
+    programPatch,
+    buildPatch(library, 'library', ['-DLIBRARY', '-fPIC'], [PATCH_INCLUDES, '-DCALLBACKS', ...more]),
+  );
 
 function combine(...patches: readonly string[]): string {
-  const combined = `${patches[0]}.combined.lgp`;
+  const combined = `${patches.at(-1)}.combined.lgp`;
   const run = livegraft('combine', ...patches, '-o', combined, '--name', 'both');
   if (run.code !== 0) throw new Error(run.stderr);
   return combined;
@@ -228,6 +242,75 @@ describe('a patch of a program and its library', () => {
     expect(lineOf(target)?.mixes).toBe(0);
     expect(ownMappings(target)).toEqual([]);
     await close(target);
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+});
+
+describe('callbacks of a library', () => {
+  const callbacks = (target: LiveTarget) =>
+    [...target.output().matchAll(/^callback (.*)$/gm)].map((match) => match[1]);
+  /** The parked thread is let out. */
+  async function complete(target: LiveTarget, ...args: string[]) {
+    const run = await startUntil(
+      'taskWaiting',
+      args[0] as string,
+      '--pid',
+      String(target.pid),
+      ...args.slice(1),
+    );
+    process.kill(target.pid, 'SIGHUP');
+    expect((await run.done).code).toBe(0);
+  }
+
+  it('target module before livepatch: each has its turn', async () => {
+    const target = await start('open');
+    const before = snapshot(target.pid);
+    await complete(target, 'apply', withCallbacks());
+    expect(callbacks(target)).toEqual(['pre_patch', 'post_patch']);
+    await complete(target, 'revert');
+    expect(callbacks(target).slice(2)).toEqual(['pre_unpatch', 'post_unpatch']);
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
+  it('module_coming notifier: those of a target that comes later run when it comes', async () => {
+    const target = await start();
+    await complete(target, 'apply', withCallbacks());
+    expect(callbacks(target)).toEqual([]);
+    const watch = await startWatch(target);
+    await open(target);
+    await expectLibrary(target, 2);
+    for (let i = 0; i < 300 && callbacks(target).length < 2; i++) await pause(10);
+    expect(callbacks(target)).toEqual(['pre_patch', 'post_patch']);
+    watch.signal('SIGTERM');
+    expect((await watch.done).code).toBe(0);
+    await complete(target, 'revert');
+    expect(callbacks(target).slice(2)).toEqual(['pre_unpatch', 'post_unpatch']);
+    await expectLibrary(target, 1);
+  });
+
+  it('module_coming notifier, pre-patch callback -ENODEV: the target is refused, the patch stays', async () => {
+    const target = await start();
+    await complete(target, 'apply', withCallbacks('-DVETO=-19'));
+    const watch = await startWatch(target);
+    await open(target);
+    for (let i = 0; i < 300 && callbacks(target).length < 1; i++) await pause(10);
+    await pause(200);
+    expect(callbacks(target)).toEqual(['pre_patch']);
+    expect(objectsOf(target)).toEqual({ objects: 'patched', 'objects.so': 'unpatched' });
+    expect(lineOf(target)).toMatchObject({ own: 2, library: 1 });
+    watch.signal('SIGTERM');
+    expect((await watch.done).code).toBe(0);
+    await complete(target, 'revert');
+    expect(callbacks(target)).toEqual(['pre_patch']);
+    await expectLibrary(target, 1);
+  });
+
+  it('target module never present: none runs', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    await complete(target, 'apply', withCallbacks());
+    await complete(target, 'revert');
+    expect(callbacks(target)).toEqual([]);
     expect(snapshot(target.pid)).toEqual(before);
   });
 });

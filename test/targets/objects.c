@@ -1,7 +1,8 @@
 /* A program whose library comes and goes. SIGUSR1 opens the library, SIGUSR2 closes it. One thread is parked inside of hold()
  * until SIGHUP lets it out of there once.
  *   objects SECONDS LIBRARY [open] [ns]
- * With -DLIBRARY: the library. -DPATCHED for the new versions. Prints "ready PID", "constructor VERSION" whenever the library's
+ * With -DLIBRARY: the library. -DPATCHED for the new versions; with -DCALLBACKS they print "callback KIND", and with -DVETO=n, too, the
+ * pre-patch one returns n. Prints "ready PID", "constructor VERSION" whenever the library's
  * constructor runs, and once in 20 ms "OWN LIBRARY MIXES": the versions that main sees (LIBRARY is 0 while there is none), and
  * how often a thread has seen two versions in one pass. */
 #define _GNU_SOURCE
@@ -32,6 +33,27 @@ __attribute__((noinline, noipa)) static int helper(const char *text) { return (i
 __attribute__((noinline, noipa)) int library_text(char *into, size_t size) {
   return snprintf(into, size, "library %d", VERSION + helper(into));
 }
+
+#ifdef CALLBACKS
+#include <livegraft.h>
+#include <unistd.h>
+#ifndef VETO
+#define VETO 0
+#endif
+#define CALLBACK(type, kind, result)                                                     \
+  static type kind(void) {                                                               \
+    if (write(1, "callback " #kind "\n", sizeof "callback " #kind) < 0) abort();         \
+    return result;                                                                       \
+  }
+CALLBACK(int, pre_patch, VETO)
+CALLBACK(void, post_patch, (void)0)
+CALLBACK(void, pre_unpatch, (void)0)
+CALLBACK(void, post_unpatch, (void)0)
+LIVEGRAFT_PRE_PATCH(pre_patch);
+LIVEGRAFT_POST_PATCH(post_patch);
+LIVEGRAFT_PRE_UNPATCH(pre_unpatch);
+LIVEGRAFT_POST_UNPATCH(post_unpatch);
+#endif
 
 __attribute__((constructor)) static void begin(void) {
   printf("constructor %d\n", library_version());
