@@ -118,6 +118,8 @@ export function livegraftUnder(launcher: readonly string[], ...args: readonly st
   const { status, stdout, stderr } = spawnSync(program, rest, {
     encoding: 'utf8',
     timeout: 60_000,
+    // Each try of a thread that has to wait is a line of --json.
+    maxBuffer: 2 ** 26,
   });
   const lines = args.includes('--json') ? parseLines(stdout) : [];
   return { code: status ?? -1, stdout, stderr, lines };

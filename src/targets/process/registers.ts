@@ -1,3 +1,5 @@
+import { SYS_rt_sigreturn } from './syscalls.js';
+
 /** Indexes into `user_regs_struct` (arch/x86/include/asm/user_64.h). */
 export const R15 = 0;
 export const R14 = 1;
@@ -27,6 +29,8 @@ export const GS_BASE = 22;
 const BY_DWARF = [RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, R15, RIP] as const;
 
 export const RED_ZONE_BYTES = 128;
+const RETURN_ADDRESS = 16;
+const SYSCALL_BYTES = 2;
 
 /** A register as the signed number of `src/base/brand.ts`; inexact for values that are no canonical address. */
 export function readRegister(registers: Buffer, index: number): number {
@@ -37,8 +41,14 @@ export function writeRegister(registers: Buffer, index: number, value: number | 
   registers.writeBigUInt64LE(BigInt.asUintN(64, BigInt(value)), index * 8);
 }
 
-/** The registers in DWARF order, as the walk takes them. */
+/**
+ * The registers in DWARF order, as the walk takes them. At the entry of `rt_sigreturn` a thread stands behind the last instruction of
+ * a function that nothing follows, and that no table covers any more: it counts as in front of its `syscall`, which has
+ * changed nothing that a table speaks of. (At its exit the kernel has taken the number away: restore_sigcontext.)
+ */
 export function toDwarfRegisters(registers: Buffer, into: Float64Array): Float64Array {
   for (let i = 0; i < BY_DWARF.length; i++) into[i] = readRegister(registers, BY_DWARF[i] as number);
+  if (readRegister(registers, ORIG_RAX) === SYS_rt_sigreturn)
+    (into[RETURN_ADDRESS] as number) -= SYSCALL_BYTES;
   return into;
 }

@@ -4,6 +4,7 @@ export const SYS_getpid = 39;
 export const SYS_kill = 62;
 export const SYS_futex = 202;
 export const SYS_munmap = 11;
+export const SYS_rt_sigreturn = 15;
 export const SYS_close = 3;
 export const SYS_sigaltstack = 131;
 export const SYS_restart_syscall = 219;

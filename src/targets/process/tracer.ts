@@ -98,6 +98,8 @@ export class Tracer {
   longestCreationMs = 0;
   #lookedAtMs = performance.now();
   #events: TracerEvent[] = [];
+  /** How often a thread has stopped with a signal on its way to it: until somebody looks, it waits. */
+  signalStops = 0;
 
   /** Attaches without stopping. Returns undefined when the thread is gone or can't run user code. */
   seize(pid: number, tid: number): Tracee | undefined {
@@ -329,6 +331,7 @@ export class Tracer {
         tracee.stop = event;
         return true;
       case 'signalStop':
+        this.signalStops += 1;
         tracee.state = 'stopped';
         tracee.stop = event;
         return true;
