@@ -57,7 +57,13 @@ function expectReliableButClone(line: SoakLine): void {
 /** Nobody traces it any more, and no thread is stopped. */
 function expectFree(target: LiveTarget): void {
   for (const tid of readdirSync(`/proc/${target.pid}/task`)) {
-    const status = readFileSync(`/proc/${target.pid}/task/${tid}/status`, 'utf8');
+    let status: string;
+    try {
+      status = readFileSync(`/proc/${target.pid}/task/${tid}/status`, 'utf8');
+    } catch {
+      // It has ended since it was listed.
+      continue;
+    }
     expect(status).toMatch(/^TracerPid:\s+0$/m);
     expect(status).not.toMatch(/^State:\s+[tT]/m);
   }
