@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { hex } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
-import type { Direction } from '../engine/target.js';
+import { type Direction, switchesPerTask } from '../engine/target.js';
 import { runTransition, TransitionControl } from '../engine/transition.js';
 import { extractVmlinux } from '../kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../kernel-image/kernel-image.js';
@@ -364,7 +364,7 @@ async function transit(
   try {
     const result = await patcher.watch.explain(async () => {
       const outcome = await runTransition(
-        await patcher.transition(patch, direction, mayGoAhead(options.model)),
+        await patcher.transition(patch, direction, switchesPerTask(options.model)),
         {
           direction,
           model: options.model,
@@ -405,11 +405,6 @@ async function transit(
   } finally {
     options.signal.removeEventListener('abort', stop);
   }
-}
-
-/** Models in which some tasks switch before the others. */
-function mayGoAhead(model: ApplyOptions['model']): boolean {
-  return model === 'hybrid' || model === 'lazy';
 }
 
 function inTransition(registry: KernelRegistry): LivegraftError {

@@ -12,6 +12,11 @@ export type PatchState = 'unpatched' | 'patched' | 'idle';
 
 export type ConsistencyModel = 'immediate' | 'stop' | 'lazy' | 'hybrid';
 
+/** Whether some tasks may switch before the others. */
+export function switchesPerTask(model: ConsistencyModel): boolean {
+  return model === 'hybrid' || model === 'lazy';
+}
+
 export interface TaskInfo {
   readonly id: TaskId;
   /** For people: the thread's name. */

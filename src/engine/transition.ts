@@ -4,14 +4,15 @@ import { type CallbackMoment, passMoment } from './callbacks.js';
 import { TransitionControl } from './control.js';
 import { DueQueue } from './due-queue.js';
 import type { Straggler, TransitionEvent, TransitionResult } from './events.js';
-import type {
-  ConsistencyModel,
-  Direction,
-  StragglerReason,
-  TargetEvent,
-  TaskId,
-  TaskInfo,
-  TransitionTarget,
+import {
+  type ConsistencyModel,
+  type Direction,
+  type StragglerReason,
+  switchesPerTask,
+  type TargetEvent,
+  type TaskId,
+  type TaskInfo,
+  type TransitionTarget,
 } from './target.js';
 
 export type { RetryPolicy } from './backoff.js';
@@ -140,7 +141,7 @@ class Transition {
   }
 
   get #isPerTask(): boolean {
-    return this.#options.model === 'hybrid' || this.#options.model === 'lazy';
+    return switchesPerTask(this.#options.model);
   }
 
   get #modelCheck(): Check {

@@ -1,4 +1,5 @@
 import type { InstructionDecoder } from '../../arch/architecture.js';
+import { callsDirectly } from '../../arch/direct-calls.js';
 import { hex, linkAddress } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { KernelRange, RegisteredKernelBarrier } from './kernel-registry.js';
@@ -42,30 +43,16 @@ export async function findBarrier(
   if (replaced.some((range) => entry >= range.address && entry < range.address + range.sizeBytes))
     return refuse('the patch replaces it');
   if (isPatched(entry)) return refuse('an earlier patch replaces it');
-  const caller = replaced.find((range) => callsDirectly(session, decoder, range, entry));
+  const caller = replaced.find(({ address, sizeBytes }) => {
+    const code = kernel.image.elf.bytesAt(linkAddress(address - kernel.offset), sizeBytes);
+    // One of a module has none there: it can't be linked against what the kernel does not export.
+    return code !== undefined && callsDirectly(decoder, code, address, entry);
+  });
   if (caller !== undefined) return refuse(`${caller.name}, which is replaced, calls it`);
   const code = await sliced.readMemory(entry, 16);
   const offset = findFentryNop(code);
   if (offset === undefined) return refuse(`at ${hex(entry)}, it does not begin with a fentry nop now`);
   return { name, site: entry + offset, original: [...code.subarray(offset, offset + JUMP_BYTES)] };
-}
-
-function callsDirectly(
-  { kernel }: KernelSession,
-  decoder: InstructionDecoder,
-  range: KernelRange,
-  entry: number,
-): boolean {
-  const code = kernel.image.elf.bytesAt(linkAddress(range.address - kernel.offset), range.sizeBytes);
-  // Of a module: it can't be linked against what the kernel does not export.
-  if (code === undefined) return false;
-  for (let at = 0; at < code.length; ) {
-    const instruction = decoder.decode(code, at, range.address + at);
-    if (instruction === undefined) return false;
-    if (instruction.target === entry) return true;
-    at += instruction.lengthBytes;
-  }
-  return false;
 }
 
 type WriteCode = (address: number, code: Uint8Array) => Promise<void>;

@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import { callsDirectly } from '../../arch/direct-calls.js';
 import { hex, linkAddress } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import { PF_X, PT_LOAD, SHN_UNDEF, STT_FUNC } from '../../elf/constants.js';
@@ -323,7 +324,10 @@ function planBarrierOf(
       'threads can not set their GS base here (Linux before 5.9), where earlier patches have states',
     );
   const caller = functions.find((fn) =>
-    [fn.old, ...fn.oldParts].some((range) => callsDirectly(session, range, old.address)),
+    [fn.old, ...fn.oldParts].some(({ address, sizeBytes }) => {
+      const code = session.memory.readExactly(address, sizeBytes);
+      return callsDirectly(session.arch.decoder, code, address, old.address);
+    }),
   );
   if (caller !== undefined) return refuse(`${caller.name}, which is replaced, calls it`);
   return planBarrier(session.arch.redirector, {
@@ -351,18 +355,6 @@ function findBarrier(module: LoadedModule, name: string): MemoryRange {
     });
   }
   return { address: symbol.value + module.bias, sizeBytes: symbol.sizeBytes };
-}
-
-/** Whether an instruction of the range calls or jumps to the address. */
-function callsDirectly(session: ProcessSession, range: MemoryRange, address: number): boolean {
-  const code = session.memory.readExactly(range.address, range.sizeBytes);
-  for (let at = 0; at < code.length; ) {
-    const instruction = session.arch.decoder.decode(code, at, range.address + at);
-    if (instruction === undefined) return false;
-    if (instruction.target === address) return true;
-    at += instruction.lengthBytes;
-  }
-  return false;
 }
 
 /** A cumulative patch can bring back only what lies in its own objects. */

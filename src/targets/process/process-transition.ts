@@ -1,13 +1,15 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { CallbackObject } from '../../engine/callbacks.js';
-import type {
-  Direction,
-  StragglerReason,
-  SwitchOutcome,
-  TargetEvent,
-  TaskId,
-  TaskInfo,
-  TransitionTarget,
+import {
+  type ConsistencyModel,
+  type Direction,
+  type StragglerReason,
+  type SwitchOutcome,
+  switchesPerTask,
+  type TargetEvent,
+  type TaskId,
+  type TaskInfo,
+  type TransitionTarget,
 } from '../../engine/target.js';
 import { type EntryState, type EntryWrite, entryState, planEntryWrites } from './entry-writer.js';
 import { HoldLog, type HoldStart } from './hold-log.js';
@@ -47,7 +49,7 @@ const MOST_REHEARSED = 4;
 export interface ProcessTransitionOptions {
   readonly patchId: string;
   readonly direction: Direction;
-  readonly model: string;
+  readonly model: ConsistencyModel;
   /** How long to try to stop all threads where entries are written. */
   readonly timeoutMs: number;
   /** Told what an operator should know, a sentence each. */
@@ -65,7 +67,7 @@ export class ProcessTransition implements TransitionTarget {
   readonly #tracer: Tracer;
   readonly #roster: TaskRoster;
   readonly #patchId: string;
-  readonly #model: string;
+  readonly #model: ConsistencyModel;
   /** Undefined for all of the patch. */
   readonly #objects: readonly string[] | undefined;
   readonly #onLeft: (left: LeftObject) => void;
@@ -428,7 +430,7 @@ export class ProcessTransition implements TransitionTarget {
 
   /** Where all switch together, none may go ahead. A barrier that another run has put there is taken away. */
   get #usesBarrier(): boolean {
-    return this.#model === 'hybrid' || this.#model === 'lazy';
+    return switchesPerTask(this.#model);
   }
 
   /** The patch's barrier, unless something else has changed its entry (a later patch that replaces it). */
