@@ -4,6 +4,7 @@ import * as c from '../elf/constants.js';
 import type { ElfRelocation } from '../elf/elf-file.js';
 import type { PatchSection, PatchSymbol } from '../patch/content.js';
 import type { Digest } from '../patch/file.js';
+import { BELOW_OBJECT } from '../patch/link.js';
 import type { PatchFunction } from '../patch/manifest.js';
 import { EXCEPTIONS } from './kernel-code.js';
 import type { TargetModel } from './target-model.js';
@@ -12,12 +13,10 @@ import type { TargetModel } from './target-model.js';
 const SEARCH = 'search_exception_tables';
 export const NEW_SEARCH = 'livegraft_search_exception_tables';
 const ENTRY_BYTES = 12;
-const ENDBR64 = [0xf3, 0x0f, 0x1e, 0xfa];
-const CALL_BYTES = 5;
 
 /**
  * Makes the kernel find the exception table of a patch: its search becomes one of the patched functions, whose new version looks
- * through the patch's entries first and then goes on in the old one, behind the entry. A task searches in the version that it has, so
+ * through the patch's entries first and then goes on in the one below, which may be another patch's. A task searches in the version that it has, so
  * whoever runs the new code finds its fixups, also while a transition lasts. Undefined when nothing in the patch may fault.
  */
 export function addExceptionSearch(
@@ -49,10 +48,11 @@ export function addExceptionSearch(
     symbols.push({ kind: 'defined', name, section, value: 0, sizeBytes, isFunction });
     return symbols.length - 1;
   };
-  const external = (name: string): number => {
-    const known = symbols.findIndex((symbol) => symbol.kind === 'external' && symbol.name === name);
+  const external = (name: string, object: string): number => {
+    const known = symbols.findIndex(
+      (symbol) => symbol.kind === 'external' && symbol.name === name && symbol.object === object,
+    );
     if (known >= 0) return known;
-    const object = target.objectName;
     symbols.push({ kind: 'external', object, name, sympos: 0, isThreadLocal: false, isWeak: false });
     return symbols.length - 1;
   };
@@ -62,7 +62,6 @@ export function addExceptionSearch(
   };
   const entries = define('.Lexceptions', add(EXCEPTIONS, 'readOnly', data, table), data.length, false);
   const hasThunk = target.symbolsNamed('__x86_return_thunk').length === 1;
-  const entryBytes = (ENDBR64.every((byte, i) => bytes[i] === byte) ? ENDBR64.length : 0) + CALL_BYTES;
   const code = Uint8Array.from([
     ...[0x48, 0x8d, 0x05, 0, 0, 0, 0], // lea entries(%rip), %rax
     ...[0xb9, 0, 0, 0, 0], // mov $count, %ecx
@@ -73,18 +72,18 @@ export function addExceptionSearch(
     ...[0x48, 0x83, 0xc0, ENTRY_BYTES], // add $12, %rax
     ...[0xff, 0xc9], // dec %ecx
     ...[0x75, 0xed], // jne next
-    ...[0xe9, 0, 0, 0, 0], // jmp behind the entry of the old function
+    ...[0xe9, 0, 0, 0, 0], // jmp to the version below
     ...(hasThunk ? [0xe9, 0, 0, 0, 0] : [0xc3]), // found: return
   ]);
   new DataView(code.buffer).setInt32(8, parts.length, true);
   const relocations: ElfRelocation[] = [
     { offset: 3, type: c.R_X86_64_PC32, symbolIndex: entries, addend: -4 },
-    { offset: 32, type: c.R_X86_64_PC32, symbolIndex: external(SEARCH), addend: entryBytes - 4 },
+    { offset: 32, type: c.R_X86_64_PC32, symbolIndex: external(SEARCH, BELOW_OBJECT), addend: -4 },
   ];
   if (hasThunk)
     relocations.push({
       ...{ offset: 37, type: c.R_X86_64_PC32, addend: -4 },
-      symbolIndex: external('__x86_return_thunk'),
+      symbolIndex: external('__x86_return_thunk', target.objectName),
     });
   define(NEW_SEARCH, add('.text.livegraft.search', 'text', code, relocations), code.length, true);
   const { address, sizeBytes } = old;

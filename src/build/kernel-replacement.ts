@@ -9,6 +9,7 @@ import type { PatchSection, PatchSectionKind, PatchSymbol } from '../patch/conte
 import { type Digest, writePatch } from '../patch/file.js';
 import {
   MANIFEST_VERSION,
+  type PatchDeclarations,
   type PatchFunction,
   type PatchManifest,
   type PatchSymbolAddress,
@@ -23,6 +24,8 @@ export interface ReplacementOptions {
   readonly createdAt: string;
   /** Modules whose functions may be replaced, too: what they define is looked up in them first. */
   readonly modules?: readonly ModuleImage[];
+  /** What is declared on the command line. */
+  readonly declarations?: PatchDeclarations;
 }
 
 /** A symbol of the kernel or of a module, as a patch names it. */
@@ -113,6 +116,7 @@ export function buildReplacement(
     // What functions of a module refer to in the kernel is the kernel's that it was built with.
     objects: objects.filter(({ functions, name }) => name === VMLINUX || functions.length > 0),
     newFunctions: functions.map((symbol) => symbol.name).filter((name) => !isReplaced.has(name)),
+    ...options.declarations,
     newData: object.symbols
       .filter((symbol) => symbol.type === c.STT_OBJECT && indexOf.has(symbol.sectionIndex))
       .map(({ name, sizeBytes }) => ({ name, sizeBytes })),

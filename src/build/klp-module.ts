@@ -11,6 +11,7 @@ import {
 } from '../elf/writer.js';
 import type { KernelImage } from '../kernel-image/kernel-image.js';
 import type { Patch, PatchSection } from '../patch/content.js';
+import { BELOW_OBJECT } from '../patch/link.js';
 import { ALTERNATIVES, EXCEPTIONS } from './kernel-code.js';
 import { NEW_SEARCH } from './kernel-exceptions.js';
 import { VMLINUX } from './kernel-target.js';
@@ -94,9 +95,10 @@ class KlpModule {
         const [name, section] = symbol.section < 0 ? ['.Lnone', 0] : [symbol.name, symbol.section];
         this.#symbols.push({ name, section, value, sizeBytes, type, binding: c.STB_LOCAL });
       } else {
-        if (symbol.object !== VMLINUX)
+        // Only the search of exception tables goes on there, which nothing calls in a module.
+        if (symbol.object !== VMLINUX && symbol.object !== BELOW_OBJECT)
           throw unsupported(`${symbol.name} is in ${symbol.object}, not in the kernel itself`);
-        this.#external.set(symbol.name, this.#symbols.length);
+        if (symbol.object === VMLINUX) this.#external.set(symbol.name, this.#symbols.length);
         this.#symbols.push(klpSymbol(symbol.name, symbol.sympos));
       }
     }

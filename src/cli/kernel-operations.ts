@@ -20,6 +20,7 @@ import type {
 } from '../targets/kernel/kernel-registry.js';
 import { KernelSession } from '../targets/kernel/kernel-session.js';
 import { soakKernel } from '../targets/kernel/kernel-soak.js';
+import { enabledPatches, kernelVersions } from '../targets/kernel/kernel-versions.js';
 import { raisePriority } from '../targets/process/own-runtime.js';
 import { sha256 } from '../targets/process/patch-loader.js';
 import type { SoakOptions, SoakReport } from '../targets/soak.js';
@@ -108,7 +109,7 @@ export async function kernelStacks(reference: KernelReference): Promise<KernelSt
 }
 
 export type KernelApplyOptions = KernelReference &
-  Partial<Pick<ApplyOptions, 'barrier'>> &
+  Partial<Pick<ApplyOptions, 'barrier' | 'replace'>> &
   Pick<ApplyOptions, 'patchPath' | 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
 export type KernelRevertOptions = KernelReference &
   Pick<RevertOptions, 'patch' | 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
@@ -147,7 +148,7 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
       return await transit(session, patcher, known, 'patch', options);
     }
     if (known?.state === 'applied') {
-      await expectEntries(session, known);
+      await patcher.expectEntries(known);
       throw new LivegraftError('already-applied', `patch ${known.name} is applied to this kernel already`, {
         remedy: 'nothing to do; see livegraft status --gdb',
         details: { patch: known.id },
@@ -155,29 +156,13 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
     }
     await patcher.check(patch, sha256);
     step('prepare', `${patch.sections.length} sections`);
+    const { barrier, replace = false } = options;
     const loaded = await patcher.watch.explain(() =>
-      known === undefined
-        ? patcher.load(patch, options.barrier, new Date().toISOString(), options.timeoutMs)
-        : patcher.loadAgain(patch, options.barrier, known),
+      patcher.load(patch, { barrier, replace }, options.timeoutMs),
     );
     return await transit(session, patcher, loaded, 'patch', options);
   };
   return withSession(options, ['SIGHUP'], use, onImage);
-}
-
-/** Whether all entries of an applied patch still lead to it: those of a module that was loaded again do not. */
-async function expectEntries(session: KernelSession, patch: RegisteredKernelPatch): Promise<void> {
-  const entries = new KernelEntries(session);
-  for (const fn of patch.functions) {
-    const state = await entries.state(patch, fn);
-    if (state === 'redirected') continue;
-    const what =
-      state === 'moduleUnloaded' ? 'was unloaded since' : 'was loaded again since, without the patch';
-    throw new LivegraftError('module-reloaded', `the module ${fn.object} ${what}`, {
-      remedy: `revert patch ${patch.name}, then apply it again while the module is loaded`,
-      details: { module: fn.object, function: fn.name, patch: patch.id },
-    });
-  }
 }
 
 /** Removes a patch from a running kernel (the newest by default), or turns a half-done apply around. */
@@ -190,8 +175,8 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
     const present = registry.patches.filter((each) => each.state !== 'reverted');
     const patch =
       options.patch === undefined
-        ? present.at(-1)
-        : present.find((each) => each.id === options.patch || each.name === options.patch);
+        ? (present.find((each) => each.id === registry.transition?.patchId) ?? present.at(-1))
+        : present.findLast((each) => each.id === options.patch || each.name === options.patch);
     if (patch === undefined) {
       throw new LivegraftError('no-such-patch', `the kernel carries no patch ${options.patch ?? ''}`.trim(), {
         remedy: 'see livegraft status --gdb for those that it has',
@@ -199,9 +184,17 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
     }
     if (registry.transition !== undefined && registry.transition.patchId !== patch.id)
       throw inTransition(registry);
+    const [above] = kernelVersions(enabledPatches(registry)).above(patch.id);
+    if (above !== undefined) {
+      throw new LivegraftError(
+        'not-on-top',
+        `patch ${patch.name} lies below ${above.name}, which changes the same functions`,
+        { remedy: `revert ${above.name} first`, details: { patch: patch.id, above: above.id } },
+      );
+    }
     if (registry.transition === undefined && patch.state === 'applying') {
       // It was loaded, and no entry was changed.
-      await patcher.complete(patch, 'unpatch', false);
+      await patcher.complete(patch.id, 'unpatch', false);
       return {
         patch: { id: patch.id, name: patch.name },
         result: { kind: 'complete', direction: 'unpatch', tasks: 0, durationMs: 0, forced: false },
@@ -237,7 +230,8 @@ export async function kernelStatus(reference: KernelReference, explain: boolean)
     for (const patch of registry.patches) {
       if (patch.state === 'reverted') continue;
       const functions: KernelStatus['patches'][number]['functions'][number][] = [];
-      for (const fn of patch.functions) functions.push({ ...fn, entry: await entries.state(patch, fn) });
+      const versions = patcher.versionsOf(patch);
+      for (const fn of patch.functions) functions.push({ ...fn, entry: await entries.state(versions, fn) });
       patches.push({ ...patch, functions });
     }
     const stragglerReports = explain ? await explainStragglers(patcher) : undefined;
@@ -299,8 +293,8 @@ export async function previewInKernel(reference: KernelReference, patch: Patch):
 
 /** What {@link KernelPatcher.check} refuses by. */
 const REFUSALS: ReadonlySet<string> = new Set([
-  ...['wrong-target', 'old-code-differs', 'no-fentry', 'already-patched', 'symbol-unresolved'],
-  ...['module-not-loaded', 'function-needed'],
+  ...['wrong-target', 'old-code-differs', 'no-fentry', 'symbol-unresolved'],
+  ...['module-not-loaded', 'module-reloaded', 'function-needed'],
 ]);
 
 /** Walks the stack at every context switch for a while. */
@@ -374,7 +368,7 @@ async function transit(
           onEvent: options.onEvent,
         },
       );
-      if (outcome.kind === 'complete') await patcher.complete(patch, outcome.direction, outcome.forced);
+      if (outcome.kind === 'complete') await patcher.complete(patch.id, outcome.direction, outcome.forced);
       else await patcher.noteStragglers(outcome.stragglers);
       return outcome;
     });
@@ -389,7 +383,7 @@ async function transit(
     if (!(error instanceof LivegraftError) || error.code === 'target-gone') throw error;
     if (error.code === 'model-needs-barrier') {
       // Nothing was written but the record.
-      if (!wasBegun) await patcher.complete(patch, direction === 'patch' ? 'unpatch' : 'patch', false);
+      if (!wasBegun) await patcher.complete(patch.id, direction === 'patch' ? 'unpatch' : 'patch', false);
       throw error;
     }
     throw new LivegraftError(

@@ -122,7 +122,7 @@ function addBuild(program: Command, output: () => Output): void {
     .option('--debug-dir <dir...>', 'where to look for the debug file of a stripped target')
     .requiredOption('-o, --output <file>', 'where to write the patch')
     .option('--name <name>', 'name of the patch (default: from the diff)')
-    .option('--replace', 'a cumulative patch: all older patches of a process go in the same transition')
+    .option('--replace', 'a cumulative patch: all older patches go in the same transition')
     .option(
       '--barrier <symbol>',
       'a function that no thread calls while it is in one that the patch replaces',
@@ -245,7 +245,7 @@ function addApply(program: Command, output: () => Output, io: Io, setCode: (code
       '--barrier <symbol>',
       'a function that no task calls while it is in one that the patch replaces (docs/operations.md); of a kernel, by default its edge',
     )
-    .option('--replace', 'of a process: all older patches go in the same transition (a cumulative patch)')
+    .option('--replace', 'a cumulative patch: all older patches go in the same transition')
     .option('--late', 'of a process: apply although none of the files that the patch is for is loaded yet')
     .addHelpText(
       'after',
@@ -265,9 +265,8 @@ Examples:
         },
       ) => {
         const subject = subjectOf(options, program);
-        const isOfProcess = options.replace === true || options.late === true;
-        if (subject.kind === 'kernel' && isOfProcess)
-          program.error('error: --replace and --late are for processes', { exitCode: EXIT.usage });
+        if (subject.kind === 'kernel' && options.late === true)
+          program.error('error: --late is for processes', { exitCode: EXIT.usage });
         const { applyKernelPatch, applyPatch } = await import('./commands/transition.js');
         setCode(
           subject.kind === 'process'
@@ -285,7 +284,12 @@ Examples:
               )
             : await applyKernelPatch(
                 file,
-                { ...subject, ...transitionOptions(options), barrier: options.barrier },
+                {
+                  ...subject,
+                  ...transitionOptions(options),
+                  barrier: options.barrier,
+                  replace: options.replace === true,
+                },
                 output(),
                 io,
               ),

@@ -8,6 +8,12 @@ import { type GotKind, gotKey, gotKindOf, type PatchLayout } from './layout.js';
 
 export type ExternalSymbol = Extract<PatchSymbol, { kind: 'external' }>;
 
+/**
+ * The object of symbols that stand for the version below: where a function that the patch replaces goes on, behind its entry, in what
+ * the patch is put on top of. No file has that name.
+ */
+export const BELOW_OBJECT = 'livegraft.below';
+
 /** Answers what the patch leaves open. Addresses are the target's. */
 export interface SymbolSource {
   /** Undefined when nothing defines it. */

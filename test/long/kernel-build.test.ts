@@ -39,6 +39,9 @@ beforeAll(async () => {
       expect(run.lines.at(-1)).toMatchObject({ event: 'built' });
     }
   }
+  expect(build(join(DIFFS, 'fault-version.diff'), 'fault-version.lgp').lines.at(-1)).toMatchObject({
+    event: 'built',
+  });
   guest = await bootGuest({
     vcpus: 2,
     sharedMemory: true,
@@ -109,6 +112,20 @@ describe('a patch from a diff against the source', () => {
       'dmesg | grep -E "BUG:|Oops|general protection|WARNING" | grep -v livepatch/transition.c',
     );
     expect(harm.trim()).toBe('');
+  });
+
+  it('finds its exception table below and above that of another patch', async () => {
+    const [before, version] = [await cmdline(), await guest.run('cat /proc/version')];
+    const complete = { result: { kind: 'complete' } };
+    expect(applied('apply', join(folder, 'fault.lgp'))).toMatchObject(complete);
+    expect(applied('apply', join(folder, 'fault-version.lgp'))).toMatchObject(complete);
+    expect(await cmdline()).toBe(`fault: ${before}`);
+    expect(await guest.run('cat /proc/version')).toBe(`fault: ${version}`);
+    expect(applied('revert', 'fault')).toMatchObject({ code: 'not-on-top' });
+    expect(applied('revert', 'fault-version')).toMatchObject(complete);
+    expect(await cmdline()).toBe(`fault: ${before}`);
+    expect(applied('revert', 'fault')).toMatchObject(complete);
+    expect(await cmdline()).toBe(before);
   });
 
   it('is refused when a header changes, and when the source is another one', () => {

@@ -46,11 +46,8 @@ export async function build(
   const nameOf = (path: string) => options.name ?? basename(path).replace(/\.(patch|diff|o)$/, '');
   if (options.format === 'klp' && options.kernel !== true && replacement === undefined)
     usage('--format klp is for kernels: give --kernel or --replacement');
-  if (
-    (options.replace === true || options.barrier !== undefined) &&
-    (options.kernel === true || replacement !== undefined)
-  )
-    usage('--replace and --barrier are for processes');
+  if (options.format === 'klp' && (options.replace === true || options.barrier !== undefined))
+    usage('--replace and --barrier are not for --format klp');
   if (options.module !== undefined && replacement === undefined) usage('--module is for --replacement');
   expectWritable(options.output);
   let result: { readonly bytes: Uint8Array; readonly manifest: PatchManifest };
@@ -68,6 +65,7 @@ export async function build(
       description: '',
       digest: sha256,
       createdAt: new Date().toISOString(),
+      declarations: common.declarations,
     });
   } else if (options.kernel === true) {
     if (source === undefined || diff === undefined || isPair) usage('--kernel needs --source and --diff');

@@ -69,7 +69,7 @@ export async function forceTransition(
 
 export async function applyKernelPatch(
   patchPath: string,
-  options: KernelCommon & Pick<ApplyOptions, 'barrier'>,
+  options: KernelCommon & Pick<ApplyOptions, 'barrier' | 'replace'>,
   output: Output,
   io: Io,
 ): Promise<number> {

@@ -1,6 +1,6 @@
 import type { InstructionDecoder } from '../../arch/architecture.js';
 import { callsDirectly } from '../../arch/direct-calls.js';
-import { hex, linkAddress } from '../../base/brand.js';
+import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { KernelRange, RegisteredKernelBarrier } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
@@ -26,7 +26,7 @@ export async function findBarrier(
   replaced: readonly KernelRange[],
   isPatched: (address: number) => boolean,
 ): Promise<PlannedBarrier | undefined> {
-  const { kernel, sliced } = session;
+  const { kernel, sliced, data } = session;
   const name = declared ?? KERNEL_EDGE;
   const refuse = (why: string): undefined => {
     if (declared === undefined) return undefined;
@@ -43,11 +43,11 @@ export async function findBarrier(
   if (replaced.some((range) => entry >= range.address && entry < range.address + range.sizeBytes))
     return refuse('the patch replaces it');
   if (isPatched(entry)) return refuse('an earlier patch replaces it');
-  const caller = replaced.find(({ address, sizeBytes }) => {
-    const code = kernel.image.elf.bytesAt(linkAddress(address - kernel.offset), sizeBytes);
-    // One of a module has none there: it can't be linked against what the kernel does not export.
-    return code !== undefined && callsDirectly(decoder, code, address, entry);
-  });
+  let caller: KernelRange | undefined;
+  for (const range of replaced) {
+    const code = await data.readMemory(range.address, range.sizeBytes);
+    if (callsDirectly(decoder, code, range.address, entry)) caller = range;
+  }
   if (caller !== undefined) return refuse(`${caller.name}, which is replaced, calls it`);
   const code = await sliced.readMemory(entry, 16);
   const offset = findFentryNop(code);

@@ -1,10 +1,11 @@
-import type { RegisteredKernelFunction, RegisteredKernelPatch } from './kernel-registry.js';
+import type { RegisteredKernelFunction } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
 import { encodeJump, JUMP_BYTES } from './kernel-trampoline.js';
+import type { PatchVersions } from './kernel-versions.js';
 import { ModuleWatch } from './module-identity.js';
 
 /**
- * What is at a function's entry: livegraft's jump, what was there before it, or nothing of either: the module was unloaded, and
+ * What is at a function's entry: a jump of livegraft's, what was there before it, or nothing of either: the module was unloaded, and
  * its memory may be somebody else's.
  */
 export type EntryContent = 'redirected' | 'original' | 'gone';
@@ -23,21 +24,20 @@ export class KernelEntries {
   }
 
   /** In a stopped guest, and true as long as it stands still. */
-  async content(patch: RegisteredKernelPatch, fn: RegisteredKernelFunction): Promise<EntryContent> {
-    const module = patch.modules.find(({ name }) => name === fn.object);
+  async content(versions: PatchVersions, fn: RegisteredKernelFunction): Promise<EntryContent> {
+    const module = versions.patch.modules.find(({ name }) => name === fn.object);
     if (module !== undefined && !(await this.#modules.isLoaded(module))) return 'gone';
     const bytes = await this.#session.memory.read(fn.site, JUMP_BYTES);
     const is = (expected: ArrayLike<number>) => bytes.every((byte, i) => byte === expected[i]);
-    const [entry] = fn.new;
-    if (is(encodeJump(fn.site, fn.trampoline))) return 'redirected';
-    if (entry !== undefined && is(encodeJump(fn.site, entry.address))) return 'redirected';
+    if (versions.jumpTargets(fn).some((to) => is(encodeJump(fn.site, to)))) return 'redirected';
     return is(fn.original) ? 'original' : 'gone';
   }
 
   /** Stops the guest, if it runs. */
-  async state(patch: RegisteredKernelPatch, fn: RegisteredKernelFunction): Promise<EntryState> {
+  async state(versions: PatchVersions, fn: RegisteredKernelFunction): Promise<EntryState> {
+    const { patch } = versions;
     await this.#session.stop();
-    const content = await this.content(patch, fn);
+    const content = await this.content(versions, fn);
     this.#session.breathe();
     if (!patch.modules.some(({ name }) => name === fn.object))
       return content === 'original' ? 'original' : 'redirected';

@@ -1,14 +1,16 @@
 import type { Architecture } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { Straggler } from '../../engine/events.js';
+import type { Direction } from '../../engine/target.js';
 import type { Patch } from '../../patch/content.js';
 import type { Digest } from '../../patch/file.js';
 import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
-import type { LinkedImage } from '../../patch/link.js';
+import { BELOW_OBJECT, type LinkedImage, type SymbolSource } from '../../patch/link.js';
 import { collectGarbage } from '../process/own-runtime.js';
 import { findCallPlaces, GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
 import { findBarrier, type PlannedBarrier } from './kernel-barrier.js';
+import { KernelEntries } from './kernel-entries.js';
 import { ENTRY_BYTES, type EntrySite, expectNotNeeded, findEntrySite } from './kernel-entry-site.js';
 import { linkForKernel } from './kernel-link.js';
 import { KernelObjects, type ReplacedFunction, replacedFunctions } from './kernel-objects.js';
@@ -24,12 +26,41 @@ import {
 import type { KernelSession } from './kernel-session.js';
 import { REDIRECT_BYTES } from './kernel-trampoline.js';
 import { KernelTransition } from './kernel-transition.js';
+import {
+  afterTransition,
+  enabledPatches,
+  entryOf,
+  kernelVersions,
+  PatchVersions,
+} from './kernel-versions.js';
+import type { ModulePlace } from './module-identity.js';
 
 const PAGE_BYTES = 4096;
 /** The registry has room for so many stragglers beside the patches. */
 const MAX_NOTED = 100;
 /** "lg" and a count: no value of the kernel's own for patch_state, which older registries use. */
 const SWITCHED_BASE = 0x6c67_0000;
+
+export interface KernelLoadOptions {
+  /** A declared one: see {@link findBarrier}. */
+  readonly barrier: string | undefined;
+  /** All older patches go in the transition that brings this one. */
+  readonly replace: boolean;
+}
+
+/** A function of a patch, or one that a cumulative patch leads back to the original: that has nothing to replace it. */
+interface PlannedFunction extends EntrySite {
+  readonly replaced: ReplacedFunction | undefined;
+  readonly entry: number;
+  /** The newest version of those that are there. */
+  readonly below: RegisteredKernelFunction | undefined;
+}
+
+interface Plan {
+  readonly replaces: boolean;
+  readonly functions: readonly PlannedFunction[];
+  readonly places: readonly ModulePlace[];
+}
 
 /** Puts patches into a running kernel and finds those that are there. */
 export class KernelPatcher {
@@ -81,28 +112,12 @@ export class KernelPatcher {
 
   /**
    * Everything that can be refused before the guest is changed: `wrong-target`, `old-code-differs`, `no-fentry`,
-   * `already-patched`, `function-needed`, `module-not-loaded`, `symbol-unresolved` (by name).
+   * `function-needed`, `module-not-loaded`, `module-reloaded`, `symbol-unresolved` (by name).
    */
   async check(patch: Patch, digest: Digest): Promise<void> {
     await this.#objects.expectSame(patch, digest);
-    for (const replaced of replacedFunctions(patch)) {
-      const { object, fn } = replaced;
-      expectNotNeeded(replaced);
-      const owner = this.#registry.patches.find(
-        (p) =>
-          p.id !== patch.id &&
-          p.state !== 'reverted' &&
-          p.functions.some((f) => f.object === object && f.name === fn.name),
-      );
-      if (owner !== undefined) {
-        throw new LivegraftError('already-patched', `${fn.name} is patched by ${owner.name} already`, {
-          remedy: 'revert that patch first, and put both changes into one',
-          details: { function: fn.name, patch: owner.id },
-        });
-      }
-      await this.#site(replaced);
-    }
-    const source = this.#objects.symbols;
+    for (const replaced of replacedFunctions(patch)) expectNotNeeded(replaced);
+    const source = this.#symbols(await this.#plan(patch, false));
     const missing = patch.symbols.filter((s) => s.kind === 'external' && source.resolve(s) === undefined);
     if (missing.length > 0) {
       const names = missing.map((symbol) => symbol.name).join(', ');
@@ -122,17 +137,39 @@ export class KernelPatcher {
   }
 
   /**
-   * Borrows a task to allocate memory, writes the new code, and registers it. The old code is untouched. `barrier` is a declared
-   * one: see {@link findBarrier}.
+   * Writes the new code and registers it; the old code is untouched. A task is borrowed to allocate memory, but for a patch that
+   * was there before: its memory is written once more, its data begins anew, and what it changes may lie elsewhere.
    */
-  async load(
-    patch: Patch,
-    barrier: string | undefined,
-    appliedAt: string,
-    timeoutMs: number,
-  ): Promise<RegisteredKernelPatch> {
-    const layout = layoutForKernel(patch);
-    const planned = await this.#findBarrier(patch, barrier);
+  async load(patch: Patch, options: KernelLoadOptions, timeoutMs: number): Promise<RegisteredKernelPatch> {
+    const replaces =
+      (options.replace || patch.manifest.replace === true) && enabledPatches(this.#registry).length > 0;
+    const planned = await this.#plan(patch, replaces);
+    const barrier = await this.#findBarrier(patch, planned, options.barrier);
+    const layout = layoutForKernel(patch, planned.functions.length);
+    const before = this.#registry.patches.find((each) => each.id === patch.id);
+    const address =
+      before !== undefined && fitsInto(layout, before)
+        ? before.memory.address
+        : await this.#allocateFor(layout, timeoutMs);
+    this.#session.client.phase = 'load';
+    const image = await linkForKernel(
+      this.#session,
+      patch,
+      layout,
+      address,
+      this.#symbols(planned),
+      this.#arch.redirector,
+    );
+    await this.#session.sliced.writeMemory(address, image.bytes);
+    const appliedAt = before?.appliedAt ?? new Date().toISOString();
+    const registered = describe(patch, planned, barrier, layout, image, appliedAt);
+    // The newest comes last: its versions lie above those of all others.
+    const others = this.#registry.patches.filter((each) => each.id !== patch.id);
+    await this.save({ ...this.#registry, patches: [...others, registered] });
+    return registered;
+  }
+
+  async #allocateFor(layout: PatchLayout, timeoutMs: number): Promise<number> {
     const session = this.#session;
     session.client.phase = 'allocate';
     collectGarbage();
@@ -140,9 +177,11 @@ export class KernelPatcher {
     const address = await this.#calls.borrow(timeoutMs, async (call) => {
       if (!this.#store.hasMemory) await this.#store.useMemory(await this.#allocate(call, REGISTRY_BYTES));
       const allocated = await this.#allocate(call, layout.sizeBytes);
-      const textPages = Math.ceil(layout.text.sizeBytes / PAGE_BYTES);
       for (const name of ['set_memory_ro', 'set_memory_x']) {
-        const result = BigInt.asIntN(32, await call(session.kernel.expect(name), allocated, textPages));
+        const result = BigInt.asIntN(
+          32,
+          await call(session.kernel.expect(name), allocated, textPagesOf(layout)),
+        );
         if (result !== 0n) {
           throw new LivegraftError('guest-no-memory', `${name} failed in the guest with ${result}`, {
             remedy: `free memory in the guest; ${layout.sizeBytes} bytes of it stay allocated, and nothing uses them`,
@@ -153,43 +192,7 @@ export class KernelPatcher {
       return allocated;
     });
     session.resume();
-    session.client.phase = 'load';
-    const image = await linkForKernel(
-      session,
-      patch,
-      layout,
-      address,
-      this.#objects.symbols,
-      this.#arch.redirector,
-    );
-    await session.sliced.writeMemory(address, image.bytes);
-    const registered = await this.#describe(patch, planned, layout, image, appliedAt);
-    await this.save({ ...this.#registry, patches: [...this.#registry.patches, registered] });
-    return registered;
-  }
-
-  /** Writes the code of a registered patch that nobody runs once more: its data begins anew, and modules may lie elsewhere. */
-  async loadAgain(
-    patch: Patch,
-    barrier: string | undefined,
-    registered: RegisteredKernelPatch,
-  ): Promise<RegisteredKernelPatch> {
-    const layout = layoutForKernel(patch);
-    const planned = await this.#findBarrier(patch, barrier);
-    const { address } = registered.memory;
-    const linked = await linkForKernel(
-      this.#session,
-      patch,
-      layout,
-      address,
-      this.#objects.symbols,
-      this.#arch.redirector,
-    );
-    await this.#session.sliced.writeMemory(address, linked.bytes);
-    const described = await this.#describe(patch, planned, layout, linked, registered.appliedAt);
-    const patches = this.#registry.patches.map((each) => (each.id === patch.id ? described : each));
-    await this.save({ ...this.#registry, patches });
-    return described;
+    return address;
   }
 
   /**
@@ -223,7 +226,8 @@ export class KernelPatcher {
     }
     const { transition } = this.#registry;
     if (transition === undefined) throw new Error('the transition was not recorded');
-    return new KernelTransition(this.#session, this.watch, patch, transition, usesBarrier, async (now) => {
+    const versions = this.versionsOf(patch);
+    return new KernelTransition(this.#session, this.watch, versions, transition, usesBarrier, async (now) => {
       await this.save({ ...this.#registry, transition: turned(transition, now) });
     });
   }
@@ -252,15 +256,38 @@ export class KernelPatcher {
   }
 
   /** Records that every task has switched and the entries are final. */
-  async complete(
-    patch: RegisteredKernelPatch,
-    direction: 'patch' | 'unpatch',
-    forced: boolean,
-  ): Promise<void> {
-    const patches = this.#withState(patch.id, direction === 'patch' ? 'applied' : 'reverted').map((p) =>
-      p.id === patch.id ? { ...p, forced: p.forced || forced } : p,
-    );
-    await this.save({ ...this.#registry, patches, transition: undefined });
+  async complete(id: string, direction: Direction, forced: boolean): Promise<void> {
+    await this.save(afterTransition(this.#registry, id, direction, forced));
+  }
+
+  /** A registered patch among the others. */
+  versionsOf(patch: RegisteredKernelPatch): PatchVersions {
+    return new PatchVersions(this.#registry, patch);
+  }
+
+  /**
+   * Whether all entries of an applied patch still lead to it or a later one; rejects with `module-reloaded` for those of a module that
+   * was loaded again.
+   */
+  async expectEntries(patch: RegisteredKernelPatch): Promise<void> {
+    const entries = new KernelEntries(this.#session);
+    for (const fn of patch.functions) {
+      const state = await entries.state(this.versionsOf(patch), fn);
+      if (state === 'redirected') continue;
+      if (state === 'original') {
+        throw new LivegraftError(
+          'old-code-differs',
+          `the entry of ${fn.name} in the running kernel was changed back, although patch ${patch.name} is applied`,
+          { remedy: `revert patch ${patch.name} first`, details: { function: fn.name, patch: patch.id } },
+        );
+      }
+      const what =
+        state === 'moduleUnloaded' ? 'was unloaded since' : 'was loaded again since, without the patch';
+      throw new LivegraftError('module-reloaded', `the module ${fn.object} ${what}`, {
+        remedy: `revert patch ${patch.name}, then apply it again while the module is loaded`,
+        details: { module: fn.object, function: fn.name, patch: patch.id },
+      });
+    }
   }
 
   async save(registry: KernelRegistry): Promise<void> {
@@ -293,88 +320,87 @@ export class KernelPatcher {
     return address;
   }
 
-  /** What is overwritten at the entry of a function in the running kernel. */
-  async #site(replaced: ReplacedFunction): Promise<EntrySite> {
+  /**
+   * What a patch changes on top of those that are there. A cumulative one also has the functions that only older ones changed, to
+   * lead them back.
+   */
+  async #plan(patch: Patch, replaces: boolean): Promise<Plan> {
+    const older = enabledPatches(this.#registry).filter((each) => each.id !== patch.id);
+    const versions = kernelVersions(older);
+    const functions: PlannedFunction[] = [];
+    for (const replaced of replacedFunctions(patch)) {
+      const entry = this.#objects.addressOf(replaced.object, replaced.fn.old);
+      const below = versions.newest(entry);
+      if (below === undefined) {
+        functions.push({ replaced, entry, ...(await this.#site(replaced, entry)), below });
+        continue;
+      }
+      const owner = older.find((each) => each.functions.includes(below)) as RegisteredKernelPatch;
+      await this.expectEntries(owner);
+      const { site, original, isDisplaced } = below;
+      functions.push({ replaced, entry, site, original, isDisplaced, below });
+    }
+    const own = new Set(functions.map(({ entry }) => entry));
+    const restored = older
+      .flatMap((each) => each.functions)
+      .filter((fn) => versions.newest(entryOf(fn.old)) === fn && !own.has(entryOf(fn.old)));
+    const places = new Map(
+      [...(replaces ? older.flatMap(({ modules }) => modules) : []), ...this.#objects.placesOf(patch)].map(
+        (place) => [place.name, place],
+      ),
+    );
+    return {
+      replaces,
+      functions: replaces
+        ? [
+            ...functions,
+            ...restored.map((fn) => ({ ...fn, replaced: undefined, entry: entryOf(fn.old), below: fn })),
+          ]
+        : functions,
+      places: [...places.values()],
+    };
+  }
+
+  /** The symbols of the running kernel, and {@link BELOW_OBJECT}. */
+  #symbols({ replaces, functions }: Plan): SymbolSource {
+    const source = this.#objects.symbols;
+    return {
+      ...source,
+      resolve: (symbol) => {
+        if (symbol.object !== BELOW_OBJECT) return source.resolve(symbol);
+        const fn = functions.find(({ replaced }) => replaced?.fn.name === symbol.name);
+        if (fn === undefined) return undefined;
+        // What is replaced goes away; the original stays.
+        if (fn.below !== undefined && !replaces) return entryOf(fn.below.new);
+        return fn.isDisplaced ? undefined : fn.site + fn.original.length;
+      },
+    };
+  }
+
+  /** What is overwritten at the entry of a function that no patch has changed. */
+  async #site(replaced: ReplacedFunction, entry: number): Promise<EntrySite> {
     const { data, kernel } = this.#session;
-    const entry = this.#objects.addressOf(replaced.object, replaced.fn.old);
     const code = await data.readMemory(entry, ENTRY_BYTES);
     // To look through the whole text takes a while.
     this.#session.resume();
     return findEntrySite(kernel, this.#arch, replaced, entry, code);
   }
 
-  async #describe(
+  async #findBarrier(
     patch: Patch,
-    barrier: PlannedBarrier | undefined,
-    layout: PatchLayout,
-    image: LinkedImage,
-    appliedAt: string,
-  ): Promise<RegisteredKernelPatch> {
-    const functions: RegisteredKernelFunction[] = [];
-    const trampolineAt = (index: number) => image.base + layout.redirectOffset + index * REDIRECT_BYTES;
-    for (const [index, replaced] of replacedFunctions(patch).entries()) {
-      const { object, fn } = replaced;
-      const site = await this.#site(replaced);
-      const loaded = (name: string): KernelRange => {
-        const found = image.functions.find((f) => f.name === name);
-        if (found === undefined)
-          throw new LivegraftError(
-            'patch-malformed',
-            `the patch replaces ${fn.name} by ${name}, which it does not hold`,
-          );
-        return found;
-      };
-      functions.push({
-        object,
-        name: fn.name,
-        old: [fn.old, ...fn.parts].map((range) => ({
-          name: range.name,
-          address: this.#objects.addressOf(object, range),
-          sizeBytes: range.sizeBytes,
-        })),
-        new: [loaded(fn.newSymbol), ...fn.newParts.map(loaded)],
-        ...site,
-        trampoline: trampolineAt(index),
-      });
-    }
-    const { ehFrame } = layout;
-    return {
-      id: patch.id,
-      name: patch.manifest.name,
-      state: 'applying',
-      forced: false,
-      appliedAt,
-      memory: { address: image.base, sizeBytes: layout.sizeBytes },
-      text: { address: image.base, sizeBytes: layout.codeSizeBytes },
-      modules: this.#objects.placesOf(patch),
-      ehFrame: ehFrame && { address: image.base + ehFrame.offset, sizeBytes: ehFrame.sizeBytes },
-      functions,
-      ...(barrier && { barrier: { ...barrier, trampoline: trampolineAt(functions.length) } }),
+    { functions }: Plan,
+    declared: string | undefined,
+  ): Promise<PlannedBarrier | undefined> {
+    const leaving = functions.flatMap(({ replaced, entry, below }): readonly KernelRange[] => [
+      ...(replaced === undefined ? [] : oldRanges(replaced, entry)),
+      ...(below?.new ?? []),
+    ]);
+    const isPatched = (entry: number) => {
+      const others = enabledPatches(this.#registry).filter(({ id }) => id !== patch.id);
+      return others.some((each) => each.functions.some((fn) => entryOf(fn.old) === entry));
     };
-  }
-
-  async #findBarrier(patch: Patch, declared: string | undefined): Promise<PlannedBarrier | undefined> {
-    const replaced = replacedFunctions(patch).map(({ object, fn }) => ({
-      name: fn.name,
-      address: this.#objects.addressOf(object, fn.old),
-      sizeBytes: fn.old.sizeBytes,
-    }));
-    return await findBarrier(
-      this.#session,
-      this.#arch.decoder,
-      declared ?? patch.manifest.barrier,
-      replaced,
-      (entry) => this.#isPatched(patch.id, entry),
-    );
-  }
-
-  #isPatched(byOtherThan: string, entry: number): boolean {
-    return this.#registry.patches.some(
-      (patch) =>
-        patch.id !== byOtherThan &&
-        patch.state !== 'reverted' &&
-        patch.functions.some((fn) => fn.old[0]?.address === entry),
-    );
+    const name = declared ?? patch.manifest.barrier;
+    return await findBarrier(this.#session, this.#arch.decoder, name, leaving, isPatched);
   }
 }
 
@@ -386,7 +412,77 @@ function turned(transition: Transition, direction: Transition['direction']): Tra
   return { ...rest, direction, startedAt: new Date().toISOString() };
 }
 
+/** A function and its parts, which lie as far from it as in the file. */
+function oldRanges({ fn }: ReplacedFunction, entry: number): readonly KernelRange[] {
+  return [fn.old, ...fn.parts].map(({ name, address, sizeBytes }) => ({
+    name,
+    address: entry + Number(BigInt(address) - BigInt(fn.old.address)),
+    sizeBytes,
+  }));
+}
+
+function describe(
+  patch: Patch,
+  { replaces, functions, places }: Plan,
+  barrier: PlannedBarrier | undefined,
+  layout: PatchLayout,
+  image: LinkedImage,
+  appliedAt: string,
+): RegisteredKernelPatch {
+  const trampolineAt = (index: number) => image.base + layout.redirectOffset + index * REDIRECT_BYTES;
+  const { ehFrame } = layout;
+  return {
+    id: patch.id,
+    name: patch.manifest.name,
+    state: 'applying',
+    forced: false,
+    appliedAt,
+    memory: { address: image.base, sizeBytes: layout.sizeBytes },
+    textPages: textPagesOf(layout),
+    text: { address: image.base, sizeBytes: layout.codeSizeBytes },
+    modules: places,
+    ehFrame: ehFrame && { address: image.base + ehFrame.offset, sizeBytes: ehFrame.sizeBytes },
+    functions: functions.map((planned, index) => describeFunction(planned, image, trampolineAt(index))),
+    ...(barrier && { barrier: { ...barrier, trampoline: trampolineAt(functions.length) } }),
+    ...(replaces && { replaces }),
+  };
+}
+
+function describeFunction(
+  { replaced, entry, site, original, isDisplaced, below }: PlannedFunction,
+  image: LinkedImage,
+  trampoline: number,
+): RegisteredKernelFunction {
+  if (replaced === undefined)
+    return { ...(below as RegisteredKernelFunction), new: [], trampoline, restores: true };
+  const { object, fn } = replaced;
+  const loaded = (name: string): KernelRange => {
+    const found = image.functions.find((each) => each.name === name);
+    if (found !== undefined) return found;
+    throw new LivegraftError(
+      'patch-malformed',
+      `the patch replaces ${fn.name} by ${name}, which it does not hold`,
+    );
+  };
+  return {
+    object,
+    name: fn.name,
+    old: oldRanges(replaced, entry),
+    new: [loaded(fn.newSymbol), ...fn.newParts.map(loaded)],
+    ...{ site, original, isDisplaced, trampoline },
+  };
+}
+
+/** Whether the memory that a patch has already is enough. What follows its text is writable: that must begin where it did. */
+function fitsInto(layout: PatchLayout, { memory, textPages }: RegisteredKernelPatch): boolean {
+  return layout.sizeBytes <= memory.sizeBytes && textPagesOf(layout) === textPages;
+}
+
+function textPagesOf({ text }: PatchLayout): number {
+  return Math.ceil(text.sizeBytes / PAGE_BYTES);
+}
+
 /** With a trampoline for each function, and one for the barrier. */
-function layoutForKernel(patch: Patch): PatchLayout {
-  return layoutPatch(patch, (replacedFunctions(patch).length + 1) * REDIRECT_BYTES);
+function layoutForKernel(patch: Patch, functions: number): PatchLayout {
+  return layoutPatch(patch, (functions + 1) * REDIRECT_BYTES);
 }

@@ -24,6 +24,8 @@ export interface RegisteredKernelFunction {
   /** Whether the original goes on in a copy of them. */
   readonly isDisplaced: boolean;
   readonly trampoline: number;
+  /** Of a patch that replaces older ones, a function that only those changed: it has no new version, tasks go back to the original. */
+  readonly restores?: boolean;
 }
 
 /** A function in which tasks switch themselves while a transition runs: its fentry nop, and code that stores the state. */
@@ -41,12 +43,17 @@ export interface RegisteredKernelPatch {
   readonly forced: boolean;
   readonly appliedAt: string;
   readonly memory: { readonly address: number; readonly sizeBytes: number };
+  /** How much of the memory was made executable; of a patch that a run of before this was noted has loaded, unknown. */
+  readonly textPages?: number;
+  /** The patch's own code, without redirects. */
   readonly text: { readonly address: number; readonly sizeBytes: number };
   readonly ehFrame: { readonly address: number; readonly sizeBytes: number } | undefined;
   readonly functions: readonly RegisteredKernelFunction[];
   /** Where the modules lay whose functions it replaces: the entries are theirs. */
   readonly modules: readonly ModulePlace[];
   readonly barrier?: RegisteredKernelBarrier;
+  /** Until it is applied: all older patches go in the same transition. */
+  readonly replaces?: boolean;
 }
 
 export interface RegisteredKernelStraggler {

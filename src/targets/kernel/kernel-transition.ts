@@ -27,6 +27,7 @@ import type {
 import type { KernelSession } from './kernel-session.js';
 import type { Cpu, KernelTask } from './kernel-tasks.js';
 import { copyBehind, encodeJump, encodeTaskTest, JUMP_BYTES } from './kernel-trampoline.js';
+import type { PatchVersions } from './kernel-versions.js';
 import type { ScannedTask } from './task-scan.js';
 
 type State = 'unpatched' | 'patched';
@@ -52,6 +53,7 @@ export class KernelTransition implements TransitionTarget {
   readonly #watch: GuestWatch;
   readonly #entries: KernelEntries;
   readonly #patch: RegisteredKernelPatch;
+  readonly #versions: PatchVersions;
   readonly #transition: NonNullable<KernelRegistry['transition']>;
   readonly #usesBarrier: boolean;
   readonly #saveDirection: (direction: Direction) => Promise<void>;
@@ -79,7 +81,7 @@ export class KernelTransition implements TransitionTarget {
   constructor(
     session: KernelSession,
     watch: GuestWatch,
-    patch: RegisteredKernelPatch,
+    versions: PatchVersions,
     transition: NonNullable<KernelRegistry['transition']>,
     usesBarrier: boolean,
     saveDirection: (direction: Direction) => Promise<void>,
@@ -88,7 +90,8 @@ export class KernelTransition implements TransitionTarget {
     this.#session = session;
     this.#watch = watch;
     this.#entries = new KernelEntries(session);
-    this.#patch = patch;
+    this.#patch = versions.patch;
+    this.#versions = versions;
     this.#transition = transition;
     this.#usesBarrier = usesBarrier;
     this.#saveDirection = saveDirection;
@@ -105,9 +108,8 @@ export class KernelTransition implements TransitionTarget {
     await this.#session.rehearse();
     this.#session.client.phase = 'install';
     for (const fn of this.#patch.functions) {
-      const behindEntry = fn.isDisplaced ? copyBehind(fn.trampoline) : fn.site + fn.original.length;
-      const newEntry = entryOf(fn.new);
-      const [switched, other] = begunAs === 'patch' ? [newEntry, behindEntry] : [behindEntry, newEntry];
+      const [own, below] = [this.#versions.entryOwn(fn), this.#versions.entryBelow(fn)];
+      const [switched, other] = begunAs === 'patch' ? [own, below] : [below, own];
       const code = encodeTaskTest({
         at: fn.trampoline,
         ...this.#session.currentTask,
@@ -159,7 +161,8 @@ export class KernelTransition implements TransitionTarget {
         await this.#watch.expectAlive();
         const isModules = this.#patch.modules.some(({ name }) => name === fn.object);
         if (fn.isDisplaced && !(await this.#isClear(fn))) throw entryBusy(fn);
-        if (isModules && !expected.includes(await this.#entries.content(this.#patch, fn))) this.#gone.add(fn);
+        if (isModules && !expected.includes(await this.#entries.content(this.#versions, fn)))
+          this.#gone.add(fn);
         else await this.#session.memory.writeCode(fn.site, code);
         return this.#session.breathe();
       } catch (error) {
@@ -174,7 +177,7 @@ export class KernelTransition implements TransitionTarget {
    * the stop in which it is written. Where a jump lies already there is no middle.
    */
   async #isClear(fn: RegisteredKernelFunction): Promise<boolean> {
-    if ((await this.#entries.content(this.#patch, fn)) === 'redirected') return true;
+    if ((await this.#entries.content(this.#versions, fn)) === 'redirected') return true;
     const { stacks, tasks } = this.#session;
     const cpus = await this.#enter();
     for (const task of await tasks.tasks(cpus)) {
@@ -394,11 +397,8 @@ export class KernelTransition implements TransitionTarget {
     // Tasks set their state only while the entries choose by it.
     if (barrier !== undefined)
       await disarmBarrier(barrier, (address, code) => this.#writeCode(address, code));
-    for (const fn of this.#patch.functions) {
-      const bytes =
-        direction === 'patch' ? encodeJump(fn.site, entryOf(fn.new)) : Uint8Array.from(fn.original);
-      await this.#writeEntry(fn, bytes, ['redirected']);
-    }
+    for (const fn of this.#patch.functions)
+      await this.#writeEntry(fn, this.#versions.finalBytes(fn, direction), ['redirected']);
   }
 
   async #refusal(task: KernelTask, cpus: readonly Cpu[]): Promise<StragglerReason | undefined> {
@@ -409,10 +409,7 @@ export class KernelTransition implements TransitionTarget {
       const { code, detail } = walk.reason;
       return { kind: 'unreliable', cause: code, detail, frames: report() };
     }
-    const leaving = this.#patch.functions.flatMap((fn) => {
-      if (this.#direction === 'unpatch') return fn.new;
-      return this.#gone.has(fn) ? [] : fn.old;
-    });
+    const leaving = this.#versions.leaving(this.#direction, (fn) => this.#gone.has(fn));
     const forks = findFrameIn(walk.frames, this.#forking);
     if (forks >= 0) return { kind: 'busy', function: 'copy_process', frame: forks, frames: report() };
     const index = findFrameIn(walk.frames, leaving);
@@ -483,12 +480,6 @@ export class KernelTransition implements TransitionTarget {
       this.#cpus = undefined;
     }
   }
-}
-
-function entryOf(ranges: RegisteredKernelPatch['functions'][number]['new']): number {
-  const [first] = ranges;
-  if (first === undefined) throw new Error('a registered function has no new version');
-  return first.address;
 }
 
 /** Where a task is created, with the parts that the compiler split off. */
