@@ -67,6 +67,17 @@ export class ClaimTable {
     return mask;
   }
 
+  /** Bit per register of which some claim says where the caller's value is, frames of interrupts aside. */
+  get recoveredMask(): number {
+    let mask = 0;
+    for (const claim of this.claims) {
+      if (claim === undefined || claim.isSignalFrame) continue;
+      for (const list of [claim.savedRegisters, claim.sameRegisters, claim.otherRegisters])
+        for (const register of list) if (register < 16) mask |= 1 << register;
+    }
+    return mask;
+  }
+
   /** Index of the unit that holds a position, -1 for none. */
   unitIndexAt(position: number): number {
     let low = 0;

@@ -2,10 +2,11 @@ import type { Architecture } from '../arch/architecture.js';
 import { FlowCode, isInert, OpCode } from '../arch/instruction-table.js';
 import { assumeClaim, checkClaim, detail, Verdict } from './claim-check.js';
 import type { Claim, ClaimTable } from './claims.js';
-import { CHANGED_ALL, FrameState, SnapshotPool } from './frame-state.js';
+import { CHANGED_ALL } from './frame-state.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
+import { COVERED, type StateId, type StateSpace } from './state-space.js';
 import { addTo, UNKNOWN, type Value } from './values.js';
 
 /** What is known of the claim at one instruction. */
@@ -54,12 +55,17 @@ export interface FlowProofOptions {
    * on behind a contradiction.
    */
   readonly isIndependent?: boolean;
+  /**
+   * Follow only the registers of which a claim says something. Verdicts are the same, and come sooner; what a contradiction
+   * says of others is less.
+   */
+  readonly isBrief?: boolean;
   /** Positions where a hint in the file says what the frame is: the claim there is taken as given. */
   readonly hints?: ReadonlySet<number>;
   /** Called now and then with how many of the functions are done, from 0 to 1. */
   readonly onProgress?: (fraction: number) => void;
   /** Called before transfers that control reaches; more than once where states meet. */
-  readonly onTransfer?: (i: number, state: FrameState) => void;
+  readonly onTransfer?: (i: number, states: StateSpace, state: StateId) => void;
   /** Bit per flow code: which transfers {@link onTransfer} is called for. */
   readonly transferMask?: number;
 }
@@ -93,6 +99,17 @@ function markTargets({ table, targetIndexes }: Program, marks: Uint8Array): void
   }
 }
 
+/**
+ * The registers whose value on entry is followed: those that callers rely on, and those that the table speaks of; or only those that
+ * a verdict can depend on.
+ */
+function entryMaskOf({ architecture, claims, isBrief }: FlowProofOptions): number {
+  let mask = isBrief === true ? claims.recoveredMask : claims.registerMask;
+  for (const register of isBrief === true ? [architecture.framePointer] : architecture.calleeSaved)
+    mask |= 1 << register;
+  return mask & ~(1 << architecture.stackPointer);
+}
+
 /** What {@link InstructionTable.touches} says of an instruction that a walk has to look at in any case. */
 const TOUCHES_ALL = 0xffff;
 
@@ -101,6 +118,8 @@ const INNER_CALL_BYTES = 64;
 /** More than an instruction has. */
 const LONGEST_BYTES = 16;
 const LINKAGE_ALIGNMENT = 8;
+const FOLLOWED_BITS = 13;
+const FOLLOWED = 1 << FOLLOWED_BITS;
 
 /** What a walk must look at, so that all other instructions cost it one read. */
 const Mark = {
@@ -120,14 +139,17 @@ class FlowProof {
   readonly #claimIds: Int32Array;
   readonly #options: FlowProofOptions;
   readonly #statuses: Uint8Array;
-  /** Position in the pool of the state kept at a join, -1 for none. */
+  /** The state kept at a join, -1 for none. */
   readonly #snapshots: Int32Array;
   /** From where control came first to a join that has a state: an instruction, -1 for the entry of a function. */
   readonly #origins: Int32Array;
   /** {@link Mark} bits of each instruction. */
   readonly #marks: Uint8Array;
-  readonly #pool = new SnapshotPool();
-  readonly #state: FrameState;
+  readonly #states: StateSpace;
+  /** Of a function that has just been called. */
+  readonly #entry: StateId;
+  /** Claims and states from which they follow, one pair behind the other by their hash. */
+  readonly #followed: Int32Array;
   readonly #work: number[] = [];
   readonly #contradictions = new Map<number, Contradiction>();
   readonly #edges = new Map<number, number[]>();
@@ -161,7 +183,10 @@ class FlowProof {
     this.#snapshots = scratch.int32('snapshots', table.count, -1);
     this.#origins = scratch.rawInt32('origins', table.count);
     this.#marks = scratch.uint8('marks', table.count);
-    this.#state = new FrameState(options.architecture, options.redZoneBytes, claims.registerMask);
+    this.#states = scratch.states(options.architecture, options.redZoneBytes);
+    this.#states.begin();
+    this.#entry = this.#states.entry(entryMaskOf(options));
+    this.#followed = scratch.int32('claims that follow', 2 * FOLLOWED, -1);
     markTargets(program, this.#marks);
     for (const { from, to } of extraFlow.edges)
       this.#addEdge(program.index.find(from), program.index.find(to));
@@ -235,8 +260,7 @@ class FlowProof {
       const first = index.find(f.start);
       // Without a symbol, all that is known of a start is the table's word.
       if (first < 0 || (f.name === undefined && this.#isPadding(first))) continue;
-      this.#state.enterFunction();
-      this.#arrive(first, -1);
+      this.#arrive(first, this.#entry, -1);
       this.#drain();
     }
     // What calls and jumps through a linkage table find there is a function's entry.
@@ -245,8 +269,7 @@ class FlowProof {
       if (first < 0 || this.#statuses[first] !== Status.unreached) continue;
       // Padding before the first entry is named with it, as a branch-tracking instruction would be.
       if (isInert(program.table, first) && position % LINKAGE_ALIGNMENT !== 0) continue;
-      this.#state.enterFunction();
-      this.#arrive(first, -1);
+      this.#arrive(first, this.#entry, -1);
       this.#drain();
     }
     if (this.#options.isIndependent !== true) this.#startFromClaims();
@@ -266,10 +289,8 @@ class FlowProof {
       const claim = this.#claimAt(i);
       if (claim === undefined || this.#isPadding(i)) continue;
       if (this.#goOnBehindCall(i)) continue;
-      this.#assumeAtStart(claim, i);
-      this.#state.assume(this.#state.isPartial);
       this.#mark(i, Mark.join);
-      this.#arrive(i, -1);
+      this.#arrive(i, this.#assumeAtStart(claim, i), -1);
       this.#statuses[i] = Status.assumed;
       this.#drain(true);
     }
@@ -277,11 +298,9 @@ class FlowProof {
 
   #goOnBehindCall(i: number): boolean {
     const kept = this.#behindCalls.get(i);
-    if (kept === undefined) return false;
-    this.#state.load(this.#pool.words, kept);
-    if (!this.#isAgreed(i)) return false;
+    if (kept === undefined || !this.#isAgreed(i, kept)) return false;
     this.#mark(i, Mark.join);
-    this.#arrive(i, i - 1);
+    this.#arrive(i, kept, i - 1);
     this.#drain();
     return true;
   }
@@ -290,15 +309,14 @@ class FlowProof {
    * Targets of indirect jumps are reached from one in the same unit: what that knows of the frame holds there, if the claim
    * agrees.
    */
-  #assumeAtStart(claim: Claim, i: number): void {
-    if (claim.cfaRegister !== this.#options.architecture.stackPointer) {
-      const donor = this.#donors.get(this.#donorKey(i));
-      if (donor !== undefined) {
-        this.#state.load(this.#pool.words, donor);
-        if (checkClaim(claim, this.#state, this.#addressOf(i)) === Verdict.proven) return;
-      }
-    }
-    assumeClaim(claim, this.#state, i, this.#options.architecture.stackPointer);
+  #assumeAtStart(claim: Claim, i: number): StateId {
+    const { stackPointer } = this.#options.architecture;
+    const donor = claim.cfaRegister === stackPointer ? undefined : this.#donors.get(this.#donorKey(i));
+    const state = this.#states.load(donor ?? this.#entry);
+    if (donor === undefined || checkClaim(claim, state, this.#addressOf(i)) !== Verdict.proven)
+      assumeClaim(claim, state, i, stackPointer);
+    state.assume(state.isPartial);
+    return this.#states.keep(state);
   }
 
   #donorKey(i: number): number {
@@ -327,59 +345,73 @@ class FlowProof {
   #drain(startsAssumed = false): void {
     let assumed = startsAssumed;
     for (let i = this.#work.pop(); i !== undefined; i = this.#work.pop()) {
-      this.#state.load(this.#pool.words, this.#snapshots[i] as number);
       this.#walk(i, assumed);
       assumed = false;
     }
   }
 
   /**
-   * The current state reaches instruction `i`, from `from`. Queues it when that is news. `proven`: the claim that this very state
+   * A state reaches instruction `i`, from `from`. Queues it when that is news. `proven`: the claim that this very state
    * proves, 0 for none.
    */
-  #arrive(i: number, from: number, proven = 0): void {
-    const at = this.#snapshots[i] as number;
-    if (at < 0) {
-      if (from >= 0 && !(proven !== 0 && proven === this.#claimIds[i]) && this.#isRefused(i, from)) return;
+  #arrive(i: number, state: StateId, from: number, proven = 0): void {
+    const kept = this.#snapshots[i] as number;
+    if (kept < 0) {
+      if (from >= 0 && !(proven !== 0 && proven === this.#claimIds[i]) && this.#isRefused(i, state, from))
+        return;
       this.#origins[i] = from;
-      this.#snapshots[i] = this.#pool.add(this.#state);
+      this.#snapshots[i] = state;
       this.#work.push(i);
-    } else if (at !== this.#state.savedAt && this.#join(i, at, from)) this.#work.push(i);
+    } else if (kept !== state && this.#join(i, kept, state, from)) this.#work.push(i);
   }
 
-  /** Reduces the state kept at `i` to what holds here too; true when it changed. */
-  #join(i: number, at: number, from: number): boolean {
-    const state = this.#state;
-    if (state.covers(this.#pool.words, at)) return false;
-    if (this.#isRefused(i, from)) return false;
-    if (this.#options.isIndependent === true && state.conflictsWith(this.#pool.words, at)) {
+  /** Reduces the state kept at `i` to what holds in another that comes there; true when it changed. */
+  #join(i: number, kept: StateId, state: StateId, from: number): boolean {
+    const joined = this.#states.join(kept, state);
+    if (joined === COVERED || this.#isRefused(i, state, from)) return false;
+    if (this.#options.isIndependent === true && this.#states.conflict(kept, state)) {
       this.#conflicts++;
       return false;
     }
-    const { changed } = state;
-    const own = this.#pool.add(state);
-    state.load(this.#pool.words, at);
-    state.meet(this.#pool.words, own);
-    this.#snapshots[i] = this.#pool.add(state);
-    state.load(this.#pool.words, own);
-    state.changed = changed;
+    this.#snapshots[i] = joined;
     return true;
   }
 
   /** A way into `i` that contradicts the claim there is a finding, and adds nothing to what is known at `i`. */
-  #isRefused(i: number, from: number): boolean {
+  #isRefused(i: number, state: StateId, from: number): boolean {
     if (this.#options.isIndependent === true) return false;
     const claim = this.#claimAt(i);
     if (claim === undefined) return false;
-    if (checkClaim(claim, this.#state, this.#addressOf(i)) !== Verdict.wrongCfa) return false;
-    if (!this.#isHint(i, from, claim)) this.#contradict(i, from, claim);
+    if (this.#verdictOf(i, state) !== Verdict.wrongCfa) return false;
+    if (!this.#isHint(i, from, claim)) this.#contradict(i, from, claim, state);
     return true;
+  }
+
+  /**
+   * What comes of holding the claim at `i`, of which there must be one, against a state; {@link detail} tells more unless it is
+   * proven.
+   */
+  #verdictOf(i: number, state: StateId): number {
+    const claimId = this.#claimIds[i] as number;
+    const claim = this.#claims.claims[claimId] as Claim;
+    // What depends on everything may depend on the instruction's address too.
+    if (claim.dependsOn === CHANGED_ALL)
+      return checkClaim(claim, this.#states.load(state), this.#addressOf(i));
+    const followed = this.#followed;
+    const slot = 2 * (Math.imul(state ^ Math.imul(claimId, 0x85ebca6b), 0x9e3779b1) >>> (32 - FOLLOWED_BITS));
+    if (followed[slot] === state && followed[slot + 1] === claimId) return Verdict.proven;
+    const verdict = checkClaim(claim, this.#states.load(state), this.#addressOf(i));
+    if (verdict === Verdict.proven) {
+      followed[slot] = state;
+      followed[slot + 1] = claimId;
+    }
+    return verdict;
   }
 
   #walk(first: number, startsAssumed: boolean): void {
     const { table, targetIndexes } = this.#program;
     const { flows, offsets, lengths, targets, ops, writes, touches } = table;
-    const state = this.#state;
+    const states = this.#states;
     const { noReturn, onTransfer, transferMask = 0 } = this.#options;
     const marks = this.#marks;
     const snapshots = this.#snapshots;
@@ -391,75 +423,93 @@ class FlowProof {
     const { claims } = this.#claims;
     const landings = this.#options.extraFlow.landingPads?.byCall;
     const isDwarf = this.#claims.source === 'dwarf';
+    let state = snapshots[first] as StateId;
+    let known = states.known(state);
     let previous = this.#origins[first] as number;
     let isFirst = true;
     let lastClaimId = -1;
     // Which changes can make another verdict of the same claim.
     let relevant = CHANGED_ALL;
+    states.changed = CHANGED_ALL;
     let i = first;
     for (;;) {
       const mark = marks[i] as number;
       if (!isFirst && (mark & Mark.join) !== 0) {
-        const at = snapshots[i] as number;
-        if (at < 0) {
+        const kept = snapshots[i] as number;
+        if (kept < 0) {
           origins[i] = previous;
-          snapshots[i] = this.#pool.add(state);
+          snapshots[i] = state;
         } else {
-          if (at === state.savedAt || !this.#join(i, at, previous)) return;
-          state.load(this.#pool.words, snapshots[i] as number);
+          if (kept === state || !this.#join(i, kept, state, previous)) return;
+          state = snapshots[i] as StateId;
+          known = states.known(state);
+          states.changed = CHANGED_ALL;
         }
       }
       const claimId = claimIds[i] as number;
-      if (claimId !== lastClaimId || (state.changed & relevant) !== 0) {
+      if (claimId !== lastClaimId || (states.changed & relevant) !== 0) {
         if (startsAssumed && isFirst) statuses[i] = Status.assumed;
-        else this.#check(i, previous, claimId);
+        else {
+          const checked = this.#check(i, state, previous, claimId);
+          if (checked !== state) {
+            state = checked;
+            known = states.known(state);
+          }
+        }
         lastClaimId = claimId;
         relevant = statuses[i] === Status.proven ? (claims[claimId]?.dependsOn ?? 0) : CHANGED_ALL;
-        state.changed = 0;
+        states.changed = 0;
       } else statuses[i] = statuses[i - 1] as number;
 
       if ((mark & Mark.edges) !== 0) {
-        for (const other of this.#edges.get(i) ?? []) this.#arrive(other, i);
+        for (const other of this.#edges.get(i) ?? []) this.#arrive(other, state, i);
         for (const other of this.#possibleEdges.get(i) ?? [])
-          if (this.#isAgreed(other)) this.#arrive(other, i);
+          if (this.#isAgreed(other, state)) this.#arrive(other, state, i);
       }
       isFirst = false;
       const flow = flows[i] as number;
-      if (flow === FlowCode.next) state.apply(table, i);
-      else {
-        if (((transferMask >> flow) & 1) !== 0) onTransfer?.(i, state);
+      if (flow === FlowCode.next) {
+        state = states.after(state, table, i);
+        known = states.known(state);
+      } else {
+        if (((transferMask >> flow) & 1) !== 0) onTransfer?.(i, states, state);
         const target = targetIndexes[i] as number;
         if (
           isDwarf &&
           (flow === FlowCode.call || flow === FlowCode.indirectCall || flow === FlowCode.indirectJump)
         ) {
-          this.#keepDonor(i, claimId);
+          this.#keepDonor(i, state, claimId);
         }
         if (flow === FlowCode.call && target > i && this.#isInnerCall(i, target)) {
-          this.#pushReturnAddress();
+          state = this.#pushReturnAddress(state);
+          known = states.known(state);
           if (target !== i + 1) {
-            this.#arrive(target, i);
+            this.#arrive(target, state, i);
             return;
           }
         } else {
-          if (ops[i] !== OpCode.none || ((writes[i] as number) & state.known) !== 0) state.apply(table, i);
-          if ((mark & Mark.landing) !== 0) this.#land(i, landings?.get(i));
-          const proven = statuses[i] === Status.proven && (state.changed & relevant) === 0 ? claimId : 0;
+          if (ops[i] !== OpCode.none || ((writes[i] as number) & known) !== 0) {
+            state = states.after(state, table, i);
+            known = states.known(state);
+          }
+          if ((mark & Mark.landing) !== 0) this.#land(i, state, landings?.get(i));
+          const proven = statuses[i] === Status.proven && (states.changed & relevant) === 0 ? claimId : 0;
           switch (flow) {
             case FlowCode.indirectCall:
             case FlowCode.systemCall:
             case FlowCode.breakpoint:
               break;
             case FlowCode.branch:
-              if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, i, proven);
+              if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, state, i, proven);
               break;
             case FlowCode.jump:
-              if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, i, proven);
+              if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, state, i, proven);
               return;
             case FlowCode.call:
               if (noReturn.has(targets[i] as number)) {
                 // Compilers that don't know write on behind it.
-                if (claimIds[i + 1] === claimId && snapshots[i + 1] === -1) this.#keepBehindCall(i + 1);
+                if (claimIds[i + 1] === claimId && snapshots[i + 1] === -1)
+                  this.#keepBehindCall(i + 1, state);
                 return;
               }
               break;
@@ -469,15 +519,15 @@ class FlowProof {
         }
       }
       if ((mark & Mark.continuation) !== 0) {
-        this.#arrive(this.#continuations.get(i) as number, i);
+        this.#arrive(this.#continuations.get(i) as number, state, i);
         return;
       }
       const end = (offsets[i] as number) + (lengths[i] as number);
       // What follows was not decoded, or is another section.
       if (i + 1 >= table.count || (offsets[i + 1] as number) !== end) return;
-      if ((state.changed & relevant) === 0) {
+      if ((states.changed & relevant) === 0) {
         // Most instructions do nothing to what is known.
-        const mask = state.known | stopMask;
+        const mask = known | stopMask;
         const status = statuses[i] as number;
         for (i++; ((touches[i] as number) & mask) === 0; i++) statuses[i] = status;
         previous = i - 1;
@@ -486,23 +536,21 @@ class FlowProof {
   }
 
   /** An exception comes out of the call `i`, whose effects are in the state. */
-  #land(i: number, pad: number | undefined): void {
+  #land(i: number, state: StateId, pad: number | undefined): void {
     if (pad === undefined) return;
     const argumentBytes = this.#options.extraFlow.landingPads?.argumentBytes.get(i) ?? 0;
     if (argumentBytes === 0) {
-      this.#arrive(pad, i);
+      this.#arrive(pad, state, i);
       return;
     }
     const { stackPointer } = this.#options.architecture;
-    const before = this.#state.registers[stackPointer] as number;
-    this.#state.setRegister(stackPointer, addTo(before, argumentBytes));
-    this.#arrive(pad, i);
-    this.#state.setRegister(stackPointer, before);
+    const landed = this.#states.load(state);
+    landed.setRegister(stackPointer, addTo(landed.registers[stackPointer] as number, argumentBytes));
+    this.#arrive(pad, this.#states.keep(landed), i);
   }
 
-  #isAgreed(i: number): boolean {
-    const claim = this.#claimAt(i);
-    return claim !== undefined && checkClaim(claim, this.#state, this.#addressOf(i)) === Verdict.proven;
+  #isAgreed(i: number, state: StateId): boolean {
+    return this.#claimAt(i) !== undefined && this.#verdictOf(i, state) === Verdict.proven;
   }
 
   /**
@@ -516,25 +564,28 @@ class FlowProof {
     return this.#program.functionAt(from)?.start === this.#program.functionAt(to)?.start;
   }
 
-  #keepDonor(i: number, claimId: number): void {
+  #keepDonor(i: number, state: StateId, claimId: number): void {
     const claim = this.#claims.claims[claimId];
     if (claim === undefined || claim.cfaRegister === this.#options.architecture.stackPointer) return;
     if (this.#statuses[i] !== Status.proven && this.#statuses[i] !== Status.assumed) return;
-    if (this.#state.isPartial) return;
+    if (this.#states.isPartial(state)) return;
     const key = this.#donorKey(i);
-    if (!this.#donors.has(key)) this.#donors.set(key, this.#pool.add(this.#state));
+    if (!this.#donors.has(key)) this.#donors.set(key, state);
   }
 
-  #keepBehindCall(i: number): void {
-    if (this.#options.isIndependent === true || this.#state.isAssumed) return;
-    this.#behindCalls.set(i, this.#pool.add(this.#state));
+  #keepBehindCall(i: number, state: StateId): void {
+    if (this.#options.isIndependent === true || this.#states.isAssumed(state)) return;
+    this.#behindCalls.set(i, state);
   }
 
-  #pushReturnAddress(): void {
+  #pushReturnAddress(before: StateId): StateId {
     const { stackPointer } = this.#options.architecture;
-    const address = addTo(this.#state.registers[stackPointer] as number, -8);
-    this.#state.setRegister(stackPointer, address);
-    this.#state.setSlot(address, UNKNOWN);
+    const state = this.#states.load(before);
+    const address = addTo(state.registers[stackPointer] as number, -8);
+    state.setRegister(stackPointer, address);
+    state.setSlot(address, UNKNOWN);
+    this.#states.changed |= state.changed;
+    return this.#states.keep(state);
   }
 
   /** A jump to another function's entry hands over a frame that is as it was on entry: nothing of ours goes on there. */
@@ -545,36 +596,39 @@ class FlowProof {
     return own === undefined || own.start !== table.offsets[target];
   }
 
-  #check(i: number, from: number, claimId: number): void {
+  /** Holds the claim at `i` against a state, and returns the one to go on with. */
+  #check(i: number, state: StateId, from: number, claimId: number): StateId {
+    const statuses = this.#statuses;
     const claim = this.#claims.claims[claimId];
     if (claim === undefined) {
-      this.#statuses[i] = Status.unclaimed;
-      return;
+      statuses[i] = Status.unclaimed;
+      return state;
     }
-    const verdict = checkClaim(claim, this.#state, this.#addressOf(i));
+    const verdict = this.#verdictOf(i, state);
     if (verdict === Verdict.proven) {
       // One way here that was taken on trust is enough; what was disproved or unknown by another stays so.
-      if (!this.#state.isAssumed) this.#statuses[i] = Status.proven;
-      else if (this.#statuses[i] === Status.unreached || this.#statuses[i] === Status.proven)
-        this.#statuses[i] = Status.assumed;
-      return;
+      if (!this.#states.isAssumed(state)) statuses[i] = Status.proven;
+      else if (statuses[i] === Status.unreached || statuses[i] === Status.proven)
+        statuses[i] = Status.assumed;
+      return state;
     }
     const isIndependent = this.#options.isIndependent === true;
-    if (this.#isHint(i, from, claim)) this.#statuses[i] = Status.assumed;
+    if (this.#isHint(i, from, claim)) statuses[i] = Status.assumed;
     else if (verdict === Verdict.unknown) {
       // From a whole frame the CFA of every compiler's code can be told.
-      if (!this.#state.isPartial) this.#contradict(i, from, claim);
-      this.#statuses[i] = Status.unknown;
+      if (!this.#states.isPartial(state)) this.#contradict(i, from, claim, state);
+      statuses[i] = Status.unknown;
     } else {
-      this.#statuses[i] = Status.disproved;
-      this.#contradict(i, from, claim);
+      statuses[i] = Status.disproved;
+      this.#contradict(i, from, claim, state);
     }
     // With the right CFA, what was derived is worth more than what is claimed.
-    if (!isIndependent && (verdict !== Verdict.wrongRegister || this.#statuses[i] === Status.assumed)) {
-      assumeClaim(claim, this.#state, i, this.#options.architecture.stackPointer);
-      // What else the frame held is no longer known.
-      this.#state.assume(true);
-    }
+    if (isIndependent || (verdict === Verdict.wrongRegister && statuses[i] !== Status.assumed)) return state;
+    const assumed = this.#states.load(state);
+    assumeClaim(claim, assumed, i, this.#options.architecture.stackPointer);
+    // What else the frame held is no longer known.
+    assumed.assume(true);
+    return this.#states.keep(assumed);
   }
 
   /**
@@ -588,9 +642,8 @@ class FlowProof {
     return before !== undefined && (before.isSignalFrame || before.isOutermost);
   }
 
-  #contradict(at: number, from: number, claim: Claim): void {
+  #contradict(at: number, from: number, claim: Claim, state: StateId): void {
     if (this.#contradictions.has(at)) return;
-    const { registers } = this.#state;
     const { stackPointer, framePointer } = this.#options.architecture;
     this.#contradictions.set(at, {
       at,
@@ -599,8 +652,8 @@ class FlowProof {
       verdict: detail.verdict,
       register: detail.register,
       derived: detail.derived,
-      stackPointer: registers[stackPointer] as number,
-      framePointer: registers[framePointer] as number,
+      stackPointer: this.#states.register(state, stackPointer),
+      framePointer: this.#states.register(state, framePointer),
     });
     this.#statuses[at] = detail.verdict === Verdict.unknown ? Status.unknown : Status.disproved;
   }

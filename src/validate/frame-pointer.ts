@@ -4,11 +4,11 @@ import { ClaimBuilder, type ClaimTable } from './claims.js';
 import type { Finding, FindingCode } from './findings.js';
 import { makeFinding } from './findings.js';
 import { proveFlow, Status } from './flow-proof.js';
-import type { FrameState } from './frame-state.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { Places } from './places.js';
 import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
+import type { StateId, StateSpace } from './state-space.js';
 import { cfaValue, describeValue, entryValue } from './values.js';
 
 export interface FramePointerOptions {
@@ -47,14 +47,15 @@ export function checkFramePointers(options: FramePointerOptions): FramePointerRe
       );
   };
   const name = (register: number) => idioms.registerName(register);
-  const hasFrame = (state: FrameState) =>
-    state.registers[framePointer] === cfaValue(-16) && state.slot(cfaValue(-16)) === entryValue(framePointer);
+  const hasFrame = (states: StateSpace, state: StateId) =>
+    states.register(state, framePointer) === cfaValue(-16) &&
+    states.slot(state, cfaValue(-16)) === entryValue(framePointer);
   const framed = new Uint8Array(table.count);
   const unmarked = new Set<number>();
 
-  const onLeave = (i: number, state: FrameState, how: string) => {
-    const sp = state.registers[stackPointer] as number;
-    const fp = state.registers[framePointer] as number;
+  const onLeave = (i: number, states: StateSpace, state: StateId, how: string) => {
+    const sp = states.register(state, stackPointer);
+    const fp = states.register(state, framePointer);
     if (sp !== cfaValue(-8)) {
       const value = describeValue(sp, name);
       report('stack-not-restored', i, `${name(stackPointer)} is ${value} at this ${how}, not CFA-8`, value);
@@ -75,19 +76,19 @@ export function checkFramePointers(options: FramePointerOptions): FramePointerRe
     redZoneBytes,
     isIndependent: true,
     transferMask: ~(1 << FlowCode.next),
-    onTransfer(i, state) {
+    onTransfer(i, states, state) {
       const target = table.targets[i] as number;
       switch (table.flows[i]) {
         case FlowCode.call:
         case FlowCode.indirectCall:
-          if (hasFrame(state)) framed[i] = 1;
+          if (hasFrame(states, state)) framed[i] = 1;
           // The tracing call comes before the frame on purpose: the tracer makes one (-mfentry).
           else if (!isTracingCall(program.nameOfTarget(target))) {
             report(
               'call-without-frame-pointer',
               i,
               'a call without a frame set up before it',
-              describeValue(state.registers[framePointer] as number, name),
+              describeValue(states.register(state, framePointer), name),
             );
           }
           if (
@@ -106,7 +107,7 @@ export function checkFramePointers(options: FramePointerOptions): FramePointerRe
           }
           break;
         case FlowCode.return:
-          onLeave(i, state, 'return');
+          onLeave(i, states, state, 'return');
           break;
         case FlowCode.indirectJump:
           break;
@@ -114,7 +115,7 @@ export function checkFramePointers(options: FramePointerOptions): FramePointerRe
           const index = targetIndexes[i] as number;
           const own = program.functionAt(table.offsets[i] as number);
           const isSibling = index < 0 || (functionStarts.has(target) && own?.start !== target);
-          if (isSibling) onLeave(i, state, 'sibling call');
+          if (isSibling) onLeave(i, states, state, 'sibling call');
           break;
         }
         default:

@@ -2,11 +2,7 @@ import type { Architecture } from '../arch/architecture.js';
 import { type InstructionTable, OpCode } from '../arch/instruction-table.js';
 import { addTo, baseOf, cfaValue, entryValue, offsetOf, placeValue, UNKNOWN, type Value } from './values.js';
 
-const REGISTERS = 16;
-/** Words of a saved state before its slots: registers, the count of slots, flags. */
-const HEADER_WORDS = REGISTERS + 2;
-const [COUNT, FLAGS] = [REGISTERS, REGISTERS + 1];
-const [IS_PARTIAL, IS_ASSUMED] = [1, 2];
+export const REGISTERS = 16;
 /** Bits of {@link FrameState.changed}. */
 export const CHANGED_SLOTS = 1 << REGISTERS;
 export const CHANGED_ALL = 2 * CHANGED_SLOTS - 1;
@@ -14,8 +10,8 @@ export const CHANGED_ALL = 2 * CHANGED_SLOTS - 1;
 const MAX_SLOTS = 40;
 
 /**
- * What is known before an instruction: the values of registers, and of the stack slots whose address is known. Mutable;
- * states are kept at joins as words of a {@link SnapshotPool}, which never change.
+ * What is known before an instruction: the values of registers, and of the stack slots whose address is known. Mutable: in
+ * it a state is worked out that is then kept in a {@link StateSpace}.
  */
 export class FrameState {
   readonly registers = new Int32Array(REGISTERS);
@@ -26,29 +22,19 @@ export class FrameState {
   isPartial = false;
   /** Began from a claim that was taken as given: what follows from it is no proof. */
   isAssumed = false;
-  /** Position in the pool of a copy of the state as it is, -1 when there is none: two states at one position are equal. */
-  savedAt = -1;
-  /** What changed since the last check: a bit per register, {@link CHANGED_SLOTS}; all after a load. */
-  changed = CHANGED_ALL;
+  /** What may have changed since somebody set it to 0: a bit per register, {@link CHANGED_SLOTS}. */
+  changed = 0;
   /** Bit per register whose value is known. */
   known = 0;
   readonly #stackPointer: number;
   readonly #framePointer: number;
-  readonly #entryRegisters: readonly number[];
   readonly #callerSavedMask: number;
   readonly #redZoneBytes: number;
   readonly #returnAddress: number;
 
-  /** `entryMask`: registers whose value on entry matters; the callee-saved ones always do. */
-  constructor(architecture: Architecture, redZoneBytes: number, entryMask: number) {
+  constructor(architecture: Architecture, redZoneBytes: number) {
     this.#stackPointer = architecture.stackPointer;
     this.#framePointer = architecture.framePointer;
-    const entry = [...architecture.calleeSaved];
-    for (let register = 0; register < REGISTERS; register++) {
-      if ((entryMask >> register) & 1 && register !== architecture.stackPointer && !entry.includes(register))
-        entry.push(register);
-    }
-    this.#entryRegisters = entry;
     this.#returnAddress = architecture.returnAddress;
     this.#redZoneBytes = redZoneBytes;
     let kept = 1 << architecture.stackPointer;
@@ -62,7 +48,6 @@ export class FrameState {
     this.known = 0;
     this.isPartial = false;
     this.isAssumed = false;
-    this.savedAt = -1;
     this.changed = CHANGED_ALL;
   }
 
@@ -70,19 +55,22 @@ export class FrameState {
   assume(isPartial: boolean): void {
     this.isPartial = isPartial;
     this.isAssumed = true;
-    this.savedAt = -1;
   }
 
-  /** A function that has just been called: the return address lies at the stack pointer, CFA - 8. */
-  enterFunction(): void {
+  /**
+   * A function that has just been called: the return address lies at the stack pointer, CFA - 8. `entryMask`: the registers whose
+   * value on entry matters.
+   */
+  enterFunction(entryMask: number): void {
     this.clear();
+    for (let register = 0; register < REGISTERS; register++) {
+      if ((entryMask >> register) & 1) this.setRegister(register, entryValue(register));
+    }
     this.setRegister(this.#stackPointer, cfaValue(-8));
-    for (const register of this.#entryRegisters) this.setRegister(register, entryValue(register));
     this.setSlot(cfaValue(-8), entryValue(this.#returnAddress));
   }
 
   setRegister(register: number, value: Value): void {
-    if (this.registers[register] !== value) this.savedAt = -1;
     this.registers[register] = value;
     if (value === UNKNOWN) this.known &= ~(1 << register);
     else this.known |= 1 << register;
@@ -105,15 +93,14 @@ export class FrameState {
     if (address === UNKNOWN) return;
     let index = this.findSlot(address);
     if (value === UNKNOWN) {
-      if (index >= 0) this.#removeSlot(index);
+      if (index >= 0) this.removeSlot(index);
       return;
     }
     if (index < 0) {
       if (this.slotCount === MAX_SLOTS) return;
       index = this.slotCount++;
       this.slotAddresses[index] = address;
-      this.savedAt = -1;
-    } else if (this.slotValues[index] !== value) this.savedAt = -1;
+    }
     this.slotValues[index] = value;
     this.changed |= CHANGED_SLOTS;
   }
@@ -124,15 +111,14 @@ export class FrameState {
     const limit = offsetOf(address) - margin;
     for (let i = this.slotCount - 1; i >= 0; i--) {
       const slot = this.slotAddresses[i] as number;
-      if (baseOf(slot) === base && offsetOf(slot) < limit) this.#removeSlot(i);
+      if (baseOf(slot) === base && offsetOf(slot) < limit) this.removeSlot(i);
     }
   }
 
-  #removeSlot(index: number): void {
+  removeSlot(index: number): void {
     const last = --this.slotCount;
     this.slotAddresses[index] = this.slotAddresses[last] as number;
     this.slotValues[index] = this.slotValues[last] as number;
-    this.savedAt = -1;
     this.changed |= CHANGED_SLOTS;
   }
 
@@ -143,7 +129,6 @@ export class FrameState {
       if ((lost >> register) & 1) this.registers[register] = UNKNOWN;
     }
     this.known &= ~lost;
-    this.savedAt = -1;
     this.changed |= lost;
   }
 
@@ -240,114 +225,5 @@ export class FrameState {
   #raiseStack(to: Value): void {
     this.setRegister(this.#stackPointer, to);
     if (to !== UNKNOWN) this.dropBelow(to, this.#redZoneBytes);
-  }
-
-  get #flags(): number {
-    return (this.isPartial ? IS_PARTIAL : 0) | (this.isAssumed ? IS_ASSUMED : 0);
-  }
-
-  /** Words of a saved state: registers, the count of slots, flags, then pairs of address and value. */
-  save(words: Int32Array, at: number): void {
-    const { registers } = this;
-    for (let register = 0; register < REGISTERS; register++)
-      words[at + register] = registers[register] as number;
-    words[at + COUNT] = this.slotCount;
-    words[at + FLAGS] = this.#flags;
-    let to = at + HEADER_WORDS;
-    for (let i = 0; i < this.slotCount; i++) {
-      words[to++] = this.slotAddresses[i] as number;
-      words[to++] = this.slotValues[i] as number;
-    }
-    this.savedAt = at;
-  }
-
-  load(words: Int32Array, at: number): void {
-    this.changed = CHANGED_ALL;
-    if (this.savedAt === at) return;
-    const { registers } = this;
-    let known = 0;
-    for (let register = 0; register < REGISTERS; register++) {
-      const value = words[at + register] as number;
-      registers[register] = value;
-      if (value !== UNKNOWN) known |= 1 << register;
-    }
-    this.known = known;
-    this.slotCount = words[at + COUNT] as number;
-    const flags = words[at + FLAGS] as number;
-    this.isPartial = (flags & IS_PARTIAL) !== 0;
-    this.isAssumed = (flags & IS_ASSUMED) !== 0;
-    let from = at + HEADER_WORDS;
-    for (let i = 0; i < this.slotCount; i++) {
-      this.slotAddresses[i] = words[from++] as number;
-      this.slotValues[i] = words[from++] as number;
-    }
-    this.savedAt = at;
-  }
-
-  /** Whether everything that the saved state knows holds here too. */
-  covers(words: Int32Array, at: number): boolean {
-    if (at === this.savedAt) return true;
-    const { registers, slotAddresses, slotValues, slotCount } = this;
-    if (this.isAssumed && ((words[at + FLAGS] as number) & IS_ASSUMED) === 0) return false;
-    for (let register = 0; register < REGISTERS; register++) {
-      const saved = words[at + register] as number;
-      if (saved !== UNKNOWN && saved !== registers[register]) return false;
-    }
-    const count = words[at + COUNT] as number;
-    let from = at + HEADER_WORDS;
-    for (let i = 0; i < count; i++, from += 2) {
-      // As a rule both came from one state, with their slots in the same order.
-      const isInPlace = i < slotCount && slotAddresses[i] === words[from];
-      const value = isInPlace ? slotValues[i] : this.slot(words[from] as number);
-      if (value !== words[from + 1]) return false;
-    }
-    return true;
-  }
-
-  /** Whether the stack pointer is known in both, and differs. */
-  conflictsWith(words: Int32Array, at: number): boolean {
-    const saved = words[at + this.#stackPointer] as number;
-    const own = this.registers[this.#stackPointer] as number;
-    return saved !== own && saved !== UNKNOWN && own !== UNKNOWN;
-  }
-
-  /** Reduces the state to what a saved one knows too. What was known for sure of one is so no more when it was assumed of the other. */
-  meet(words: Int32Array, at: number): void {
-    const flags = words[at + FLAGS] as number;
-    this.isPartial ||= (flags & IS_PARTIAL) !== 0;
-    this.isAssumed ||= (flags & IS_ASSUMED) !== 0;
-    this.savedAt = -1;
-    for (let register = 0; register < REGISTERS; register++) {
-      if (this.registers[register] !== words[at + register]) this.setRegister(register, UNKNOWN);
-    }
-    for (let i = this.slotCount - 1; i >= 0; i--) {
-      if (savedSlot(words, at, this.slotAddresses[i] as number) !== this.slotValues[i]) this.#removeSlot(i);
-    }
-  }
-}
-
-function savedSlot(words: Int32Array, at: number, address: Value): Value {
-  const end = at + HEADER_WORDS + 2 * (words[at + COUNT] as number);
-  for (let i = at + HEADER_WORDS; i < end; i += 2) if (words[i] === address) return words[i + 1] as number;
-  return UNKNOWN;
-}
-
-/** Saved states one behind the other. Who has the position of one has that state for good. */
-export class SnapshotPool {
-  words = new Int32Array(1 << 14);
-  #used = 0;
-
-  /** Keeps a copy of the state; returns its position in {@link words}. */
-  add(state: FrameState): number {
-    if (state.savedAt >= 0) return state.savedAt;
-    const at = this.#used;
-    this.#used += HEADER_WORDS + 2 * state.slotCount;
-    if (this.#used > this.words.length) {
-      const larger = new Int32Array(this.words.length * 2);
-      larger.set(this.words);
-      this.words = larger;
-    }
-    state.save(this.words, at);
-    return at;
   }
 }

@@ -1,9 +1,9 @@
 import type { Architecture } from '../arch/architecture.js';
 import { FlowCode } from '../arch/instruction-table.js';
 import { type ClaimSource, type Finding, makeFinding } from './findings.js';
-import type { FrameState } from './frame-state.js';
 import type { Places } from './places.js';
 import type { Program } from './program.js';
+import type { StateId, StateSpace } from './state-space.js';
 import { cfaValue, describeValue, entryValue, UNKNOWN, type Value } from './values.js';
 
 /**
@@ -34,17 +34,21 @@ export class ReturnCheck {
     this.#registers = registers;
   }
 
-  look(i: number, state: FrameState): void {
+  look(i: number, states: StateSpace, state: StateId): void {
     if (!this.#isWayOut(i) || this.#found.has(i)) return;
     const { stackPointer } = this.#architecture;
     const wrong = (register: number, wanted: Value): boolean => {
-      const value = state.registers[register] as number;
-      if (value === wanted || (value === UNKNOWN && state.isPartial)) return false;
+      const value = states.register(state, register);
+      if (value === wanted || (value === UNKNOWN && states.isPartial(state))) return false;
       this.#found.set(i, { register, value });
       return true;
     };
     if (wrong(stackPointer, cfaValue(-8))) return;
     for (const register of this.#registers) if (wrong(register, entryValue(register))) return;
+  }
+
+  get hasFound(): boolean {
+    return this.#found.size > 0;
   }
 
   #isWayOut(i: number): boolean {

@@ -1,4 +1,6 @@
+import type { Architecture } from '../arch/architecture.js';
 import { InstructionTable } from '../arch/instruction-table.js';
+import { StateSpace } from './state-space.js';
 
 /**
  * The large arrays of one validation, kept for the next: over many small files, allocating them anew costs more than the work.
@@ -9,6 +11,18 @@ export class Scratch {
   readonly #int32 = new Map<string, Int32Array>();
   readonly #uint32 = new Map<string, Uint32Array>();
   readonly #uint8 = new Map<string, Uint8Array>();
+  readonly #states = new Map<string, StateSpace>();
+
+  /** The states that proofs meet, for one architecture and so many bytes below the stack pointer that survive signals. */
+  states(architecture: Architecture, redZoneBytes: number): StateSpace {
+    const key = `${architecture.name},${redZoneBytes}`;
+    let states = this.#states.get(key);
+    if (states === undefined) {
+      states = new StateSpace(architecture, redZoneBytes);
+      this.#states.set(key, states);
+    }
+    return states;
+  }
 
   int32(use: string, length: number, value: number): Int32Array {
     return this.rawInt32(use, length).fill(value);

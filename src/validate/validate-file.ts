@@ -124,26 +124,35 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   const portion = (1 - FLOW_READ) / tables.length;
   for (const [index, { source, read }] of tables.entries()) {
     const done = FLOW_READ + portion * index;
-    const returns = new ReturnCheck(
-      architecture,
-      program,
-      source === 'orc' ? [architecture.framePointer] : architecture.calleeSaved,
-      noReturn,
-    );
-    const result = proveFlow({
-      architecture,
-      name: source,
-      scratch,
-      program,
-      claims: read.claims,
-      onTransfer: (i, state) => returns.look(i, state),
-      transferMask: ReturnCheck.transferMask,
-      ...(onProgress !== undefined && { onProgress: (fraction) => onProgress(done + portion * fraction) }),
-      extraFlow,
-      noReturn,
-      redZoneBytes: redZoneOf(source, elf, architecture),
-      hints,
-    });
+    const prove = (isBrief: boolean) => {
+      const returns = new ReturnCheck(
+        architecture,
+        program,
+        source === 'orc' ? [architecture.framePointer] : architecture.calleeSaved,
+        noReturn,
+      );
+      const result = proveFlow({
+        architecture,
+        name: source,
+        scratch,
+        program,
+        claims: read.claims,
+        onTransfer: (i, states, state) => returns.look(i, states, state),
+        transferMask: ReturnCheck.transferMask,
+        ...(onProgress !== undefined && { onProgress: (fraction) => onProgress(done + portion * fraction) }),
+        extraFlow,
+        noReturn,
+        redZoneBytes: redZoneOf(source, elf, architecture),
+        isBrief,
+        hints,
+      });
+      return { result, returns };
+    };
+    // Modules seldom have findings; when one has, they say all that is known. A linked kernel has some.
+    const isBrief = source === 'orc' && space.isRelocatable;
+    let { result, returns } = prove(isBrief);
+    if (isBrief && (result.contradictions.length > 0 || returns.hasFound))
+      ({ result, returns } = prove(false));
     for (const { text, position } of read.problems) {
       findings.push(
         makeFinding(
