@@ -12,6 +12,9 @@ export const FINDING_CODES = {
   'orphan-entry': 'warning',
   'undecodable-code': 'warning',
   'missing-row': 'note',
+  'jump-not-followed': 'note',
+  'jump-table-unbounded': 'note',
+  'row-assumed': 'note',
   'call-without-frame-pointer': 'error',
   'frame-pointer-not-restored': 'error',
   'register-not-restored': 'error',
@@ -70,6 +73,11 @@ export const REMEDIES: Readonly<Record<FindingCode, string>> = {
   'orphan-entry': 'link with --gc-sections and --eh-frame-hdr, or remove the entry',
   'undecodable-code': 'move data out of the code, or mark it as an object (.type name, @object)',
   'missing-row': 'wrap the function in .cfi_startproc and .cfi_endproc (kernel: let objtool see it)',
+  'jump-not-followed':
+    'nothing, when what it leads to is right; in assembly, give its targets rows, or jump through a table',
+  'jump-table-unbounded': 'nothing, when the table has no more entries; a check of the index makes it known',
+  'row-assumed':
+    'nothing, when the row is right; make known what leads there (a jump table with relocations, a symbol)',
   'call-without-frame-pointer':
     'set up the frame before the first call (FRAME_BEGIN in the kernel, -fno-omit-frame-pointer)',
   'frame-pointer-not-restored': 'restore the frame pointer on every way out (leave, or pop it)',

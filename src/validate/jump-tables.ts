@@ -13,6 +13,10 @@ export interface JumpTables {
   readonly possibleEdges: readonly Edge[];
   readonly followed: number;
   readonly notFollowed: number;
+  /** Why the jumps that are not followed are not, by the index of the jump. */
+  readonly unfollowed: ReadonlyMap<number, string>;
+  /** What is not proven of a table that is followed, by the index of the jump. */
+  readonly unbounded: ReadonlyMap<number, string>;
 }
 
 interface Edge {
@@ -39,7 +43,8 @@ export function findJumpTables(
   const reader = space.isRelocatable ? new RelocatedTables(elf, space) : new LinkedTables(elf, space);
   const previous = predecessors(program);
   const found: { i: number; jump: TableJump; place: TablePlace }[] = [];
-  let notFollowed = 0;
+  const unfollowed = new Map<number, string>();
+  const unbounded = new Map<number, string>();
   for (let t = 0; t < table.transferCount; t++) {
     const i = table.transfers[t] as number;
     if (table.flows[i] !== FlowCode.indirectJump) continue;
@@ -48,7 +53,9 @@ export function findJumpTables(
     const register = thunk === undefined ? undefined : architecture.idioms.thunkRegister(thunk);
     const jump = architecture.findTableJump(space.bytes, table, i, previous, register);
     const place = jump && reader.locate(jump, at);
-    if (jump === undefined || place === undefined) notFollowed++;
+    if (jump === undefined)
+      unfollowed.set(i, 'where this jump leads is computed, and no table of targets was found');
+    else if (place === undefined) unfollowed.set(i, 'the table of this jump is no part of the file');
     else found.push({ i, jump, place });
   }
   const begins = new Set(found.map(({ place }) => `${place.section},${place.at}`));
@@ -71,11 +78,24 @@ export function findJumpTables(
       if (home !== own && home?.isPart !== true && !isBinding) break;
       targets.add(target);
     }
-    if (targets.size === 0) notFollowed++;
-    const into = jump.count === read ? edges : possibleEdges;
-    for (const to of targets) into.push({ from, to });
+    if (targets.size === 0) {
+      unfollowed.set(i, 'the first entry of the table of this jump is no place in the function');
+      continue;
+    }
+    const isWhole = jump.count === read;
+    if (!isWhole) {
+      unbounded.set(
+        i,
+        jump.count === undefined
+          ? `nothing in the code bounds the index: ${read} entries were read, up to the first that leads elsewhere`
+          : `of ${jump.count} entries, the one behind the first ${read} leads elsewhere`,
+      );
+    }
+    for (const to of targets) (isWhole ? edges : possibleEdges).push({ from, to });
   }
-  return { edges, possibleEdges, followed: found.length, notFollowed };
+  const notFollowed = unfollowed.size;
+  const followed = found.filter(({ i }) => !unfollowed.has(i)).length;
+  return { edges, possibleEdges, followed, notFollowed, unfollowed, unbounded };
 }
 
 /** The instruction before, where control runs on from it; else one that jumps here. */

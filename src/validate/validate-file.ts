@@ -1,7 +1,9 @@
 import type { Architecture } from '../arch/architecture.js';
+import { FlowCode } from '../arch/instruction-table.js';
 import { ParseError } from '../base/errors.js';
 import type { ElfFile } from '../elf/elf-file.js';
 import { compareSources, type ProvenSource } from './agreement.js';
+import { findAssumedRows, findUnboundedTables, opensOnAssumed, UnfollowedJumps } from './assumptions.js';
 import { Verdict } from './claim-check.js';
 import { type ReadClaims, readDwarfClaims, readOrcClaims } from './claim-sources.js';
 import { describeClaim } from './claims.js';
@@ -120,6 +122,8 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
     findings.push(makeFinding('malformed-table', problem, { source: 'dwarf' }));
   const { hints, exempt } = readHints(elf, space);
   const noReturn = findNoReturnTargets(program, extraFlow.resumed);
+  const assumptions = { architecture, program, places, jumpTables };
+  if (tables.length > 0) append(findings, findUnboundedTables(assumptions));
   const proven: ProvenSource[] = [];
   const portion = (1 - FLOW_READ) / tables.length;
   for (const [index, { source, read }] of tables.entries()) {
@@ -131,14 +135,18 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
         source === 'orc' ? [architecture.framePointer] : architecture.calleeSaved,
         noReturn,
       );
+      const jumps = new UnfollowedJumps(assumptions);
       const result = proveFlow({
         architecture,
         name: source,
         scratch,
         program,
         claims: read.claims,
-        onTransfer: (i, states, state) => returns.look(i, states, state),
-        transferMask: ReturnCheck.transferMask,
+        onTransfer: (i, states, state) => {
+          if (program.table.flows[i] !== FlowCode.indirectJump) returns.look(i, states, state);
+          else jumps.look(i, (register) => states.register(state, register));
+        },
+        transferMask: ReturnCheck.transferMask | UnfollowedJumps.transferMask,
         ...(onProgress !== undefined && { onProgress: (fraction) => onProgress(done + portion * fraction) }),
         extraFlow,
         noReturn,
@@ -146,13 +154,13 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
         isBrief,
         hints,
       });
-      return { result, returns };
+      return { result, returns, jumps };
     };
     // Modules seldom have findings; when one has, they say all that is known. A linked kernel has some.
-    const isBrief = source === 'orc' && space.isRelocatable;
-    let { result, returns } = prove(isBrief);
+    const isBrief = source === 'orc' && space.isRelocatable && jumpTables.unfollowed.size === 0;
+    let { result, returns, jumps } = prove(isBrief);
     if (isBrief && (result.contradictions.length > 0 || returns.hasFound))
-      ({ result, returns } = prove(false));
+      ({ result, returns, jumps } = prove(false));
     for (const { text, position } of read.problems) {
       findings.push(
         makeFinding(
@@ -174,6 +182,10 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
       }),
     );
     append(findings, findMissingRows(result, source, program, places));
+    const { statuses, claimIds } = result;
+    const claimOf = (i: number) => read.claims.claims[claimIds[i] as number];
+    append(findings, jumps.findings(source, claimOf, opensOnAssumed(program, statuses)));
+    append(findings, findAssumedRows(assumptions, source, read.claims, claimIds, statuses));
     append(findings, findSplitInstructions(read, source, program, places, extraFlow));
     proven.push({ source, claims: read.claims, claimIds: result.claimIds, statuses: result.statuses });
   }

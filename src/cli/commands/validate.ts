@@ -150,6 +150,8 @@ function showReport(report: FileReport, output: Output, withNotes: boolean): voi
     if (f.repeats > 0) output.text(dim(`    and ${f.repeats} more of it in this function`));
     output.text(dim(`    what to do: ${f.remedy}`));
   }
+  const hidden = report.findings.length - shown.length;
+  if (hidden > 0) output.text(dim(`${report.file}: ${hidden} notes (--notes shows them)`));
   for (const { source, counts } of report.sources) {
     const { proven, assumed, unknown, disproved, unclaimed } = counts;
     output.text(

@@ -1,4 +1,4 @@
-# expect: cfa-unproven
+# expect: cfa-unproven row-assumed
 	.text
 	.globl f
 	.type f, @function

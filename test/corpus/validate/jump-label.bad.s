@@ -1,4 +1,4 @@
-# expect: cfa-mismatch
+# expect: cfa-mismatch row-assumed
 # Where a jump label leads, the row is another one.
 	.text
 	.globl f

@@ -1,0 +1,20 @@
+# expect: row-assumed
+# Nothing leads behind the jump.
+	.text
+	.globl f
+	.type f, @function
+f:
+	.cfi_startproc
+	push %rbx
+	.cfi_def_cfa_offset 16
+	.cfi_offset %rbx, -16
+	mov %rdi, %rbx
+	jmp .Lend
+	inc %rbx
+.Lend:
+	pop %rbx
+	.cfi_def_cfa_offset 8
+	.cfi_restore %rbx
+	ret
+	.cfi_endproc
+	.size f, .-f
