@@ -5,6 +5,11 @@ export interface RetryPolicy {
   readonly longestMs: number;
 }
 
+/** The delay behind one of `delayMs`. */
+export function nextDelay({ factor, longestMs }: RetryPolicy, delayMs: number): number {
+  return Math.min(delayMs * factor, longestMs);
+}
+
 /** When something is due next: at once at first, then after ever longer delays. A function of the clock alone. */
 export class Backoff {
   readonly #policy: RetryPolicy;
@@ -23,7 +28,7 @@ export class Backoff {
 
   postpone(nowMs: number): void {
     this.#dueMs = nowMs + this.#delayMs;
-    this.#delayMs = Math.min(this.#delayMs * this.#policy.factor, this.#policy.longestMs);
+    this.#delayMs = nextDelay(this.#policy, this.#delayMs);
   }
 
   makeDue(nowMs: number): void {

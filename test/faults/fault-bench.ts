@@ -192,8 +192,21 @@ export interface StepKills {
   readonly killed: number;
 }
 
+/** Part of an operation's steps, counted from 1, both ends included. */
+export interface StepRange {
+  readonly first: number;
+  readonly last: number;
+}
+
+const ALL_STEPS: StepRange = { first: 1, last: Number.POSITIVE_INFINITY };
+
 /** Kills an operation before `most` of its steps, spread over all and chosen by the seed; before all where there are no more. */
-export async function killAtSteps(operation: Operation, most: number, seed: number): Promise<StepKills> {
+export async function killAtSteps(
+  operation: Operation,
+  most: number,
+  seed: number,
+  range: StepRange = ALL_STEPS,
+): Promise<StepKills> {
   const isHeld = operation === 'reverse' || operation === 'turn';
   return await withBench(isHeld ? 'held' : 'load', async (bench) => {
     const command = bench.command(operation);
@@ -207,9 +220,11 @@ export async function killAtSteps(operation: Operation, most: number, seed: numb
     const steps = countSteps({ kind: 'none', step: 0, turnAt }, ...command);
     bench.toOriginal();
     const choices = Choices.ofSeed(seed);
-    const stride = Math.max(1, (steps - turnAt) / most);
+    const begin = turnAt + range.first - 1;
+    const end = Math.min(steps, turnAt + range.last);
+    const stride = Math.max(1, (end - begin) / most);
     let [chosen, killed] = [0, 0];
-    for (let from = turnAt; from < steps; from += stride) {
+    for (let from = begin; from < end; from += stride) {
       const step = Math.floor(from + choices.next() * stride) + 1;
       bench.prepare(operation);
       const run = hurtLivegraft({ kind: 'kill-before', step, turnAt }, ...command);
@@ -234,7 +249,11 @@ export interface StepFailures {
 }
 
 /** Lets steps of an apply and of a revert fail, spread over all and chosen by the seed. */
-export async function failAtSteps(most: number, seed: number): Promise<StepFailures> {
+export async function failAtSteps(
+  most: number,
+  seed: number,
+  range: StepRange = ALL_STEPS,
+): Promise<StepFailures> {
   return await withBench('load', async (bench) => {
     const steps: Record<string, number> = {};
     for (const operation of ['apply', 'revert'] as const)
@@ -242,9 +261,9 @@ export async function failAtSteps(most: number, seed: number): Promise<StepFailu
     const codes = { 0: 0, 1: 0, 3: 0 };
     const choices = Choices.ofSeed(seed);
     for (const operation of ['apply', 'revert'] as const) {
-      const all = steps[operation] ?? 0;
-      const stride = Math.max(1, all / most);
-      for (let from = 0; from < all; from += stride) {
+      const end = Math.min(steps[operation] ?? 0, range.last);
+      const stride = Math.max(1, (end - range.first + 1) / most);
+      for (let from = range.first - 1; from < end; from += stride) {
         const step = Math.floor(from + choices.next() * stride) + 1;
         bench.prepare(operation);
         const { code, stderr } = hurtLivegraft({ kind: 'throw', step }, ...bench.command(operation));
@@ -253,6 +272,7 @@ export async function failAtSteps(most: number, seed: number): Promise<StepFailu
         if (code !== 0) bench.expectTransition(code === 3);
         await bench.account.expectWorks();
         bench.toOriginal();
+        await bench.account.expectWorks();
       }
     }
     await bench.expectAsBefore(false);
