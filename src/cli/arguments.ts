@@ -37,6 +37,11 @@ export function parseCount(text: string): number {
   return count;
 }
 
+export function parseKernelRelease(text: string): string {
+  if (!/^\d+\.\d+/.test(text)) throw new InvalidArgumentError('give a release, such as 6.1.0 (uname -r).');
+  return text;
+}
+
 const CLAIM_SOURCES: readonly ClaimSource[] = ['dwarf', 'debug-frame', 'orc', 'frame-pointer'];
 
 export function parseAgree(

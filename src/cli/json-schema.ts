@@ -319,7 +319,7 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
     event: z.literal('validated'),
     file: z.string(),
     buildId: z.string().nullable(),
-    proof: z.enum(['kept', 'not-asked', 'no-build-id', 'no-table']),
+    proof: z.enum(['kept', 'not-kept', 'not-asked', 'no-build-id', 'no-table']),
     sources: z.array(
       z.strictObject({
         source: z.string(),

@@ -2,7 +2,15 @@ import { Argument, Command, CommanderError, Option } from 'commander';
 import { LivegraftError } from '../base/errors.js';
 import type { ConsistencyModel } from '../engine/target.js';
 import { yieldHelperThreads } from '../targets/process/own-runtime.js';
-import { parseAgree, parseCount, parsePid, parseSeconds, parseSeed, parseSwitches } from './arguments.js';
+import {
+  parseAgree,
+  parseCount,
+  parseKernelRelease,
+  parsePid,
+  parseSeconds,
+  parseSeed,
+  parseSwitches,
+} from './arguments.js';
 import type { CombineOptions } from './commands/combine.js';
 import type { ValidateCommandOptions } from './commands/validate.js';
 import { type BuildCommandOptions, EXIT, VERSION } from './conventions.js';
@@ -437,8 +445,12 @@ function addValidate(program: Command, output: () => Output, setCode: (code: num
       [],
     )
     .option('--suppress <file>', 'what not to report: a code and a function a line')
-    .option('--sarif <file>', 'also write a SARIF 2.1.0 log, - for the standard output')
-    .option('--kernel-release <release>', 'for ORC tables that do not say which format they have')
+    .option('--sarif <file>', 'also write a SARIF 2.1.0 log; - for the standard output, in place of the text')
+    .option(
+      '--kernel-release <release>',
+      'for ORC tables that do not say which format they have',
+      parseKernelRelease,
+    )
     .option('--threads <count>', 'how many threads (default: all processors)', parseCount)
     .option('--notes', 'show notes too')
     .option('--no-keep', "don't keep proofs in the cache folder")

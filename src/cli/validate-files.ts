@@ -25,7 +25,7 @@ export interface ValidateJob {
 }
 
 /** Whether the verdicts were kept for walks; not asked for, or impossible: nothing that runs leads to a file without build-id. */
-export type ProofOutcome = 'kept' | 'not-asked' | 'no-build-id' | 'no-table';
+export type ProofOutcome = 'kept' | 'not-kept' | 'not-asked' | 'no-build-id' | 'no-table';
 
 /** What came of one file. Plain data. */
 export type FileReport =
@@ -34,6 +34,8 @@ export type FileReport =
       readonly file: string;
       readonly buildId: string | undefined;
       readonly proof: ProofOutcome;
+      /** Why it could not be kept. */
+      readonly proofProblem: { readonly message: string; readonly remedy: string | undefined } | undefined;
       readonly sources: readonly { readonly source: ClaimSource; readonly counts: StatusCounts }[];
       readonly findings: readonly Finding[];
       readonly suppressed: number;
@@ -80,12 +82,13 @@ export function validateFile(
 ): FileReport {
   try {
     const result = validateInput(file, job, scratch, onProgress);
-    const proof = keepProof(result, job);
+    const { proof, proofProblem } = keepProof(result, job);
     return {
       kind: 'validated',
       file,
       buildId: result.buildId,
       proof,
+      proofProblem,
       sources: result.sources.map(({ source, counts }) => ({ source, counts })),
       findings: result.findings,
       suppressed: result.suppressed,
@@ -127,13 +130,23 @@ export function validateInput(
 }
 
 /** Kernels are walked by ORC, processes by DWARF. */
-function keepProof(result: ValidateResult, job: ValidateJob): ProofOutcome {
-  if (!job.keepsProofs) return 'not-asked';
-  if (result.buildId === undefined) return 'no-build-id';
+function keepProof(
+  result: ValidateResult,
+  job: ValidateJob,
+): Pick<FileReport & { kind: 'validated' }, 'proof' | 'proofProblem'> {
+  const outcome = (proof: ProofOutcome) => ({ proof, proofProblem: undefined });
+  if (!job.keepsProofs) return outcome('not-asked');
+  if (result.buildId === undefined) return outcome('no-build-id');
   const proof = encodeProof(result, 'orc') ?? encodeProof(result, 'dwarf');
-  if (proof === undefined) return 'no-table';
-  new ProofStore().keep(result.buildId, proof);
-  return 'kept';
+  if (proof === undefined) return outcome('no-table');
+  try {
+    new ProofStore().keep(result.buildId, proof);
+    return outcome('kept');
+  } catch (error) {
+    // What was found is worth no less.
+    if (!(error instanceof LivegraftError)) throw error;
+    return { proof: 'not-kept', proofProblem: { message: error.message, remedy: error.remedy } };
+  }
 }
 
 /** A linked kernel's release and function names, which its ORC table and its stripped code don't tell. */

@@ -83,6 +83,8 @@ class ParsedElf implements ElfFile {
     if (sectionHeaders !== 0 && !(options.image === true && sectionHeaders >= bytes.length)) {
       if (sectionHeaderBytes !== SECTION_HEADER_BYTES)
         reader.fail(`section header size ${sectionHeaderBytes}`);
+      if (sectionHeaders > bytes.length)
+        reader.fail(`cut off at ${bytes.length} bytes: its section headers begin at ${sectionHeaders}`);
       // gABI "Section header": counts that don't fit the file header are kept in the first section header.
       const first = readSectionHeader(reader.seek(sectionHeaders));
       if (sectionCount === 0) sectionCount = first.size;

@@ -72,9 +72,14 @@ export function orcFormatOf(origin: OrcOrigin, source: string): OrcFormat {
   }
   const version = /^(\d+)\.(\d+)/.exec(kernelRelease ?? '');
   if (version === null) {
-    throw new ParseError(source, 0, 'the ORC format is unknown: no .orc_header and no kernel release', {
-      remedy: 'name the kernel release that the file was built for',
-    });
+    throw new ParseError(
+      source,
+      0,
+      'the ORC format is unknown: no .orc_header, and no kernel release is known',
+      {
+        remedy: 'name the kernel release that the file was built for',
+      },
+    );
   }
   const number = Number(version[1]) * 1000 + Number(version[2]);
   if (number < 4014) throw new ParseError(source, 0, `kernel ${kernelRelease} has no ORC tables`);

@@ -46,7 +46,7 @@ export class ProofStore {
       writeFileSync(temporary, bytes);
       renameSync(temporary, path);
     } catch (cause) {
-      rmSync(temporary, { force: true });
+      discard(temporary);
       throw new LivegraftError('proof-not-kept', `${path} can't be written: ${(cause as Error).message}`, {
         remedy: 'make the cache folder writable, set XDG_CACHE_HOME, or use --no-keep',
         cause,
@@ -56,6 +56,15 @@ export class ProofStore {
 
   #path(buildId: string): string {
     return join(this.#folder, `${buildId}.v${PROOF_VERSION}.proof`);
+  }
+}
+
+/** Where nothing could be written, nothing may be there to remove. */
+function discard(path: string): void {
+  try {
+    rmSync(path, { force: true });
+  } catch (error) {
+    if (!isFileError(error)) throw error;
   }
 }
 

@@ -9,6 +9,7 @@ export const FINDING_CODES = {
   'register-clobbered': 'error',
   'row-inside-instruction': 'error',
   'malformed-table': 'error',
+  'missing-table': 'warning',
   'orphan-entry': 'warning',
   'undecodable-code': 'warning',
   'missing-row': 'note',
@@ -70,6 +71,8 @@ export const REMEDIES: Readonly<Record<FindingCode, string>> = {
     'save the register first and say where (.cfi_offset), or declare it lost (.cfi_undefined)',
   'row-inside-instruction': 'move the directive to the boundary of an instruction',
   'malformed-table': 'rebuild the file: unwinders skip what they cannot read',
+  'missing-table':
+    'build the file with it (-fasynchronous-unwind-tables; kernel: objtool), or do not ask for it',
   'orphan-entry': 'link with --gc-sections and --eh-frame-hdr, or remove the entry',
   'undecodable-code': 'move data out of the code, or mark it as an object (.type name, @object)',
   'missing-row': 'wrap the function in .cfi_startproc and .cfi_endproc (kernel: let objtool see it)',
@@ -93,7 +96,9 @@ export const REMEDIES: Readonly<Record<FindingCode, string>> = {
 export function makeFinding(
   code: FindingCode,
   message: string,
-  more: Partial<Pick<Finding, 'source' | 'place' | 'from' | 'claimed' | 'derived' | 'repeats'>> = {},
+  more: Partial<
+    Pick<Finding, 'source' | 'place' | 'from' | 'claimed' | 'derived' | 'repeats' | 'remedy'>
+  > = {},
 ): Finding {
   return {
     code,
@@ -104,7 +109,7 @@ export function makeFinding(
     message,
     claimed: more.claimed,
     derived: more.derived,
-    remedy: REMEDIES[code],
+    remedy: more.remedy ?? REMEDIES[code],
     repeats: more.repeats ?? 0,
   };
 }

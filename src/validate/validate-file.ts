@@ -255,17 +255,49 @@ function readTables(
     ['orc', () => readOrcClaims(elf, space, architecture, kernelRelease)],
   ];
   const tables: { source: ClaimSource; read: ReadClaims }[] = [];
+  const missing = new Set<ClaimSource>();
   for (const [source, reader] of readers) {
     if (!wants(source)) continue;
     try {
       const read = reader();
       if (read !== undefined) tables.push({ source, read });
+      else missing.add(source);
     } catch (error) {
       if (!(error instanceof ParseError)) throw error;
-      findings.push(makeFinding('malformed-table', error.message, { source }));
+      const { message, remedy } = error;
+      findings.push(
+        makeFinding('malformed-table', message, { source, ...(remedy !== undefined && { remedy }) }),
+      );
     }
   }
+  if (space.regions.length > 0) append(findings, reportMissing(missing, options));
   return tables;
+}
+
+const TABLE_NAMES: Readonly<Record<ClaimSource, string>> = {
+  dwarf: '.eh_frame',
+  'debug-frame': '.debug_frame',
+  orc: '.orc_unwind',
+  'frame-pointer': '',
+};
+
+/** Tables that were asked for by name. Of the sections with DWARF, one will do where both are asked for. */
+function reportMissing(
+  missing: ReadonlySet<ClaimSource>,
+  { sources = [], agree = [] }: ValidateOptions,
+): Finding[] {
+  const groups = [
+    sources.filter((source) => source === 'dwarf' || source === 'debug-frame'),
+    sources.filter((source) => source === 'orc'),
+    ...agree.flat().map((source) => [source]),
+  ];
+  const texts = new Map<string, ClaimSource>();
+  for (const group of groups) {
+    const [first] = group;
+    if (first !== undefined && group.every((source) => missing.has(source)))
+      texts.set(`the file has no ${group.map((source) => TABLE_NAMES[source]).join(' and no ')}`, first);
+  }
+  return [...texts].map(([text, source]) => makeFinding('missing-table', text, { source }));
 }
 
 /** Functions that only tables or a symbol list of its own know. */

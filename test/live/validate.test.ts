@@ -55,6 +55,30 @@ describe('livegraft validate', () => {
     expect(result.locations[0].physicalLocation.artifactLocation.uri).toBe(`file://${bad}`);
   });
 
+  it('writes a SARIF log alone to the standard output', () => {
+    const bad = assemble('cfa-mismatch.bad');
+    const { code, stdout } = livegraft('validate', '--sarif', '-', bad, assemble('cfa-mismatch.good'));
+    expect([code, JSON.parse(stdout).runs[0].results.length]).toEqual([1, 2]);
+    expect(livegraft('--json', 'validate', '--sarif', '-', bad).stdout).toContain('two-outputs');
+  });
+
+  it('finds the same where proofs can’t be kept, and says so', () => {
+    const [object, library] = [assemble('cfa-mismatch.bad'), join(folder, 'unkept.so')];
+    expect(spawnSync('gcc', ['-shared', '-nostdlib', '-Wl,--build-id', '-o', library, object]).status).toBe(
+      0,
+    );
+    const cache = process.env.XDG_CACHE_HOME;
+    process.env.XDG_CACHE_HOME = '/dev/null/no-folder';
+    try {
+      const { code, stdout, stderr } = livegraft('validate', library);
+      expect([code, stdout]).toEqual([1, expect.stringContaining('error cfa-mismatch')]);
+      expect(stderr).toContain('the proof is not kept:');
+      expect(livegraft('--json', 'validate', library).lines[0]).toMatchObject({ proof: 'not-kept' });
+    } finally {
+      process.env.XDG_CACHE_HOME = cache;
+    }
+  });
+
   it('says in which line of the source', () => {
     const source = join(ROOT, 'test/corpus/validate/cfa-mismatch.bad.s');
     const line =

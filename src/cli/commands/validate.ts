@@ -35,6 +35,11 @@ export async function validate(
   options: ValidateCommandOptions,
   output: Output,
 ): Promise<number> {
+  if (options.sarif === '-' && output.isJson) {
+    throw new LivegraftError('two-outputs', '--json and --sarif - both write to the standard output', {
+      remedy: 'give --sarif a file',
+    });
+  }
   const job = makeJob(options);
   const reports: FileReport[] = [];
   const started = performance.now();
@@ -50,11 +55,14 @@ export async function validate(
   progress.clear();
   const order = new Map(files.map((file, i) => [file, i]));
   reports.sort((a, b) => (order.get(a.file) ?? 0) - (order.get(b.file) ?? 0));
-  for (const report of reports) showReport(report, output, options.notes === true);
+  // A log on the standard output has it for itself.
+  const isTextWanted = options.sarif !== '-';
+  for (const report of reports) showReport(report, output, options.notes === true, isTextWanted);
+  warnOfProofs(reports, output);
   if (options.sarif !== undefined) writeSarif(options.sarif, reports, output);
   const summary = summarize(reports);
   output.json({ event: 'validateSummary', ...summary, durationMs: performance.now() - started });
-  if (files.length > 1) {
+  if (files.length > 1 && isTextWanted) {
     output.text(
       `${summary.files} files, ${summary.instructions} instructions: ${summary.errors} errors, ${summary.warnings} warnings, ` +
         `${summary.notes} notes, ${summary.suppressed} suppressed, ${summary.unreadable} unreadable`,
@@ -113,7 +121,19 @@ function summarize(reports: readonly FileReport[]) {
   };
 }
 
-function showReport(report: FileReport, output: Output, withNotes: boolean): void {
+/** Once for all files: where one can't be written, none can. */
+function warnOfProofs(reports: readonly FileReport[], output: Output): void {
+  const failed = reports.flatMap((report) =>
+    report.kind === 'validated' ? (report.proofProblem ?? []) : [],
+  );
+  const [first] = failed;
+  if (first === undefined || output.isJson) return;
+  const more = failed.length > 1 ? ` (and ${failed.length - 1} more)` : '';
+  output.io.err(`${output.colors.yellow('the proof is not kept:')} ${first.message}${more}\n`);
+  if (first.remedy !== undefined) output.io.err(`  what to do: ${first.remedy}\n`);
+}
+
+function showReport(report: FileReport, output: Output, withNotes: boolean, isTextWanted: boolean): void {
   const { bold, red, yellow, dim } = output.colors;
   if (report.kind === 'unreadable') {
     const { file, code, message, remedy } = report;
@@ -133,6 +153,7 @@ function showReport(report: FileReport, output: Output, withNotes: boolean): voi
     suppressed: report.suppressed,
     findings: report.findings.map(toJson),
   });
+  if (!isTextWanted) return;
   const shown = report.findings.filter((f) => withNotes || f.level !== 'note');
   for (const f of shown) {
     const color = f.level === 'error' ? red : f.level === 'warning' ? yellow : dim;
