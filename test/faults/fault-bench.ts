@@ -174,10 +174,13 @@ async function withBench<T>(mode: 'load' | 'held', work: (bench: Bench) => Promi
   // Its threads keep the processors busy: livegraft is to come first, or this takes several times as long.
   const threads = mode === 'load' ? '2' : '1';
   const target = await startTarget('/usr/bin/nice', '-n', '5', patches.program, mode, '7200', threads);
+  const stop = () => target.stop();
+  process.once('exit', stop);
   try {
     return await work(new Bench(target, patches));
   } finally {
-    target.stop();
+    process.off('exit', stop);
+    stop();
   }
 }
 

@@ -29,6 +29,8 @@ if (
   process.stderr.write(USAGE);
   process.exit(2);
 }
+// The target goes with this process: see fault-bench.ts.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 const start = performance.now();
 const say = (text: string) =>
   process.stdout.write(`${((performance.now() - start) / 1000).toFixed(0)} s: ${text}\n`);

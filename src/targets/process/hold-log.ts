@@ -14,13 +14,13 @@ export interface HoldStart {
   readonly ownMs: number;
 }
 
+export function beginHold(): HoldStart {
+  return { atMs: performance.now(), ownMs: ownMs() };
+}
+
 /** How long a transition held threads, and why: of each kind of stop the longest one. */
 export class HoldLog {
   readonly #longest = new Map<string, Hold>();
-
-  begin(): HoldStart {
-    return { atMs: performance.now(), ownMs: ownMs() };
-  }
 
   /** The threads run again. `threads` and `why` complete "… held for N ms while …". One hold of each `kind` is told, the longest. */
   end(kind: string, start: HoldStart, threads: () => string, why: () => string): void {

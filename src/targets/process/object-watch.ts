@@ -71,7 +71,13 @@ function writeEntry(session: ProcessSession, doorbell: RegisteredDoorbell, to: '
   if (store === undefined || registry === undefined) throw new Error('no registry');
   const inspector = session.inspector();
   const space = new ProcessSpace({ pid, memory, inspector, store, registry, isFork: false });
-  const roster = new TaskRoster({ tracer, space, isInTransition: () => false, onForget: () => {} });
+  const roster = new TaskRoster({
+    tracer,
+    space,
+    isInTransition: () => false,
+    onForget: () => {},
+    onStranger: () => {},
+  });
   const keepOut = to === 'below' ? { keepOut: doorbell.redirect.trampoline } : {};
   writeWhileStopped({
     tracer,

@@ -12,39 +12,27 @@ import {
   type TransitionTarget,
 } from '../../engine/target.js';
 import { type EntryState, type EntryWrite, entryState, planEntryWrites } from './entry-writer.js';
-import { HoldLog, type HoldStart } from './hold-log.js';
+import { beginHold, HoldLog, type HoldStart } from './hold-log.js';
 import { collectGarbage } from './own-runtime.js';
 import { callbackObjectsOf } from './patch-callbacks.js';
-import {
-  findLeft,
-  isWithin,
-  type LeftObject,
-  partsOf,
-  restrictTo,
-  withoutLeft,
-  withoutParts,
-} from './patch-objects.js';
+import { findLeft, isWithin, type LeftObject, partsOf, restrictTo, withoutLeft } from './patch-objects.js';
 import { readMappings, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
 import type { MemoryRange, RegisteredBarrier, RegisteredPatch, RegisteredTransition } from './registry.js';
+import { SlotPasses } from './slot-passes.js';
 import { isStoppedInTime, stopAll, stuckReason, writeWhileStopped } from './stopped-write.js';
 import { StragglerLog } from './straggler-log.js';
 import type { TaskRecord } from './task-record.js';
 import { TaskRoster } from './task-roster.js';
-import { expectGsUnused } from './task-slots.js';
 import type { Tracee, Tracer } from './tracer.js';
-import {
-  afterTransition,
-  decidedFunction,
-  leaveTrampoline,
-  rangesLeaving,
-  usesSlotLater,
-} from './trampolines.js';
+import { afterTransition, decidedFunction, rangesLeaving } from './trampolines.js';
 
 /** System-call stops that a refused thread is watched for: a restarted call's entry and exit, and the next ones. */
 const WATCHED_STOPS = 6;
 /** Running threads whose stacks are rehearsed: there are few processors, and the code is warm after some. */
 const MOST_REHEARSED = 4;
+/** Sleeping ones: the first whose stack is checked is not to wait while the code for that is compiled. */
+const MOST_REHEARSED_ASLEEP = 1;
 
 export interface ProcessTransitionOptions {
   readonly patchId: string;
@@ -76,6 +64,7 @@ export class ProcessTransition implements TransitionTarget {
   #direction: Direction;
   readonly #log: StragglerLog;
   readonly #holds = new HoldLog();
+  readonly #slots: SlotPasses;
   #barrierSeenAtMs = 0;
 
   constructor(tracer: Tracer, space: ProcessSpace, options: ProcessTransitionOptions) {
@@ -96,6 +85,15 @@ export class ProcessTransition implements TransitionTarget {
       isInTransition: (memory, parent) =>
         planEntryWrites(memory, this.#patchOf(parent).functions, 'choosing').length === 0,
       onForget: (record) => this.#log.forget(record),
+      onStranger: (record) => this.#slots.leave(record, this.#direction),
+    });
+    this.#slots = new SlotPasses({
+      tracer,
+      roster: this.#roster,
+      holds: this.#holds,
+      patchId,
+      objects,
+      patchOf: (of) => this.#patchOf(of),
     });
   }
 
@@ -148,27 +146,21 @@ export class ProcessTransition implements TransitionTarget {
     seizeAllThreads(this.#tracer, space.pid);
     this.#roster.adoptThreads(space);
 
-    let copies = 0;
-    this.#stopAndWrite(
-      space,
-      'choosing',
-      (record, ran) => {
-        const { tracee } = record;
-        if (ran && copies++ < MOST_REHEARSED) record.stackCopy = space.inspector.copyStack(tracee);
-        expectGsUnused(tracee, space.slots.area);
-        // Only one that an earlier transition could not take its slot from has one before this one begins.
-        if (before === undefined && space.slots.hasSlot(tracee)) this.#expectOutOfRedirects(record);
-        // A transition that another run left half-done has given out states that count. Once all entries choose by them,
-        // so does what redirects read for a thread that was given none.
-        const keeps = before?.phase === 'running' || (before !== undefined && space.slots.hasSlot(tracee));
-        space.slots.assign(tracee, keeps ? space.slots.ownState(tracee) : from);
-      },
-      ({ tracee }) => {
-        // All have slots of their own now. One that was stopped late may have passed the barrier in the slot of another.
-        if (before !== undefined) space.slots.setState(tracee, space.slots.ownState(tracee));
-        this.#tracer.resume(tracee);
-      },
-    );
+    const copies = { running: MOST_REHEARSED, asleep: MOST_REHEARSED_ASLEEP };
+    const give = (record: TaskRecord, ran: boolean) => {
+      const { tracee } = record;
+      if (copies[ran ? 'running' : 'asleep']-- > 0) record.stackCopy = space.inspector.copyStack(tracee);
+      // A transition that another run left half-done has given out states that count. Once all entries choose by them,
+      // so does what redirects read for a thread that was given none.
+      const keeps = before?.phase === 'running' || (before !== undefined && space.slots.hasSlot(tracee));
+      this.#slots.give(record, keeps ? space.slots.ownState(tracee) : from, before === undefined);
+    };
+    if (before === undefined) this.#slots.giveAhead(space, (record) => give(record, false));
+    this.#stopAndWrite(space, 'choosing', give, ({ tracee }) => {
+      // All have slots of their own now. One that was stopped late may have passed the barrier in the slot of another.
+      if (before !== undefined) space.slots.setState(tracee, space.slots.ownState(tracee));
+      this.#tracer.resume(tracee);
+    });
     space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
   }
 
@@ -185,14 +177,7 @@ export class ProcessTransition implements TransitionTarget {
 
   /** After a refused install: takes the slots back. No entry was changed. */
   undoInstall(): void {
-    for (const space of this.spaces) {
-      const records = [...space.tasks.values()];
-      stopAll(this.#tracer, records, (record) => {
-        if (this.#findRedirectAround(record) === undefined) space.slots.giveBack(record.tracee);
-        else space.slots.release(record.tracee);
-      });
-      for (const record of records) this.#tracer.resume(record.tracee);
-    }
+    for (const space of this.spaces) this.#slots.takeBackUnused(space);
   }
 
   tasks(): readonly TaskInfo[] {
@@ -239,7 +224,7 @@ export class ProcessTransition implements TransitionTarget {
         return this.#refuse(record, unstoppable(record), timeslices);
       }
     }
-    const since = this.#holds.begin();
+    const since = beginHold();
     if ((tracee.state as Tracee['state']) === 'gone' || !this.#tracer.fetchRegisters(tracee)) {
       return this.#goneOutcome(record);
     }
@@ -277,7 +262,7 @@ export class ProcessTransition implements TransitionTarget {
   ): { switched: true } | { switched: false; refusals: ReadonlyMap<TaskId, StragglerReason> } {
     const refusals = new Map<TaskId, () => StragglerReason>();
     const stopped: TaskRecord[] = [];
-    const since = this.#holds.begin();
+    const since = beginHold();
     for (const space of this.spaces) {
       for (const record of this.#stopTogether(space)) {
         stopped.push(record);
@@ -347,8 +332,13 @@ export class ProcessTransition implements TransitionTarget {
   finish(direction: Direction): void {
     this.#direction = direction;
     const entry: EntryState = direction === 'patch' ? 'direct' : 'below';
-    for (const space of [...this.spaces]) {
-      this.#roster.unlessGone(space, () => this.#finishSpace(space, entry));
+    const finished = new Set<ProcessSpace>();
+    // Until all are stopped, a process may fork another one whose entries choose.
+    for (let space = this.#space as ProcessSpace | undefined; space !== undefined; ) {
+      const next = space;
+      finished.add(next);
+      this.#roster.unlessGone(next, () => this.#finishSpace(next, entry));
+      space = this.spaces.find((other) => !finished.has(other));
     }
     this.#roster.expectAlive();
   }
@@ -365,49 +355,10 @@ export class ProcessTransition implements TransitionTarget {
         const isWrong = space.slots.ownState(tracee) !== (direction === 'patch' ? 1 : 0);
         if (isWrong && decidedFunction(tracee, patch) === undefined) throw notSwitched(tracee.tid);
       },
-      (record) => {
-        leaveTrampoline(record.tracee, patch, space.slots.area, direction);
-        if (this.#keepsSlot(record, patch)) space.slots.release(record.tracee);
-        else space.slots.giveBack(record.tracee);
-        this.#tracer.detach(record.tracee);
-      },
+      ({ tracee }) => this.#tracer.resume(tracee),
     );
+    this.#slots.takeBack(space, direction);
     this.#record(space, direction);
-  }
-
-  /** In the middle of an earlier patch's redirect, a thread would take the state that it is given now for that patch's. */
-  #expectOutOfRedirects(record: TaskRecord): void {
-    const { space, tracee } = record;
-    const inside = this.#findRedirectAround(record);
-    if (inside === undefined) return;
-    throw new LivegraftError(
-      'thread-in-redirect',
-      `process ${space.pid}: a signal has interrupted thread ${tracee.tid} in a redirect of patch ${inside.name}, and its handler has not returned`,
-      {
-        remedy: 'try again when it has returned (livegraft stack shows where it is)',
-        details: { pid: space.pid, tid: tracee.tid, patch: inside.id },
-      },
-    );
-  }
-
-  /** The other patch in whose redirect a signal has interrupted the thread, so that it will still read its state for that. */
-  #findRedirectAround({ space, tracee }: TaskRecord): RegisteredPatch | undefined {
-    if (space.slots.area.kind !== 'gsBase' || !space.slots.hasSlot(tracee)) return undefined;
-    const others = space.registry.patches
-      .map((patch) =>
-        patch.id === this.#patchId ? withoutParts(patch, this.#objects ?? partNames(patch)) : patch,
-      )
-      .filter((patch) => patch.functions.length > 0);
-    if (others.length === 0) return undefined;
-    const { frames } = space.inspector.walk(tracee);
-    return others.find((patch) => usesSlotLater(frames, patch));
-  }
-
-  /** A stack that can't be proven could hold anything. */
-  #keepsSlot({ tracee, space }: TaskRecord, patch: RegisteredPatch): boolean {
-    if (space.slots.area.kind !== 'gsBase') return false;
-    const walk = space.inspector.walk(tracee);
-    return !walk.reliable || usesSlotLater(walk.frames, patch);
   }
 
   /** Puts every thread back under its own steam, whatever happened. */
@@ -605,10 +556,6 @@ function notSwitched(tid: number): LivegraftError {
       details: { tid },
     },
   );
-}
-
-function partNames({ objects }: RegisteredPatch): readonly string[] {
-  return objects.map(({ name }) => name);
 }
 
 /** Reading the states of 1,000 threads takes 2 ms. */

@@ -6,13 +6,13 @@ import {
   rehearseEntries,
   writeEntries,
 } from './entry-writer.js';
-import type { HoldLog, HoldStart } from './hold-log.js';
+import { beginHold, type HoldLog, type HoldStart } from './hold-log.js';
 import { readBlockingSyscall } from './proc.js';
 import type { ProcessSpace } from './process-space.js';
 import { RIP, readRegister } from './registers.js';
 import { blockingCallName } from './syscalls.js';
 import type { TaskRecord } from './task-record.js';
-import { sleepSync, spinSync, type Tracer } from './tracer.js';
+import { sleepSync, spinUntil, type Tracer } from './tracer.js';
 
 const STOP_TIMEOUT_MS = 300;
 /** So often a thread that does not stop is looked at: one that sleeps and can't be woken is not waited for. */
@@ -30,7 +30,9 @@ const LONGEST_PAUSE_MS = 50;
  * all at once, a running thread would lose the sum of them in one piece.
  */
 const BATCH = 8;
-/** Between two threads that are let go: long enough for one to be back in its wait. */
+/** The same where each is let go at once, but the last one waits while the others are looked at. */
+const VISITED_TOGETHER = 4;
+/** From one thread that is let go to the next: long enough for one to be back in its wait. */
 const LET_GO_SPACING_MS = 0.01;
 
 export interface StoppedWrite {
@@ -48,8 +50,8 @@ export interface StoppedWrite {
   /** Told when it takes long. */
   readonly notice: (text: string) => void;
   /**
-   * Called once for each stopped thread, before anything is written, its registers fetched; once an attempt. `ran`: it
-   * was running, and is being held now.
+   * Called for each stopped thread, before anything is written, its registers fetched; once an attempt. All are being held
+   * meanwhile. `ran`: it was running.
    */
   readonly whenStopped: (record: TaskRecord, ran: boolean) => void;
   /** Called once for each stopped thread, after all is written: must resume or detach it. */
@@ -72,19 +74,13 @@ export function writeWhileStopped(options: StoppedWrite): void {
     options.expectAlive();
     const round = stopForWrite(options);
     if (round.written) {
-      for (const record of round.runners) letGo(record);
-      noteHold(options, round.runners, 'running', round.runnersSince);
-      for (const record of round.sleepers) {
-        letGo(record);
-        spinSync(LET_GO_SPACING_MS);
-      }
-      noteHold(options, round.sleepers, 'sleeping', round.sleepersSince);
+      letAllGo(options, round.runners, 'running', 0, letGo);
+      letAllGo(options, round.sleepers, 'sleeping', LET_GO_SPACING_MS, letGo);
       return;
     }
-    for (const record of round.runners) tracer.resume(record.tracee);
-    noteHold(options, round.runners, 'running', round.runnersSince);
-    for (const record of round.sleepers) tracer.resume(record.tracee);
-    noteHold(options, round.sleepers, 'sleeping', round.sleepersSince);
+    const resume = ({ tracee }: TaskRecord) => tracer.resume(tracee);
+    letAllGo(options, round.runners, 'running', 0, resume);
+    letAllGo(options, round.sleepers, 'sleeping', 0, resume);
     const now = performance.now();
     const fewest = round.late.some((record) => record.activity() === 'stuck')
       ? FEWEST_ATTEMPTS_STUCK
@@ -99,19 +95,29 @@ export function writeWhileStopped(options: StoppedWrite): void {
   }
 }
 
-function noteHold(
+/** Lets threads go in the order in which they were stopped, and notes for how long they were held. */
+function letAllGo(
   { holds, space }: StoppedWrite,
-  records: readonly TaskRecord[],
+  batches: readonly Batch[],
   what: string,
-  since: HoldStart,
+  spacingMs: number,
+  letGo: (record: TaskRecord) => void,
 ): void {
-  if (records.length === 0) return;
-  holds.end(
-    `write ${what}`,
-    since,
-    () => `${records.length} ${what} ${records.length === 1 ? 'thread was' : 'threads were'}`,
-    () => `all ${space.tasks.size} threads were stopped to change the entries of functions`,
-  );
+  const count = batches.reduce((sum, { records }) => sum + records.length, 0);
+  for (const { records, since } of batches) {
+    for (const record of records) {
+      if (record.tracee.state !== 'stopped') continue;
+      const until = performance.now() + spacingMs;
+      letGo(record);
+      spinUntil(until);
+    }
+    holds.end(
+      `write ${what}`,
+      since,
+      () => `${count} ${what} ${count === 1 ? 'thread was' : 'threads were'}`,
+      () => `all ${space.tasks.size} threads were stopped to change the entries of functions`,
+    );
+  }
 }
 
 function timeoutError(space: ProcessSpace, late: readonly TaskRecord[], ms: number): LivegraftError {
@@ -147,65 +153,54 @@ export function stuckReason(pid: number, record: TaskRecord): string {
   return `is in uninterruptible sleep${where}`;
 }
 
+/** Threads that were stopped together. */
+interface Batch {
+  readonly since: HoldStart;
+  readonly records: readonly TaskRecord[];
+}
+
 interface Round {
   readonly written: boolean;
   /** Those that could not be stopped. */
   readonly late: readonly TaskRecord[];
-  /** When the first of each was stopped. */
-  readonly runnersSince: HoldStart;
-  readonly sleepersSince: HoldStart;
-  /** Stopped threads: those that ran, those that slept. */
-  readonly runners: readonly TaskRecord[];
-  readonly sleepers: readonly TaskRecord[];
+  /** Those that ran, those that slept. */
+  readonly runners: readonly Batch[];
+  readonly sleepers: readonly Batch[];
 }
 
-function stopForWrite({ tracer, space, plan, stays, whenStopped, holds }: StoppedWrite): Round {
-  const runners: TaskRecord[] = [];
-  const sleepers: TaskRecord[] = [];
-  const stuck: TaskRecord[] = [];
-  const known = new Set<TaskRecord>();
-  let adopted = space.adopted;
-  for (const record of space.tasks.values()) {
-    known.add(record);
-    const activity = record.activity();
-    (activity === 'runs' ? runners : activity === 'stuck' ? stuck : sleepers).push(record);
-  }
+function stopForWrite({ tracer, space, plan, stays, whenStopped }: StoppedWrite): Round {
+  const found = { runs: [] as TaskRecord[], sleeps: [] as TaskRecord[], stuck: [] as TaskRecord[] };
+  const known = new Set(space.tasks.values());
+  let { adopted } = space;
+  for (const record of known) found[record.activity()].push(record);
   const late: TaskRecord[] = [];
-  const stop = (records: readonly TaskRecord[], ran: boolean) => {
+  const stop = (batches: Batch[], records: readonly TaskRecord[], ran: boolean) => {
+    if (records.length === 0) return;
+    batches.push({ since: beginHold(), records });
     late.push(...stopAll(tracer, records, (record) => whenStopped(record, ran)));
   };
-  const sleepersSince = holds.begin();
-  stop(stuck, false);
-  for (let i = 0; i < sleepers.length && late.length === 0; i += BATCH)
-    stop(sleepers.slice(i, i + BATCH), false);
-  sleepers.push(...stuck);
+  const [sleepers, runners]: [Batch[], Batch[]] = [[], []];
+  stop(sleepers, found.stuck, false);
+  for (let i = 0; i < found.sleeps.length && late.length === 0; i += BATCH)
+    stop(sleepers, found.sleeps.slice(i, i + BATCH), false);
   const writes = plan();
   rehearseEntries(space.memory, writes.filter(stays));
-  const isStopped = (record: TaskRecord) => record.tracee.state === 'stopped';
-  const isInside = (record: TaskRecord) =>
-    isStopped(record) && isInsideWrites(writes, readRegister(record.tracee.registers, RIP));
+  const isInside = ({ tracee }: TaskRecord) =>
+    tracee.state === 'stopped' && isInsideWrites(writes, readRegister(tracee.registers, RIP));
+  const isAnyInside = (batches: readonly Batch[]) => batches.some(({ records }) => records.some(isInside));
   // What can be known of the sleeping ones is looked at before a running one is held.
-  let mayWrite = late.length === 0 && !sleepers.some(isInside);
-  const runnersSince = holds.begin();
-  if (mayWrite) stop(runners, true);
+  let mayWrite = late.length === 0 && !isAnyInside(sleepers);
+  if (mayWrite) stop(runners, found.runs, true);
   // Threads that were created meanwhile: their creators are stopped now, so this comes to an end.
   while (mayWrite && late.length === 0 && space.adopted !== adopted) {
     adopted = space.adopted;
     const fresh = [...space.tasks.values()].filter((record) => !known.has(record));
-    stop(fresh, true);
-    runners.push(...fresh);
+    stop(runners, fresh, true);
     for (const record of fresh) known.add(record);
   }
-  mayWrite &&= late.length === 0 && !runners.some(isInside) && areCurrent(space.memory, writes);
+  mayWrite &&= late.length === 0 && !isAnyInside(runners) && areCurrent(space.memory, writes);
   if (mayWrite) writeEntries(space.memory, writes);
-  return {
-    written: mayWrite,
-    late,
-    runnersSince,
-    sleepersSince,
-    runners: runners.filter(isStopped),
-    sleepers: sleepers.filter(isStopped),
-  };
+  return { written: mayWrite, late, runners, sleepers };
 }
 
 /** Interrupts all, then waits for each. Returns those that did not stop in time. */
@@ -219,6 +214,26 @@ export function stopAll(
   for (const record of records) {
     if (!isStoppedInTime(tracer, record)) late.push(record);
     else if (record.tracee.state === 'stopped' && tracer.fetchRegisters(record.tracee)) whenStopped(record);
+  }
+  return late;
+}
+
+/**
+ * Stops threads a few at a time, and lets each go as soon as it has been looked at: no two wait for each other for long.
+ * `visit` is called once for each that was stopped, its registers fetched, and must resume or detach it. Returns those
+ * that did not stop in time.
+ */
+export function visitEach(
+  tracer: Tracer,
+  records: readonly TaskRecord[],
+  visit: (record: TaskRecord, since: HoldStart) => void,
+): TaskRecord[] {
+  const late: TaskRecord[] = [];
+  for (let i = 0; i < records.length; i += VISITED_TOGETHER) {
+    const batch = records.slice(i, i + VISITED_TOGETHER);
+    const since = beginHold();
+    late.push(...stopAll(tracer, batch, (record) => visit(record, since)));
+    tracer.attend();
   }
   return late;
 }

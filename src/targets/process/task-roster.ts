@@ -3,7 +3,7 @@ import type { PatchState, TargetEvent, TaskId, TaskInfo } from '../../engine/tar
 import { ProcessMemory } from './memory.js';
 import { isRunning } from './proc.js';
 import type { ProcessSpace } from './process-space.js';
-import type { TaskRecord } from './task-record.js';
+import { TaskRecord } from './task-record.js';
 import type { Tracee, Tracer, TracerEvent } from './tracer.js';
 
 export interface RosterOptions {
@@ -13,6 +13,8 @@ export interface RosterOptions {
   readonly isInTransition: (memory: ProcessMemory, parent: ProcessSpace) => boolean;
   /** A task has ended, or has left the transition. */
   readonly onForget: (record: TaskRecord) => void;
+  /** A child that was forked without a part in the transition, and has its parent's slot. It is stopped, its registers fetched. */
+  readonly onStranger: (record: TaskRecord) => void;
 }
 
 /**
@@ -50,8 +52,11 @@ export class TaskRoster {
   }
 
   find(task: TaskId): TaskRecord | undefined {
+    // See TaskRecord: `PID/TID` in a forked child. Its last part is the thread's.
+    const tid = Number(task.slice(task.lastIndexOf('/') + 1));
     for (const space of this.#spaces) {
-      for (const record of space.tasks.values()) if (record.id === task) return record;
+      const record = space.tasks.get(tid);
+      if (record?.id === task) return record;
     }
     return undefined;
   }
@@ -130,14 +135,18 @@ export class TaskRoster {
       slots.assign(tracee, slots.ownState(tracee));
   }
 
-  /** A child that forked before the entries began to choose has no part in the transition: it keeps what it had. */
+  /** A child that is forked while the entries don't choose has no part in the transition: it keeps the version that it has. */
   #adoptFork(tracee: Tracee, parent: ProcessSpace): ProcessSpace | undefined {
     const memory = new ProcessMemory(tracee.pid);
     try {
-      if (this.#options.isInTransition(memory, parent)) {
+      const isInTransition = this.#options.isInTransition(memory, parent);
+      if (isInTransition || (this.#tracer.fetchRegisters(tracee) && parent.slots.hasSlot(tracee))) {
         const space = parent.fork(tracee.pid, memory);
-        this.#spaces.push(space);
-        return space;
+        if (!isInTransition) this.#options.onStranger(new TaskRecord(space, tracee));
+        else {
+          this.#spaces.push(space);
+          return space;
+        }
       }
     } catch (error) {
       if (!(error instanceof LivegraftError)) throw error;

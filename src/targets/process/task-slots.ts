@@ -22,6 +22,8 @@ export interface TaskSlots {
   readonly area: SlotArea;
   /** Gives a stopped thread a slot of its own with this state. Keeps the slot it has unless another thread has it too. */
   assign(tracee: Tracee, state: 0 | 1): void;
+  /** Whether this run has given the thread a slot. */
+  isAssigned(tracee: Tracee): boolean;
   /** Whether a stopped thread's registers show that it was given a slot, by us or by a run before. */
   hasSlot(tracee: Tracee): boolean;
   /** The state of a thread that was assigned one, as the slot has it; of an unknown one as {@link ownState}. */
@@ -99,9 +101,11 @@ class GsBaseSlots implements TaskSlots {
   }
 
   assign(tracee: Tracee, state: 0 | 1): void {
+    const known = this.#slotOf.get(tracee.tid);
+    if (known !== undefined && readRegister(tracee.registers, GS_BASE) === known + state) return;
     const current = this.#slotAtBase(tracee);
     const isFree = current !== undefined && !this.#taken.has(current);
-    const slot = this.#slotOf.get(tracee.tid) ?? (isFree ? current : this.#findFree());
+    const slot = known ?? (isFree ? current : this.#findFree());
     this.#taken.add(slot);
     this.#slotOf.set(tracee.tid, slot);
     const bytes = Buffer.alloc(SLOT_BYTES);
@@ -111,6 +115,10 @@ class GsBaseSlots implements TaskSlots {
     // The slot first: from the next instruction on, the thread may read it.
     this.#memory.write(slot, bytes);
     this.#pointAt(tracee, slot + state);
+  }
+
+  isAssigned(tracee: Tracee): boolean {
+    return this.#slotOf.has(tracee.tid);
   }
 
   hasSlot(tracee: Tracee): boolean {
@@ -212,6 +220,10 @@ class ThreadPointerSlots implements TaskSlots {
     const bytes = Buffer.alloc(8);
     bytes.writeBigUInt64LE(BigInt(key));
     this.#memory.write(entry, bytes);
+  }
+
+  isAssigned(tracee: Tracee): boolean {
+    return this.#entryOf.has(tracee.tid);
   }
 
   hasSlot(tracee: Tracee): boolean {

@@ -83,10 +83,9 @@ export function sleepSync(ms: number): void {
   Atomics.wait(sleepCell, 0, 0, ms);
 }
 
-/** Keeps the processor for a while too short to sleep. */
-export function spinSync(ms: number): void {
-  const until = performance.now() + ms;
-  while (performance.now() < until);
+/** Keeps the processor until then, for a while too short to sleep. */
+export function spinUntil(atMs: number): void {
+  while (performance.now() < atMs);
 }
 
 /** Seizes, stops, resumes and releases threads, and turns wait statuses into events. One instance a session. */
