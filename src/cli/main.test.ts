@@ -78,6 +78,29 @@ describe('the command line', () => {
     expect(JSON.parse(out)).toMatchObject({ event: 'error', code: 'patch-unreadable' });
   });
 
+  it.each([
+    ['before it', ['--json', 'apply', '--pid', '12x', 'fix.lgp']],
+    ['behind it', ['apply', '--pid', '12x', 'fix.lgp', '--json']],
+  ])('says in JSON what is wrong with a command line, %s', async (_, argv) => {
+    const { code, out } = await run(...argv);
+    expect(code).toBe(2);
+    expect(JSON.parse(out)).toMatchObject({
+      event: 'error',
+      code: 'usage',
+      message: expect.stringMatching('12x'),
+    });
+  });
+
+  it.each([
+    ['suppressions that are not there', ['--suppress', '/nowhere/suppressions', process.execPath]],
+    ['a device without an end', ['/dev/zero']],
+    ['a folder', ['/']],
+  ])('validate answers %s with 2: 1 would be findings', async (_, argv) => {
+    const { code, out, err } = await run('validate', '--no-keep', ...argv);
+    expect([code, out]).toEqual([2, '']);
+    expect(err).toMatch('what to do');
+  });
+
   it('completes commands and options in bash', async () => {
     const { code, out } = await run('completion', 'bash');
     expect(code).toBe(0);

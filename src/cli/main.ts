@@ -13,7 +13,7 @@ import {
 } from './arguments.js';
 import type { CombineOptions } from './commands/combine.js';
 import type { ValidateCommandOptions } from './commands/validate.js';
-import { type BuildCommandOptions, EXIT, VERSION } from './conventions.js';
+import { type BuildCommandOptions, EXIT, VALIDATE_EXIT, VERSION } from './conventions.js';
 import { type Io, processIo } from './io.js';
 import { createOutput, type Output } from './output.js';
 
@@ -33,8 +33,22 @@ export async function main(argv: readonly string[], io: Io): Promise<number> {
     await program.parseAsync(argv as string[], { from: 'user' });
     return outcome.code;
   } catch (error) {
-    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
     const output = createOutput(io, program.opts<GlobalOptions>());
+    if (error instanceof CommanderError) {
+      if (error.exitCode === 0) return EXIT.done;
+      const message = error.message.replace(/^error: /, '');
+      // The words to stderr are there already. An option behind the mistake has not been seen.
+      if (output.isJson || argv.includes('--json')) {
+        createOutput(io, { json: true }).json({
+          event: 'error',
+          code: 'usage',
+          message,
+          remedy: 'see livegraft help',
+          details: {},
+        });
+      }
+      return EXIT.usage;
+    }
     output.error(error);
     return error instanceof LivegraftError && error.code === 'transition-interrupted'
       ? EXIT.incomplete
@@ -466,7 +480,13 @@ Examples:
     )
     .action(async (files: string[], options: ValidateCommandOptions) => {
       const { validate } = await import('./commands/validate.js');
-      setCode(await validate(files, options, output()));
+      try {
+        setCode(await validate(files, options, output()));
+      } catch (error) {
+        // 1 would say that there are findings.
+        output().error(error);
+        setCode(VALIDATE_EXIT.unreadable);
+      }
     });
 }
 

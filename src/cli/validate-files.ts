@@ -1,4 +1,4 @@
-import { closeSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readFileSync, readSync } from 'node:fs';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { LivegraftError, ParseError } from '../base/errors.js';
 import { findDebugFile } from '../build/debug-files.js';
@@ -181,11 +181,14 @@ function findRelease(rodata: Uint8Array): string | undefined {
 /** The bytes are valid until the next file is read: over a thousand modules, giving each its own would keep the collector busy. */
 function readInput(file: string, scratch: Scratch): Uint8Array {
   try {
-    const descriptor = openSync(file, 'r');
+    // The opening of a pipe would wait for a writer.
+    const descriptor = openSync(file, constants.O_RDONLY | constants.O_NONBLOCK);
     try {
       const stat = fstatSync(descriptor);
+      // A device or pipe may never end.
+      if (!stat.isFile() && !stat.isDirectory()) throw new Error('it is no regular file');
       // What /proc holds says that it is empty.
-      if (!stat.isFile() || stat.size === 0) return readFileSync(descriptor);
+      if (stat.size === 0 || stat.isDirectory()) return readFileSync(descriptor);
       const { size } = stat;
       if (size > MAX_FILE_BYTES) throw new Error(`${size} bytes are more than any program has`);
       const bytes = scratch.uint8('file', size);

@@ -1,6 +1,6 @@
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { LivegraftError, ParseError } from '../base/errors.js';
 import { PROOF_VERSION, type Proof, parseProof } from '../validate/proof.js';
 
@@ -37,16 +37,17 @@ export class ProofStore {
     }
   }
 
+  /** Throws `proof-not-kept` when the folder can't be made or written to. */
   keep(buildId: string, bytes: Uint8Array): void {
     if (!isBuildId(buildId)) return;
     const path = this.#path(buildId);
     const temporary = `${path}.${process.pid}.${Math.random().toString(36).slice(2)}`;
     try {
-      mkdirSync(this.#folder, { recursive: true });
+      makeFolder(this.#folder);
       writeFileSync(temporary, bytes);
       renameSync(temporary, path);
     } catch (cause) {
-      discard(temporary);
+      remove(temporary);
       throw new LivegraftError('proof-not-kept', `${path} can't be written: ${(cause as Error).message}`, {
         remedy: 'make the cache folder writable, set XDG_CACHE_HOME, or use --no-keep',
         cause,
@@ -59,18 +60,30 @@ export class ProofStore {
   }
 }
 
-/** Where nothing could be written, nothing may be there to remove. */
-function discard(path: string): void {
-  try {
-    rmSync(path, { force: true });
-  } catch (error) {
-    if (!isFileError(error)) throw error;
-  }
-}
-
 function defaultFolder(): string {
   const base = process.env.XDG_CACHE_HOME;
   return join(base?.startsWith('/') === true ? base : join(homedir(), '.cache'), 'livegraft', 'proofs');
+}
+
+/** Not `recursive`: Node.js 20 tries for ever where a folder's parent is there and takes no new ones (`/proc`). */
+function makeFolder(folder: string): void {
+  try {
+    mkdirSync(folder);
+  } catch (error) {
+    if (isFileError(error, 'EEXIST')) return;
+    if (!isFileError(error, 'ENOENT') || dirname(folder) === folder) throw error;
+    makeFolder(dirname(folder));
+    mkdirSync(folder);
+  }
+}
+
+/** Of what may never have been written. */
+function remove(path: string): void {
+  try {
+    unlinkSync(path);
+  } catch (error) {
+    if (!isFileError(error)) throw error;
+  }
 }
 
 /** Build-ids come from files: one that is no hex must not become a path. */
@@ -78,6 +91,7 @@ function isBuildId(text: string): boolean {
   return /^[0-9a-f]{2,128}$/.test(text);
 }
 
-function isFileError(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string';
+function isFileError(error: unknown, code?: string): boolean {
+  if (!(error instanceof Error && 'code' in error && typeof error.code === 'string')) return false;
+  return code === undefined || error.code === code;
 }
