@@ -41,6 +41,29 @@ export const OpCode = {
   returnPop: 12,
 } as const;
 
+/** {@link InstructionTable.effects}: operation, its two registers, and a bit per register that is overwritten otherwise. */
+export function makeEffect(op: number, a: number, b: number, writes: number): number {
+  return op | (a << 4) | (b << 8) | (writes << 12);
+}
+
+/** {@link OpCode} */
+export function opOf(effect: number): number {
+  return effect & 15;
+}
+
+export function firstOf(effect: number): number {
+  return (effect >> 4) & 15;
+}
+
+export function secondOf(effect: number): number {
+  return (effect >> 8) & 15;
+}
+
+/** Bit per DWARF number: registers that are overwritten by something that the operation does not describe. */
+export function writesOf(effect: number): number {
+  return effect >>> 12;
+}
+
 /** {@link InstructionTable.targets} of an instruction without a direct target. */
 export const NO_TARGET = -0x8000_0000;
 
@@ -54,18 +77,19 @@ export class InstructionTable {
   flows = new Uint8Array(0);
   /** Positions, in the same number line as `offsets`, perhaps outside of the code. */
   targets = new Int32Array(0);
-  /** {@link OpCode} */
-  ops = new Uint8Array(0);
-  /** `a | b << 4` by DWARF number. */
-  operands = new Uint8Array(0);
+  /**
+   * What each does to registers and stack: {@link opOf}, {@link firstOf} and {@link secondOf} by DWARF number, and {@link writesOf}.
+   */
+  effects = new Int32Array(0);
+  /** Of the operation. */
   values = new Int32Array(0);
-  /** Bit per DWARF number: registers that are overwritten by something that the operation does not describe. */
-  writes = new Uint16Array(0);
   /**
    * Bit per DWARF number: with none of these registers known, a state of registers and stack slots is the same behind the
    * instruction. All bits where it is more than that to be looked at: the stack pointer is moved, or control may go elsewhere.
    */
   touches = new Uint16Array(0);
+  /** Indexes of the instructions right behind which none begins. */
+  readonly lasts: number[] = [];
   /** How many of {@link transfers} there are. */
   transferCount = 0;
   /** Indexes of the instructions behind which control may go elsewhere, in order: all but next, system calls and breakpoints. */
@@ -78,6 +102,7 @@ export class InstructionTable {
   clear(): void {
     this.count = 0;
     this.transferCount = 0;
+    this.lasts.length = 0;
   }
 
   reserve(capacity: number): void {
@@ -87,10 +112,8 @@ export class InstructionTable {
     this.lengths = grown(this.lengths, new Uint8Array(size));
     this.flows = grown(this.flows, new Uint8Array(size));
     this.targets = grown(this.targets, new Int32Array(size));
-    this.ops = grown(this.ops, new Uint8Array(size));
-    this.operands = grown(this.operands, new Uint8Array(size));
+    this.effects = grown(this.effects, new Int32Array(size));
     this.values = grown(this.values, new Int32Array(size));
-    this.writes = grown(this.writes, new Uint16Array(size));
     this.touches = grown(this.touches, new Uint16Array(size));
     this.transfers = grown(this.transfers, new Int32Array(size));
   }
@@ -108,10 +131,13 @@ export class InstructionTable {
   }
 }
 
+/** {@link InstructionTable.effects} of what does nothing to registers or stack. */
+export const NO_EFFECT = 0;
+
 /** No effect on registers, stack or flow, as padding has none (and some other instructions). */
 export function isInert(table: InstructionTable, i: number): boolean {
   return (
-    (table.ops[i] === OpCode.none && table.writes[i] === 0 && table.flows[i] === FlowCode.next) ||
+    (table.effects[i] === NO_EFFECT && table.flows[i] === FlowCode.next) ||
     table.flows[i] === FlowCode.breakpoint
   );
 }

@@ -1,9 +1,10 @@
 import type { Architecture } from '../arch/architecture.js';
-import { FlowCode, isInert, OpCode } from '../arch/instruction-table.js';
+import { FlowCode, isInert, OpCode, opOf, writesOf } from '../arch/instruction-table.js';
 import { assumeClaim, checkClaim, detail, Verdict } from './claim-check.js';
 import type { Claim, ClaimTable } from './claims.js';
 import { CHANGED_ALL } from './frame-state.js';
 import type { ExtraFlow } from './kernel-sections.js';
+import type { NoReturnTargets } from './no-return.js';
 import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
 import { COVERED, type StateId, type StateSpace } from './state-space.js';
@@ -47,7 +48,7 @@ export interface FlowProofOptions {
   readonly name: string;
   readonly scratch: Scratch;
   readonly extraFlow: ExtraFlow;
-  readonly noReturn: ReadonlySet<number>;
+  readonly noReturn: NoReturnTargets;
   /** Bytes below the stack pointer that survive signals. */
   readonly redZoneBytes: number;
   /**
@@ -64,7 +65,7 @@ export interface FlowProofOptions {
   readonly hints?: ReadonlySet<number>;
   /** Called now and then with how many of the functions are done, from 0 to 1. */
   readonly onProgress?: (fraction: number) => void;
-  /** Called before transfers that control reaches; more than once where states meet. */
+  /** Called before transfers that control reaches, of jumps those that may lead to another function; more than once where states meet. */
   readonly onTransfer?: (i: number, states: StateSpace, state: StateId) => void;
   /** Bit per flow code: which transfers {@link onTransfer} is called for. */
   readonly transferMask?: number;
@@ -88,15 +89,31 @@ export function proveFlow(options: FlowProofOptions): FlowProofResult {
   return new FlowProof(options).run();
 }
 
-/** A loop of its own, as are others here: compiled while it runs, it takes nothing along that has not run yet. */
-function markTargets({ table, targetIndexes }: Program, marks: Uint8Array): void {
-  const { transfers, transferCount, touches } = table;
+/**
+ * What the program itself makes a walk look at. A loop of its own, as are others here: compiled while it runs, it takes nothing along
+ * that has not run yet.
+ */
+function markTransfers(program: Program, noReturn: NoReturnTargets, marks: Uint8Array): void {
+  const { table, targetIndexes, isEntry, linkageNames } = program;
+  const { transfers, transferCount, touches, flows, targets, lasts } = table;
   for (let t = 0; t < transferCount; t++) {
-    const target = targetIndexes[transfers[t] as number] as number;
+    const i = transfers[t] as number;
+    const target = targetIndexes[i] as number;
+    const flow = flows[i] as number;
+    if (flow === FlowCode.call) {
+      if (noReturn.isCalledAt(i)) marks[i] = (marks[i] as number) | Mark.noReturn;
+    } else if (flow === FlowCode.jump || flow === FlowCode.branch) {
+      const isOut =
+        target < 0 ||
+        isEntry[target] !== 0 ||
+        (linkageNames.size > 0 && linkageNames.has(targets[i] as number));
+      if (isOut) marks[i] = (marks[i] as number) | Mark.wayOut;
+    }
     if (target < 0) continue;
-    marks[target] = Mark.join;
+    marks[target] = (marks[target] as number) | Mark.join;
     touches[target] = TOUCHES_ALL;
   }
+  for (const i of lasts) marks[i] = (marks[i] as number) | Mark.last;
 }
 
 /**
@@ -131,6 +148,12 @@ const Mark = {
   continuation: 4,
   /** An exception out of this call is caught. */
   landing: 8,
+  /** Nothing follows, or not at once. */
+  last: 16,
+  /** A call that never returns. */
+  noReturn: 32,
+  /** A jump that may lead to another function. */
+  wayOut: 64,
 } as const;
 
 class FlowProof {
@@ -187,7 +210,7 @@ class FlowProof {
     this.#states.begin();
     this.#entry = this.#states.entry(entryMaskOf(options));
     this.#followed = scratch.int32('claims that follow', 2 * FOLLOWED, -1);
-    markTargets(program, this.#marks);
+    markTransfers(program, options.noReturn, this.#marks);
     for (const { from, to } of extraFlow.edges)
       this.#addEdge(program.index.find(from), program.index.find(to));
     if (options.isIndependent !== true) {
@@ -410,9 +433,9 @@ class FlowProof {
 
   #walk(first: number, startsAssumed: boolean): void {
     const { table, targetIndexes } = this.#program;
-    const { flows, offsets, lengths, targets, ops, writes, touches } = table;
+    const { flows, effects, touches } = table;
     const states = this.#states;
-    const { noReturn, onTransfer, transferMask = 0 } = this.#options;
+    const { onTransfer, transferMask = 0 } = this.#options;
     const marks = this.#marks;
     const snapshots = this.#snapshots;
     const origins = this.#origins;
@@ -472,7 +495,9 @@ class FlowProof {
         state = states.after(state, table, i);
         known = states.known(state);
       } else {
-        if (((transferMask >> flow) & 1) !== 0) onTransfer?.(i, states, state);
+        const isJump = flow === FlowCode.jump || flow === FlowCode.branch;
+        const isWayOut = (mark & Mark.wayOut) !== 0;
+        if (((transferMask >> flow) & 1) !== 0 && (isWayOut || !isJump)) onTransfer?.(i, states, state);
         const target = targetIndexes[i] as number;
         if (
           isDwarf &&
@@ -488,7 +513,8 @@ class FlowProof {
             return;
           }
         } else {
-          if (ops[i] !== OpCode.none || ((writes[i] as number) & known) !== 0) {
+          const effect = effects[i] as number;
+          if (opOf(effect) !== OpCode.none || (writesOf(effect) & known) !== 0) {
             state = states.after(state, table, i);
             known = states.known(state);
           }
@@ -500,19 +526,18 @@ class FlowProof {
             case FlowCode.breakpoint:
               break;
             case FlowCode.branch:
-              if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, state, i, proven);
+              if (target >= 0 && !(isWayOut && this.#isSibling(i, target)))
+                this.#arrive(target, state, i, proven);
               break;
             case FlowCode.jump:
-              if (target >= 0 && !this.#isSibling(i, target)) this.#arrive(target, state, i, proven);
+              if (target >= 0 && !(isWayOut && this.#isSibling(i, target)))
+                this.#arrive(target, state, i, proven);
               return;
             case FlowCode.call:
-              if (noReturn.has(targets[i] as number)) {
-                // Compilers that don't know write on behind it.
-                if (claimIds[i + 1] === claimId && snapshots[i + 1] === -1)
-                  this.#keepBehindCall(i + 1, state);
-                return;
-              }
-              break;
+              if ((mark & Mark.noReturn) === 0) break;
+              // Compilers that don't know write on behind it.
+              if (claimIds[i + 1] === claimId && snapshots[i + 1] === -1) this.#keepBehindCall(i + 1, state);
+              return;
             default:
               return;
           }
@@ -522,9 +547,7 @@ class FlowProof {
         this.#arrive(this.#continuations.get(i) as number, state, i);
         return;
       }
-      const end = (offsets[i] as number) + (lengths[i] as number);
-      // What follows was not decoded, or is another section.
-      if (i + 1 >= table.count || (offsets[i + 1] as number) !== end) return;
+      if ((mark & Mark.last) !== 0) return;
       if ((states.changed & relevant) === 0) {
         // Most instructions do nothing to what is known.
         const mask = known | stopMask;

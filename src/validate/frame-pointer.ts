@@ -1,10 +1,11 @@
 import type { Architecture } from '../arch/architecture.js';
-import { FlowCode } from '../arch/instruction-table.js';
+import { FlowCode, NO_EFFECT } from '../arch/instruction-table.js';
 import { ClaimBuilder, type ClaimTable } from './claims.js';
 import type { Finding, FindingCode } from './findings.js';
 import { makeFinding } from './findings.js';
 import { proveFlow, Status } from './flow-proof.js';
 import type { ExtraFlow } from './kernel-sections.js';
+import type { NoReturnTargets } from './no-return.js';
 import type { Places } from './places.js';
 import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
@@ -15,7 +16,7 @@ export interface FramePointerOptions {
   readonly architecture: Architecture;
   readonly program: Program;
   readonly extraFlow: ExtraFlow;
-  readonly noReturn: ReadonlySet<number>;
+  readonly noReturn: NoReturnTargets;
   readonly places: Places;
   readonly scratch: Scratch;
   readonly redZoneBytes: number;
@@ -149,7 +150,7 @@ function findFallThroughs(options: FramePointerOptions, statuses: Uint8Array): F
       flow === FlowCode.jump ||
       flow >= FlowCode.return ||
       flow === FlowCode.indirectJump ||
-      (flow === FlowCode.call && noReturn.has(table.targets[i] as number));
+      (flow === FlowCode.call && noReturn.isCalledAt(i));
     if (ends || end !== next) continue;
     const from = program.functionAt(table.offsets[i] as number);
     if (from === undefined || from.isPart || end > from.end) continue;
@@ -194,7 +195,7 @@ function isHarmless(program: Program, i: number): boolean {
   return (
     flow === FlowCode.deadEnd ||
     flow === FlowCode.breakpoint ||
-    (flow === FlowCode.next && table.ops[i] === 0 && table.writes[i] === 0)
+    (flow === FlowCode.next && table.effects[i] === NO_EFFECT)
   );
 }
 

@@ -1,5 +1,12 @@
 import type { Architecture } from '../arch/architecture.js';
-import { type InstructionTable, OpCode } from '../arch/instruction-table.js';
+import {
+  firstOf,
+  type InstructionTable,
+  OpCode,
+  opOf,
+  secondOf,
+  writesOf,
+} from '../arch/instruction-table.js';
 import { addTo, baseOf, cfaValue, entryValue, offsetOf, placeValue, UNKNOWN, type Value } from './values.js';
 
 export const REGISTERS = 16;
@@ -105,6 +112,17 @@ export class FrameState {
     this.changed |= CHANGED_SLOTS;
   }
 
+  /** Whether a call changes nothing: all that is known outlives it. */
+  get isKeptByCalls(): boolean {
+    const sp = this.registers[this.#stackPointer] as number;
+    if ((this.known & this.#callerSavedMask) !== 0) return false;
+    for (let i = 0; i < this.slotCount && sp !== UNKNOWN; i++) {
+      const slot = this.slotAddresses[i] as number;
+      if (baseOf(slot) === baseOf(sp) && offsetOf(slot) < offsetOf(sp)) return false;
+    }
+    return true;
+  }
+
   /** Forgets what lies further below `address` than a signal handler leaves alone. */
   dropBelow(address: Value, margin: number): void {
     const base = baseOf(address);
@@ -134,13 +152,13 @@ export class FrameState {
 
   /** Applies what instruction `i` does. */
   apply(table: InstructionTable, i: number): void {
-    const op = table.ops[i] as number;
-    const written = table.writes[i] as number;
+    const effect = table.effects[i] as number;
+    const op = opOf(effect);
+    const written = writesOf(effect);
     if ((written & this.known) !== 0) this.forget(written);
     if (op === OpCode.none) return;
-    const operand = table.operands[i] as number;
-    const a = operand & 15;
-    const b = operand >> 4;
+    const a = firstOf(effect);
+    const b = secondOf(effect);
     const value = table.values[i] as number;
     const sp = this.#stackPointer;
     const { registers } = this;

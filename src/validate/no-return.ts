@@ -1,5 +1,6 @@
 import { FlowCode, isInert } from '../arch/instruction-table.js';
 import type { Program } from './program.js';
+import type { Scratch } from './scratch.js';
 
 /**
  * Functions that never return by their documentation: the C and C++ runtimes' (C17 7.22.4, 7.13.2; Itanium C++ ABI),
@@ -30,32 +31,69 @@ function isNoReturnName(name: string): boolean {
   return NAMES.has(name) || /^_ZSt\d+__throw_/.test(name);
 }
 
+/** Call targets (positions, or external targets) that never return. */
+export class NoReturnTargets {
+  readonly #program: Program;
+  readonly #targets = new Set<number>();
+  /** 1 for those that are known by their first instruction, or their symbol, as nearly all are. */
+  readonly #byIndex: Uint8Array;
+  readonly #bySymbol: Uint8Array;
+
+  constructor(program: Program, scratch: Scratch) {
+    this.#program = program;
+    this.#byIndex = scratch.uint8('no return by index', program.table.count);
+    this.#bySymbol = scratch.uint8('no return by symbol', program.elf.symbols.length);
+  }
+
+  add(target: number): void {
+    this.#targets.add(target);
+    if (target <= -2) this.#bySymbol[-2 - target] = 1;
+    const first = this.#program.index.find(target);
+    if (first >= 0) this.#byIndex[first] = 1;
+  }
+
+  has(target: number): boolean {
+    return this.#targets.has(target);
+  }
+
+  /** Whether what instruction `i` calls is one. */
+  isCalledAt(i: number): boolean {
+    const { table, targetIndexes } = this.#program;
+    const first = targetIndexes[i] as number;
+    if (first >= 0) return this.#byIndex[first] === 1;
+    const target = table.targets[i] as number;
+    return target < 0 ? this.#bySymbol[-2 - target] === 1 : this.#targets.has(target);
+  }
+}
+
 /**
- * Which call targets (positions, or external targets) never return. By name; by evidence, when a function's code ends in
+ * Finds them by name; by evidence, when a function's code ends in
  * a call, or a call is followed by nothing but padding; and by content: no way through the function leads to a return or
  * out of it. `resumed`: positions of instructions that control may go on behind although they don't look so.
  */
-export function findNoReturnTargets(program: Program, resumed: readonly number[]): ReadonlySet<number> {
-  const found = findByName(program);
+export function findNoReturnTargets(
+  program: Program,
+  resumed: readonly number[],
+  scratch: Scratch,
+): NoReturnTargets {
+  const found = new NoReturnTargets(program, scratch);
+  findByName(program, found);
   findByEnd(program, found);
-  new ContentSearch(program, resumed, found).run();
-  found.delete(-1);
+  new ContentSearch(program, resumed, found, scratch).run();
   return found;
 }
 
-function findByName({ elf, linkageNames, functions }: Program): Set<number> {
-  const found = new Set<number>();
+function findByName({ elf, linkageNames, functions }: Program, found: NoReturnTargets): void {
   for (const symbol of elf.symbols) {
     if (symbol.sectionIndex === 0 && symbol.index > 0 && isNoReturnName(symbol.name))
       found.add(-2 - symbol.index);
   }
   for (const [position, name] of linkageNames) if (isNoReturnName(name)) found.add(position);
   for (const { name, start } of functions) if (name !== undefined && isNoReturnName(name)) found.add(start);
-  return found;
 }
 
 /** What functions call last, with nothing behind the call but padding. */
-function findByEnd({ functions, index, table }: Program, found: Set<number>): void {
+function findByEnd({ functions, index, table }: Program, found: NoReturnTargets): void {
   const { flows, targets, offsets, lengths } = table;
   for (const { end, start } of functions) {
     let last = index.rank(end) - 1;
@@ -75,7 +113,7 @@ const TOUCHES_ALL = 0xffff;
 /** By content, until nothing changes: a function that only calls such functions is one too. */
 class ContentSearch {
   readonly #program: Program;
-  readonly #found: Set<number>;
+  readonly #found: NoReturnTargets;
   readonly #seen: Int32Array;
   readonly #goesOn: Uint8Array;
   readonly #work: number[] = [];
@@ -84,12 +122,12 @@ class ContentSearch {
   #trusted = new Int32Array(1 << 12);
   #trustedCount = 0;
 
-  constructor(program: Program, resumed: readonly number[], found: Set<number>) {
+  constructor(program: Program, resumed: readonly number[], found: NoReturnTargets, scratch: Scratch) {
     const { table, index } = program;
     this.#program = program;
     this.#found = found;
-    this.#seen = new Int32Array(table.count);
-    this.#goesOn = new Uint8Array(table.count);
+    this.#seen = scratch.int32('no return seen', table.count, 0);
+    this.#goesOn = scratch.uint8('goes on', table.count);
     for (const position of resumed) {
       const i = index.find(position);
       if (i >= 0) this.#goesOn[i] = 1;
@@ -103,8 +141,8 @@ class ContentSearch {
     for (const { start, isPart } of functions) if (!isPart && !found.has(start)) starts.push(start);
     const trustedFrom = new Int32Array(starts.length);
     const trustedTo = new Int32Array(starts.length);
-    let last: ReadonlySet<number> = found;
-    for (let round = 0; round < MAX_ROUNDS && last.size > 0; round++) {
+    let last: ReadonlySet<number> = new Set();
+    for (let round = 0; round < MAX_ROUNDS && (round === 0 || last.size > 0); round++) {
       const news = new Set<number>();
       for (let f = 0; f < starts.length; f++) {
         const start = starts[f] as number;
@@ -178,9 +216,8 @@ class ContentSearch {
           } else work.push(target);
           if (flow === FlowCode.jump && goesOn[i] === 0) break;
         } else if (flow === FlowCode.call) {
-          const position = targets[i] as number;
-          if (noReturn.has(position)) break;
-          this.#trust(position);
+          if (noReturn.isCalledAt(i)) break;
+          this.#trust(targets[i] as number);
         } else if (flow === FlowCode.deadEnd) {
           if (goesOn[i] === 0) break;
         } else if (

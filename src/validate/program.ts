@@ -242,8 +242,10 @@ function sweepAll(
 }
 
 /** What is behind the last instruction is not: whoever goes along the code is to look up there. */
-function markLast({ touches, count }: InstructionTable): void {
-  if (count > 0) touches[count - 1] = 0xffff;
+function markLast({ touches, count, lasts }: InstructionTable): void {
+  if (count === 0) return;
+  touches[count - 1] = 0xffff;
+  lasts.push(count - 1);
 }
 
 /** Replaces the relative targets of relocated branches by what they name, and translates jumps between sections. */

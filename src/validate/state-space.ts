@@ -1,5 +1,12 @@
 import type { Architecture } from '../arch/architecture.js';
-import { type InstructionTable, OpCode } from '../arch/instruction-table.js';
+import {
+  firstOf,
+  type InstructionTable,
+  OpCode,
+  opOf,
+  secondOf,
+  writesOf,
+} from '../arch/instruction-table.js';
 import { FrameState, REGISTERS } from './frame-state.js';
 import { addTo, UNKNOWN, type Value } from './values.js';
 
@@ -10,6 +17,8 @@ export type StateId = number;
 const [COUNT, FLAGS, KNOWN] = [REGISTERS, REGISTERS + 1, REGISTERS + 2];
 const HEADER_WORDS = REGISTERS + 3;
 const [IS_PARTIAL, IS_ASSUMED] = [1, 2];
+/** A call leaves it as it is. */
+const IS_KEPT_BY_CALLS = 4;
 
 /** Of transitions: state, effect, value; then the state behind, and what changed. */
 const TRANSITION_WORDS = 8;
@@ -114,7 +123,10 @@ export class StateSpace {
     const words = this.#words;
     words.set(registers, start);
     words[start + COUNT] = slotCount;
-    words[start + FLAGS] = (state.isPartial ? IS_PARTIAL : 0) | (state.isAssumed ? IS_ASSUMED : 0);
+    words[start + FLAGS] =
+      (state.isPartial ? IS_PARTIAL : 0) |
+      (state.isAssumed ? IS_ASSUMED : 0) |
+      (state.isKeptByCalls ? IS_KEPT_BY_CALLS : 0);
     words[start + KNOWN] = state.known;
     const first = start + HEADER_WORDS;
     for (let i = 0; i < slotCount; i++) {
@@ -189,11 +201,12 @@ export class StateSpace {
 
   /** The state behind instruction `i`. */
   after(id: StateId, table: InstructionTable, i: number): StateId {
-    const effect =
-      (table.ops[i] as number) | ((table.operands[i] as number) << 4) | ((table.writes[i] as number) << 12);
+    const effect = table.effects[i] as number;
     const value = table.values[i] as number;
-    const op = effect & 15;
-    if ((op === OpCode.load || op === OpCode.store) && this.#isForeign(id, effect, value)) return id;
+    const op = opOf(effect);
+    if (op === OpCode.callPush) {
+      if (((this.#words[id + FLAGS] as number) & IS_KEPT_BY_CALLS) !== 0 && writesOf(effect) === 0) return id;
+    } else if ((op === OpCode.load || op === OpCode.store) && this.#isForeign(id, effect, value)) return id;
     const hash = Math.imul(id ^ Math.imul(effect, 0x85ebca6b) ^ Math.imul(value, 0xc2b2ae35), 0x9e3779b1);
     const at = (hash >>> 17) * TRANSITION_WORDS;
     const transitions = this.#transitions;
@@ -213,8 +226,8 @@ export class StateSpace {
   /** Of loads and stores, which are many: whether neither the register nor the slot is one of which anything is known. */
   #isForeign(id: StateId, effect: number, value: number): boolean {
     const words = this.#words;
-    if (words[id + ((effect >> 4) & 15)] !== UNKNOWN || effect >>> 12 !== 0) return false;
-    const address = addTo(words[id + ((effect >> 8) & 15)] as number, value);
+    if (words[id + firstOf(effect)] !== UNKNOWN || writesOf(effect) !== 0) return false;
+    const address = addTo(words[id + secondOf(effect)] as number, value);
     const end = id + HEADER_WORDS + 2 * (words[id + COUNT] as number);
     for (let at = id + HEADER_WORDS; at < end; at += 2) if (words[at] === address) return false;
     return true;
@@ -223,10 +236,13 @@ export class StateSpace {
   /** Whether the state behind names the instruction itself: the same effect elsewhere makes another state. */
   #namesPlace(id: StateId, effect: number): boolean {
     const { stackPointer } = this.#architecture;
-    const op = effect & 15;
+    const op = opOf(effect);
     if (op === OpCode.and) return true;
-    const [a, b] = [(effect >> 4) & 15, (effect >> 8) & 15];
-    return op === OpCode.store && a === stackPointer && this.register(id, b) === UNKNOWN;
+    return (
+      op === OpCode.store &&
+      firstOf(effect) === stackPointer &&
+      this.register(id, secondOf(effect)) === UNKNOWN
+    );
   }
 
   /** What holds in both a state and one that comes to the same place; {@link COVERED} where all that `kept` knows holds in `other` too. */

@@ -46,7 +46,7 @@ function compareWithTable(path: string) {
     name: 'orc',
     scratch,
     extraFlow,
-    noReturn: findNoReturnTargets(program, extraFlow.resumed),
+    noReturn: findNoReturnTargets(program, extraFlow.resumed, scratch),
     redZoneBytes: 0,
     isIndependent: true,
   });

@@ -1,5 +1,6 @@
-import { InstructionTable, OpCode } from '../../src/arch/instruction-table.js';
+import { firstOf, InstructionTable, OpCode, opOf, secondOf } from '../../src/arch/instruction-table.js';
 import { x86_64 } from '../../src/arch/x86-64/index.js';
+import { DW_RSP } from '../../src/arch/x86-64/registers.js';
 import { FrameSection } from '../../src/dwarf/frame-section.js';
 import { parseElf } from '../../src/elf/reader.js';
 import type { FindingCode } from '../../src/validate/findings.js';
@@ -161,8 +162,9 @@ export function mutationsOfInstructions(
   for (let i = 0; i < table.count; i++) {
     const at = table.offsets[i] as number;
     const end = at + (table.lengths[i] as number) - 1;
-    const a = (table.operands[i] as number) & 15;
-    const op = table.ops[i];
+    const effect = table.effects[i] as number;
+    const a = firstOf(effect);
+    const op = opOf(effect);
     const last = text.data[end] as number;
     const add = (value: number, what: string) =>
       mutations.push({ at: base + end, value, what: `${what} at 0x${(text.address + at).toString(16)}` });
@@ -174,7 +176,8 @@ export function mutationsOfInstructions(
     else if (
       op === OpCode.add &&
       isStackBased(text.address + at) &&
-      table.operands[i] === 0x77 &&
+      a === DW_RSP &&
+      secondOf(effect) === DW_RSP &&
       Math.abs(table.values[i] as number) < 0x78
     ) {
       // add or sub of a byte to rsp

@@ -1,4 +1,4 @@
-import { FlowCode, OpCode } from '../instruction-table.js';
+import { FlowCode, firstOf, makeEffect, OpCode, opOf, secondOf, writesOf } from '../instruction-table.js';
 import { dwarfMask, effect, findEffect } from './effect.js';
 import { flowOf } from './flow.js';
 import { hasRelativeTarget, isRegisterForm } from './operands.js';
@@ -21,7 +21,7 @@ export const RawKind = {
 } as const;
 
 /** Bit positions in a shape; the length has the lowest four. */
-export const SHAPE = { flow: 4, op: 8, operand: 12, rawAt: 20, rawKind: 24, transfer: 27 } as const;
+export const SHAPE = { flow: 4, rawAt: 8, rawKind: 12, transfer: 15 } as const;
 
 const FLOW_CODE_OF = FlowCode as Readonly<Record<string, number>>;
 /** Shapes and nodes are numbered in 16 bits with their sign. */
@@ -40,11 +40,12 @@ export class HeaderTrie {
   readonly root = new Int16Array(0x10000);
   /** By node and next byte: as the root. */
   nodes = new Int16Array(NODE_ENTRIES * 1024);
-  /** Length, flow, operation, operands, and where a raw number lies: {@link SHAPE}. */
+  /** Length, flow, and where a raw number lies: {@link SHAPE}. */
   readonly shapes = new Int32Array(MAX_COUNT + 1);
   /** What is fixed of the value. */
   readonly shapeValues = new Int32Array(MAX_COUNT + 1);
-  readonly shapeWrites = new Uint16Array(MAX_COUNT + 1);
+  /** {@link InstructionTable.effects} */
+  readonly shapeEffects = new Int32Array(MAX_COUNT + 1);
   /** {@link InstructionTable.touches} */
   readonly shapeTouches = new Uint16Array(MAX_COUNT + 1);
   readonly #ids = new Map<string, number>();
@@ -60,41 +61,39 @@ export class HeaderTrie {
     findEffect(scan);
     const { rawAt, rawKind, value } = findRaw(scan);
     const { op, a, b } = effect;
-    const hasOperands = op !== OpCode.none && op < OpCode.leave;
-    const isOther = op === OpCode.pushOther || op === OpCode.popOther;
+    const hasOperands =
+      op !== OpCode.none && op < OpCode.leave && op !== OpCode.pushOther && op !== OpCode.popOther;
     const flow = FLOW_CODE_OF[flowOf(scan)] as number;
     const shape =
       scan.lengthBytes |
       (flow << SHAPE.flow) |
-      (op << SHAPE.op) |
-      ((hasOperands && !isOther ? a | (b << 4) : 0) << SHAPE.operand) |
       (rawAt << SHAPE.rawAt) |
       (rawKind << SHAPE.rawKind) |
       (isTransfer(flow) ? 1 << SHAPE.transfer : 0);
-    const writes = dwarfMask(effect.writes);
+    const done = makeEffect(op, hasOperands ? a : 0, hasOperands ? b : 0, dwarfMask(effect.writes));
     const headerBytes = headerLength(scan);
     if (!isKept(scan) || this.#shapeCount > MAX_COUNT || this.#nodeCount + headerBytes > MAX_COUNT)
-      return this.#set(LAST_SHAPE, shape, value, writes);
-    const id = this.#intern(shape, value, writes);
+      return this.#set(LAST_SHAPE, shape, done, value);
+    const id = this.#intern(shape, done, value);
     this.#insert(bytes, at, headerBytes, id);
     return id;
   }
 
-  #intern(shape: number, value: number, writes: number): number {
-    const key = `${shape},${value},${writes}`;
+  #intern(shape: number, done: number, value: number): number {
+    const key = `${shape},${done},${value}`;
     let id = this.#ids.get(key);
     if (id === undefined) {
-      id = this.#set(this.#shapeCount++, shape, value, writes);
+      id = this.#set(this.#shapeCount++, shape, done, value);
       this.#ids.set(key, id);
     }
     return id;
   }
 
-  #set(id: number, shape: number, value: number, writes: number): number {
+  #set(id: number, shape: number, done: number, value: number): number {
     this.shapes[id] = shape;
     this.shapeValues[id] = value;
-    this.shapeWrites[id] = writes;
-    this.shapeTouches[id] = touchedBy(shape, writes);
+    this.shapeEffects[id] = done;
+    this.shapeTouches[id] = touchedBy((shape >> SHAPE.flow) & 15, done);
     return id;
   }
 
@@ -136,11 +135,10 @@ function isTransfer(flow: number): boolean {
 
 const ALL = 0xffff;
 
-function touchedBy(shape: number, writes: number): number {
-  if (((shape >> SHAPE.flow) & 15) !== FlowCode.next) return ALL;
-  const a = (shape >> SHAPE.operand) & 15;
-  const b = (shape >> (SHAPE.operand + 4)) & 15;
-  switch ((shape >> SHAPE.op) & 15) {
+function touchedBy(flow: number, done: number): number {
+  if (flow !== FlowCode.next) return ALL;
+  const [a, b, writes] = [firstOf(done), secondOf(done), writesOf(done)];
+  switch (opOf(done)) {
     case OpCode.none:
       return writes;
     case OpCode.add:

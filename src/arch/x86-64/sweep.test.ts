@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { SHF_EXECINSTR } from '../../elf/constants.js';
 import { parseElf } from '../../elf/reader.js';
-import { FlowCode, InstructionTable, NO_TARGET, OpCode } from '../instruction-table.js';
+import { FlowCode, InstructionTable, makeEffect, NO_TARGET, OpCode } from '../instruction-table.js';
 import { dwarfMask, effect, findEffect } from './effect.js';
 import { flowOf } from './flow.js';
 import { hasRelativeTarget, immediate } from './operands.js';
@@ -20,16 +20,14 @@ function expected(bytes: Uint8Array, at: number, end: number): readonly number[]
     scan.lengthBytes,
     FlowCode[flowOf(scan)],
     hasRelativeTarget(scan) ? at + scan.lengthBytes + immediate(scan) : NO_TARGET,
-    op,
-    hasRegisters ? effect.a | (effect.b << 4) : 0,
+    makeEffect(op, hasRegisters ? effect.a : 0, hasRegisters ? effect.b : 0, dwarfMask(effect.writes)),
     op === OpCode.none ? 0 : effect.value,
-    dwarfMask(effect.writes),
   ];
 }
 
 function row(table: InstructionTable, i: number): readonly number[] {
-  const { lengths, flows, targets, ops, operands, values, writes } = table;
-  return [lengths, flows, targets, ops, operands, values, writes].map((column) => column[i] as number);
+  const { lengths, flows, targets, effects, values } = table;
+  return [lengths, flows, targets, effects, values].map((column) => column[i] as number);
 }
 
 /** Sweeps everything, one byte on where nothing decodes. Returns how many instructions it held against the slow path. */

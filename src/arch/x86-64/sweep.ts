@@ -54,10 +54,10 @@ export const sweeper: InstructionSweeper = {
  * header (prefixes, opcode, ModRM, SIB), by which the trie knows every one that the scanner has taken apart before.
  */
 function sweepInto(bytes: Uint8Array, start: number, end: number, into: InstructionTable): number {
-  const { offsets, lengths, flows, targets, ops, operands, values, writes, touches, transfers } = into;
+  const { offsets, lengths, flows, targets, effects, values, touches, transfers } = into;
   const capacity = offsets.length;
   const fastEnd = Math.min(end, bytes.length - MARGIN_BYTES);
-  const { root, shapes, shapeValues, shapeWrites, shapeTouches } = trie;
+  const { root, shapes, shapeEffects, shapeValues, shapeTouches } = trie;
   let { nodes } = trie;
   let n = into.count;
   let transferCount = into.transferCount;
@@ -97,10 +97,8 @@ function sweepInto(bytes: Uint8Array, start: number, end: number, into: Instruct
     lengths[n] = length;
     flows[n] = flow;
     targets[n] = ((at + length + raw) & targetMask) | (NO_TARGET & ~targetMask);
-    ops[n] = (shape >> SHAPE.op) & 15;
-    operands[n] = (shape >> SHAPE.operand) & 255;
+    effects[n] = shapeEffects[entry] as number;
     values[n] = (((raw & (VALUE_MASKS[kind] as number)) ^ sign) - sign) | (shapeValues[entry] as number);
-    writes[n] = shapeWrites[entry] as number;
     touches[n] = shapeTouches[entry] as number;
     transfers[transferCount] = n;
     transferCount += (shape >> SHAPE.transfer) & 1;
@@ -109,6 +107,7 @@ function sweepInto(bytes: Uint8Array, start: number, end: number, into: Instruct
     if (flow === FlowCode.breakpoint && bytes[at - 1] === BREAKPOINT_BYTE) {
       const first = n - MAX_FILL_BYTES;
       if (first >= 0 && at - (offsets[first] as number) === MAX_FILL_BYTES && flows[first] === flow) {
+        if (at < end && bytes[at] === BREAKPOINT_BYTE) into.lasts.push(n - 1);
         while (at < end && bytes[at] === BREAKPOINT_BYTE) at++;
       }
     }

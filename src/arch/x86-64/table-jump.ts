@@ -1,5 +1,13 @@
 import type { TableJump } from '../architecture.js';
-import { FlowCode, type InstructionTable, OpCode } from '../instruction-table.js';
+import {
+  FlowCode,
+  firstOf,
+  type InstructionTable,
+  OpCode,
+  opOf,
+  secondOf,
+  writesOf,
+} from '../instruction-table.js';
 import { displacement, dwarfOf, immediate, isRegisterForm, regOperand, rmOperand } from './operands.js';
 import { DW_RAX, DW_RBP } from './registers.js';
 import { scan, scanInstruction } from './scanner.js';
@@ -73,9 +81,10 @@ function scanAt({ bytes, table }: Context, i: number): boolean {
 }
 
 function writesRegister(table: InstructionTable, i: number, register: number): boolean {
-  if (((table.writes[i] as number) >> register) & 1) return true;
-  const a = (table.operands[i] as number) & 15;
-  switch (table.ops[i]) {
+  const effect = table.effects[i] as number;
+  if ((writesOf(effect) >> register) & 1) return true;
+  const a = firstOf(effect);
+  switch (opOf(effect)) {
     case OpCode.pop:
     case OpCode.load:
     case OpCode.add:
@@ -161,8 +170,9 @@ function baseOf(
         isPcRelative: false,
       };
     }
-    if (context.table.ops[at] !== OpCode.add || context.table.values[at] !== 0) return undefined;
-    traced = (context.table.operands[at] as number) >> 4;
+    const effect = context.table.effects[at] as number;
+    if (opOf(effect) !== OpCode.add || context.table.values[at] !== 0) return undefined;
+    traced = secondOf(effect);
   }
   return undefined;
 }
