@@ -1,3 +1,4 @@
+import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { type LiveTarget, livegraft, pause } from '../support/live.js';
 import { expectPatch, makeTree, replacedBy, type TreeOptions } from '../support/source-tree.js';
@@ -149,14 +150,24 @@ const char *work(int n) { static char text[40]; nothing(); sprintf(text, "%d/%d"
 `;
     const tree = makeTree({ files: { 'a.c': text(false), 'main.c': MAIN }, change: { 'a.c': text(true) } });
     const { patch, output } = await expectPatch(tree);
+    const lower = `${output}.lower`;
+    renameSync(output, lower);
     const sizes = patch.manifest.objects[0]?.functions.map((fn) => fn.old.sizeBytes).sort();
     expect(sizes).toEqual([1, 3]);
     const target = await startForTest(tree.target);
     expect(await nextLine(target)).toMatch(/^0\/0 1\/0 2\/0 /);
-    const applied = livegraft('apply', '--pid', String(target.pid), output);
-    expect(applied.stderr).toBe('');
+    const apply = (file: string) => livegraft('apply', '--pid', String(target.pid), file);
+    const revert = () => livegraft('revert', '--pid', String(target.pid));
+    expect(apply(lower)).toMatchObject({ code: 0, stderr: '' });
     expect(await nextLine(target)).toMatch(/^200\/1 201\/1 202\/1 /);
-    expect(livegraft('revert', '--pid', String(target.pid)).code).toBe(0);
+    // One above it: what was written behind the end of a function is livegraft's own.
+    writeFileSync(tree.diff, readFileSync(tree.diff, 'utf8').replace('100 * b', '300 * b'));
+    await expectPatch(tree);
+    expect(apply(output)).toMatchObject({ code: 0, stderr: '' });
+    expect(await nextLine(target)).toMatch(/^600\/1 601\/1 602\/1 /);
+    expect(revert().code).toBe(0);
+    expect(await nextLine(target)).toMatch(/^200\/1 201\/1 202\/1 /);
+    expect(revert().code).toBe(0);
     expect(await nextLine(target)).toMatch(/^0\/1 1\/1 2\/1 /);
   });
 

@@ -121,13 +121,15 @@ export function expectOldCode(session: ProcessSession, object: PatchObject, modu
   }
 }
 
-/** Puts the original bytes of redirected entries back into a copy of the code. */
+/** Puts the original bytes of redirected entries back into a copy of the code: a short function's reach beyond its end. */
 function undoEntries(registry: Registry, code: Buffer, address: number): void {
   for (const patch of registry.patches.toReversed()) {
     for (const { redirect } of patch.functions) {
       for (const { site, below } of redirect.hop === undefined ? [redirect] : [redirect, redirect.hop]) {
-        const at = site.address - address;
-        if (at >= 0 && at + site.sizeBytes <= code.length) code.write(below, at, 'hex');
+        const original = Buffer.from(below, 'hex');
+        const from = Math.max(site.address, address);
+        const to = Math.min(site.address + site.sizeBytes, address + code.length);
+        if (from < to) original.copy(code, from - address, from - site.address, to - site.address);
       }
     }
   }
