@@ -1,5 +1,14 @@
 import { spawnSync } from 'node:child_process';
-import { copyFileSync, cpSync, existsSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  cpSync,
+  existsSync,
+  lstatSync,
+  readFileSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { LivegraftError } from '../base/errors.js';
 
@@ -21,7 +30,16 @@ interface ChangedFile {
 export type CopyTree = (sourceDir: string, directory: string, changed: readonly string[]) => void;
 
 const copyWhole: CopyTree = (sourceDir, directory) =>
-  cpSync(sourceDir, directory, { recursive: true, preserveTimestamps: true, verbatimSymlinks: true });
+  cpSync(sourceDir, directory, {
+    recursive: true,
+    preserveTimestamps: true,
+    verbatimSymlinks: true,
+    // The sockets and pipes of a program that runs there are no sources, and can't be copied.
+    filter(path) {
+      const stat = lstatSync(path);
+      return stat.isFile() || stat.isDirectory() || stat.isSymbolicLink();
+    },
+  });
 
 /** A private copy of a source tree, and the diff that is applied to it. */
 export class SourceWorkspace {

@@ -502,6 +502,8 @@ tool.o: tool.c
     const state = () =>
       run('sh', ['-c', 'find . -type f | sort | xargs stat -c "%n %Y %s"; cat *.c'], tree.source);
     const before = state();
+    // What a program that runs there may have left.
+    run('mkfifo', ['requests'], tree.source);
     await expectPatch(tree);
     expect(state()).toBe(before);
   });
