@@ -30,6 +30,13 @@ function statusOf(target: LiveTarget, ...options: string[]) {
   return parsed.processes[0];
 }
 
+/** How often a run says that it has tried to switch a thread. */
+function triesTold(lines: readonly unknown[], tid: number): number | undefined {
+  const last = jsonLineSchema.parse(lines.at(-1));
+  if (last.event !== 'transition' || last.result.kind !== 'incomplete') throw new Error(JSON.stringify(last));
+  return last.result.stragglers.find(({ task }) => task === String(tid))?.attempts;
+}
+
 const letOut = (target: LiveTarget) => process.kill(target.pid, 'SIGUSR1');
 
 /** Runs a command beside the test, up to its first refusal. */
@@ -44,7 +51,8 @@ describe('status --explain', () => {
   it('names the straggler, its blocking frame, since when, how often tried, and what releases it', async () => {
     const target = await start();
     const before = snapshot(target.pid);
-    expect(apply(target).code).toBe(3);
+    const unfinished = apply(target);
+    expect(unfinished.code).toBe(3);
     const [first] = statusOf(target, '--explain').transition?.stragglers ?? [];
     expect(first).toMatchObject({
       name: 'parked',
@@ -55,7 +63,7 @@ describe('status --explain', () => {
     expect(first.frames[first.blockingFrame ?? -1]?.symbol).toMatch(/^hold\+0x/);
     expect(first.frames[0]?.symbol).toMatch(/read/);
     expect(first.releasedBy).toMatch(/return of hold .*waits in read/);
-    expect(first.attempts).toBeGreaterThan(0);
+    expect(first.attempts).toBe(triesTold(unfinished.lines, first.tid));
     expect(Date.now() - Date.parse(first.since ?? '')).toBeLessThan(60_000);
     expect(apply(target).code).toBe(3);
     const [later] = statusOf(target, '--explain').transition?.stragglers ?? [];
@@ -63,6 +71,7 @@ describe('status --explain', () => {
     expect(later?.since).toBe(first.since);
     const text = livegraft('status', '--pid', String(target.pid), '--explain').stdout;
     expect(text).toMatch(/> #\d+ 0x[0-9a-f]+ hold\+0x[0-9a-f]+ \(parked\) {2}<- blocks/);
+    expect(text).toContain(`livegraft apply --pid ${target.pid} ${parked.patch} to complete it`);
     const again = await startUntilBusy('apply', '--pid', String(target.pid), parked.patch);
     // While it works, another one tells what it has seen.
     await pause(1200);

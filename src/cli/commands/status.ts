@@ -10,6 +10,7 @@ import type { ProcessStatus, TransitionStatus } from '../operations.js';
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';
 import { reasonText } from '../reason-text.js';
+import { nextCommands } from './next-commands.js';
 
 export async function showStatus(pid: number | undefined, explain: boolean, output: Output): Promise<void> {
   const operations = createProcessOperations();
@@ -181,7 +182,13 @@ function showProcess(status: ProcessStatus, output: Output): void {
   if (transition.isHeld) output.text('    another process holds the threads: probably a livegraft at work');
   for (const task of transition.tasks) output.text(`    ${task.tid} ${task.name}: ${task.state}`);
   if (transition.stragglers !== undefined) {
-    const subject = { tasks: 'thread', name: 'process', options: `--pid ${status.pid}` };
+    const file = status.patches.find(({ id }) => id === transition.patchId)?.path;
+    const subject = {
+      tasks: 'thread',
+      name: 'process',
+      options: `--pid ${status.pid}`,
+      ...(file === undefined ? {} : { file }),
+    };
     explain(transition, transition.stragglers, subject, output);
   } else {
     output.text(
@@ -193,7 +200,12 @@ function showProcess(status: ProcessStatus, output: Output): void {
 function explain(
   { direction, startedAt }: Pick<TransitionStatus, 'direction'> & { readonly startedAt?: string | undefined },
   stragglers: readonly StragglerReport[],
-  subject: { readonly tasks: string; readonly name: string; readonly options: string },
+  subject: {
+    readonly tasks: string;
+    readonly name: string;
+    readonly options: string;
+    readonly file?: string;
+  },
   output: Output,
 ): void {
   const { bold, yellow } = output.colors;
@@ -221,12 +233,10 @@ function explain(
     });
     output.text(`    what releases it: ${releasedBy}`);
   }
-  const [go, back] = direction === 'patch' ? ['apply', 'revert'] : ['revert', 'apply'];
-  const { tasks, options } = subject;
+  const { tasks, options, file } = subject;
+  const { go, back } = nextCommands(direction, options, file);
   output.text(`  what to do, while the ${subject.name} runs on safely as it is:`);
-  output.text(
-    `    release the ${tasks}s as said above, and repeat livegraft ${go} ${options} to complete it;`,
-  );
-  output.text(`    or go the other way with livegraft ${back} ${options};`);
+  output.text(`    release the ${tasks}s as said above, and repeat ${go} to complete it;`);
+  output.text(`    or go the other way with ${back};`);
   output.text(`    or, where a mix of versions can do no harm, livegraft force ${options} (see its help)`);
 }

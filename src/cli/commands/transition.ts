@@ -10,6 +10,7 @@ import type { ApplyOptions, ApplyOutcome, ForceOptions, OperationEvent } from '.
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';
 import { reasonText } from '../reason-text.js';
+import { nextCommands } from './next-commands.js';
 
 type Common = Pick<ApplyOptions, 'pid' | 'model' | 'timeoutMs' | 'allowSuspendedContexts'>;
 type KernelCommon = KernelReference & Pick<ApplyOptions, 'model' | 'timeoutMs'>;
@@ -22,7 +23,7 @@ export async function applyPatch(
   io: Io,
 ): Promise<number> {
   const operations = createProcessOperations();
-  return await transit(output, io, processSubject(options.pid), 'applied', (hooks) =>
+  return await transit(output, io, { ...processSubject(options.pid), file: patchPath }, 'applied', (hooks) =>
     operations.apply({ ...options, ...hooks, patchPath }),
   );
 }
@@ -74,7 +75,7 @@ export async function applyKernelPatch(
   io: Io,
 ): Promise<number> {
   const operations = await import('../kernel-operations.js');
-  return await transit(output, io, kernelSubject(options), 'applied', (hooks) =>
+  return await transit(output, io, { ...kernelSubject(options), file: patchPath }, 'applied', (hooks) =>
     operations.applyToKernel({ ...options, ...hooks, patchPath }),
   );
 }
@@ -109,6 +110,8 @@ interface Subject {
   readonly tasks: string;
   /** The options that name it in the next command. */
   readonly options: string;
+  /** The patch file, where the command was given it. */
+  readonly file?: string;
 }
 
 function processSubject(pid: number): Subject {
@@ -173,9 +176,7 @@ function report(
     );
   }
   output.text(`  every ${subject.tasks} runs one consistent version; the ${subject.kind} is safe as it is`);
-  const [go, back] = result.direction === 'patch' ? ['apply', 'revert'] : ['revert', 'apply'];
-  output.text(
-    `  what to do: go on with livegraft ${go} ${subject.options}, or go the other way: livegraft ${back} ${subject.options}`,
-  );
+  const { go, back } = nextCommands(result.direction, subject.options, subject.file);
+  output.text(`  what to do: go on with ${go}, or go the other way: ${back}`);
   return EXIT.incomplete;
 }

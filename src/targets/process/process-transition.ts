@@ -215,6 +215,7 @@ export class ProcessTransition implements TransitionTarget {
     const timeslices = readTimeslices(space.pid, tracee.tid);
     if (tracee.state === 'running') {
       if (record.refusal !== undefined && !record.mayHaveMoved(performance.now())) {
+        this.#log.noteAgain(record);
         return { kind: 'refused', reason: record.refusal.reason };
       }
       if (record.stackCopy !== undefined) space.inspector.rehearse(record.stackCopy);

@@ -56,6 +56,14 @@ export class StragglerLog {
     this.#isDirty = true;
   }
 
+  /** It has not moved since it was looked at and refused. */
+  noteAgain({ space, tracee: { tid } }: TaskRecord): void {
+    const known = this.#stragglers.get(tid);
+    if (space !== this.#space || known === undefined) return;
+    this.#stragglers.set(tid, { ...known, attempts: known.attempts + 1, lastAt: new Date().toISOString() });
+    this.#isDirty = true;
+  }
+
   /** It has switched, or ended. */
   forget({ space, tracee }: TaskRecord): void {
     if (space === this.#space && this.#stragglers.delete(tracee.tid)) this.#isDirty = true;
