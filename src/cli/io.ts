@@ -17,15 +17,29 @@ export interface Io {
 const STDOUT = 1;
 const STDERR = 2;
 
+/** Of a process whose output may get lost: what it does to a target does not depend on that. */
+export interface ProcessIo extends Io {
+  /** Why output could not be written (a full disk), if that has happened. What came behind it was left out. */
+  readonly outputFailure: Error | undefined;
+}
+
 /**
  * Of this process. Text is written to the descriptors: the streams of Node.js take 14 ms to be made, which is part of how
  * long an apply takes, and write to files and pipes no differently.
  */
-export function processIo(): Io {
+export function processIo(): ProcessIo {
   const terminal = fstatSync(STDOUT).isCharacterDevice() ? process.stdout : undefined;
+  let outputFailure: Error | undefined;
   return {
-    out: (text) => writeAll(STDOUT, text),
-    err: (text) => writeAll(STDERR, text),
+    get outputFailure() {
+      return outputFailure;
+    },
+    out(text) {
+      if (outputFailure === undefined) outputFailure = writeAll(STDOUT, text);
+    },
+    err(text) {
+      writeAll(STDERR, text);
+    },
     isTerminal: terminal?.isTTY === true,
     columns: terminal?.columns ?? 80,
     rows: terminal?.rows ?? 24,
@@ -45,20 +59,21 @@ export function processIo(): Io {
   };
 }
 
-/** Waits for a reader that is slower. One that has gone away (head, a closed pager) is no error. */
-function writeAll(fd: number, text: string): void {
+/** Waits for a reader that is slower. One that has gone away (head, a closed pager) is no error; others are returned. */
+function writeAll(fd: number, text: string): Error | undefined {
   const bytes = Buffer.from(text);
   for (let done = 0; done < bytes.length; ) {
     try {
       done += writeSync(fd, bytes, done);
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
-      if (code === 'EPIPE') return;
+      if (code === 'EPIPE') return undefined;
       // Somebody else has made the pipe non-blocking.
-      if (code !== 'EAGAIN') throw error;
+      if (code !== 'EAGAIN') return error as Error;
       Atomics.wait(PAUSE, 0, 0, 1);
     }
   }
+  return undefined;
 }
 
 const PAUSE = new Int32Array(new SharedArrayBuffer(4));

@@ -59,7 +59,12 @@ export async function main(argv: readonly string[], io: Io): Promise<number> {
 /** For `bin/livegraft.js`. */
 export async function run(): Promise<void> {
   yieldHelperThreads();
-  process.exitCode = await main(process.argv.slice(2), processIo());
+  const io = processIo();
+  process.exitCode = await main(process.argv.slice(2), io);
+  if (io.outputFailure === undefined) return;
+  io.err(`livegraft: error: the output can't be written: ${io.outputFailure.message}\n`);
+  io.err('  what to do: make room for it; the command went on without it (livegraft status)\n');
+  if (process.exitCode === EXIT.done) process.exitCode = EXIT.failed;
 }
 
 export function createProgram(io: Io, setCode: (code: number) => void): Command {

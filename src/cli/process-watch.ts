@@ -5,6 +5,7 @@ import { ProcessMemory } from '../targets/process/memory.js';
 import { listModules } from '../targets/process/modules.js';
 import { installDoorbell, ObjectWatch, removeDoorbell } from '../targets/process/object-watch.js';
 import { objectStates } from '../targets/process/patch-register.js';
+import { expectPatchableProcess } from '../targets/process/preflight.js';
 import { isRunning, readMappings } from '../targets/process/proc.js';
 import { ProcessSession } from '../targets/process/process-session.js';
 import type { RegisteredDoorbell } from '../targets/process/registry.js';
@@ -26,6 +27,7 @@ type Apply = (options: ApplyOptions) => Promise<unknown>;
  * meanwhile: other commands, debuggers too, work beside it.
  */
 export async function watch(options: WatchOptions, apply: Apply): Promise<void> {
+  expectPatchableProcess(options.pid);
   await new ProcessWatch(options, apply).run();
 }
 

@@ -17,7 +17,14 @@ import { parsePatch, writePatch } from '../../src/patch/file.js';
 import { ProcessMemory } from '../../src/targets/process/memory.js';
 import { seizeAllThreads } from '../../src/targets/process/process-space.js';
 import { Tracer } from '../../src/targets/process/tracer.js';
-import { compilePatch, type LiveTarget, livegraft, pause, snapshot } from '../support/live.js';
+import {
+  compilePatch,
+  type LiveTarget,
+  livegraft,
+  livegraftUnder,
+  pause,
+  snapshot,
+} from '../support/live.js';
 import { startForTest } from '../support/test-target.js';
 
 const pair = compilePatch('pair.c');
@@ -54,9 +61,24 @@ function variant(
   return path;
 }
 
+describe('a full disk behind the output', () => {
+  it('keeps no apply from its work, and is told', async () => {
+    const target = await startForTest(pair.program);
+    const redirected = ['sh', '-c', 'exec "$0" "$@" >/dev/full'];
+    const run = livegraftUnder(redirected, 'apply', '--pid', String(target.pid), pair.patch);
+    expect(run.code).toBe(1);
+    expect(run.stderr).toMatch(
+      /^livegraft: error: the output can't be written: ENOSPC.*\n {2}what to do: .*\n$/,
+    );
+    const [status] = livegraft('--json', 'status', '--pid', String(target.pid)).lines;
+    expect(status).toMatchObject({ processes: [{ patches: [{ state: 'applied' }], transition: null }] });
+  });
+});
+
 describe('a pid that can not be patched', () => {
   it('does not exist', () => {
     expect(refusal('apply', '--pid', '4194303', pair.patch)).toMatchObject({ code: 'no-such-process' });
+    expect(refusal('watch', '--pid', '4194303')).toMatchObject({ code: 'no-such-process' });
   });
 
   it('is livegraft itself, or out of range', () => {

@@ -18,7 +18,8 @@ export class ProcessMemory {
       this.#fd = openSync(`${memoryFolder(pid)}/mem`, 'r+');
     } catch (cause) {
       throw new LivegraftError('no-permission', `process ${pid}: its memory can't be opened for writing`, {
-        remedy: 'run livegraft as the user who owns the process, or as root',
+        remedy:
+          'run livegraft as the user who owns the process, or with CAP_SYS_PTRACE (root, outside of containers)',
         details: { pid },
         cause,
       });

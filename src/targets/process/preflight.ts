@@ -66,7 +66,8 @@ function expectClass64(pid: number): void {
   } catch (cause) {
     if (isErrno(cause, 'EACCES') || isErrno(cause, 'EPERM')) {
       throw new LivegraftError('no-permission', `process ${pid} may not be inspected by this user`, {
-        remedy: 'run livegraft as the user who owns the process, or as root',
+        remedy:
+          'run livegraft as the user who owns the process, or with CAP_SYS_PTRACE (root, outside of containers)',
         details: { pid },
         cause,
       });
