@@ -2,8 +2,7 @@
 // Entry of every npm script: sets up what a task needs on a fresh clone, then runs it. Plain Node, no dependencies.
 // Everything said here goes to stderr, so that a task's own output can be piped.
 import { execFileSync, spawnSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { PACKAGES } from './packages.mjs';
@@ -44,15 +43,27 @@ function expectNode() {
   }
 }
 
+/** By the list that npm keeps of what it has installed, whoever called it: installing takes the packages away for a while. */
+function isInstalledAsLocked() {
+  const packagesOf = (...path) => {
+    const file = join(root, ...path);
+    return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')).packages : {};
+  };
+  const installed = packagesOf('node_modules', '.package-lock.json');
+  const locked = Object.entries(packagesOf('package-lock.json')).filter(([path]) => path !== '');
+  return locked.every(([path, { version, integrity, optional }]) => {
+    const found = installed[path];
+    // Those for other systems are optional, and not there.
+    if (found === undefined) return optional === true;
+    return found.version === version && found.integrity === integrity;
+  });
+}
+
 function installModules() {
-  const lock = readFileSync(join(root, 'package-lock.json'));
-  const stamp = join(root, 'node_modules', '.livegraft-lock');
-  const digest = createHash('sha256').update(lock).digest('hex');
-  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === digest) return;
+  if (isInstalledAsLocked()) return;
   say('installing npm packages …');
   const result = spawnSync('npm', ['ci', '--no-audit', '--no-fund'], { cwd: root, stdio: ['ignore', 2, 2] });
   if (result.status !== 0) fail('npm ci failed; see its messages above');
-  writeFileSync(stamp, digest);
 }
 
 function isInstalled(name) {
