@@ -30,14 +30,15 @@ export function sortedOrder(keys: Float64Array): Uint32Array {
   return order;
 }
 
-const MAX_RUNS = 64;
+/** Keys in a run, on average, from which on runs are worth looking for. */
+const MIN_RUN = 8;
 
 /** Where ascending runs of keys begin; none where there are many. */
 function findRuns(keys: Float64Array): number[] {
   const starts = [0];
   for (let i = 1; i < keys.length; i++) {
     if ((keys[i] as number) >= (keys[i - 1] as number)) continue;
-    if (starts.push(i) > MAX_RUNS) return [];
+    if (starts.push(i) * MIN_RUN > keys.length + 64) return [];
   }
   return starts;
 }
@@ -49,11 +50,13 @@ function joinRuns(keys: Float64Array, starts: readonly number[]): Uint32Array | 
   const runs = starts.map((start, n) => ({ start, end: starts[n + 1] ?? count }));
   runs.sort((a, b) => (keys[a.start] as number) - (keys[b.start] as number) || a.start - b.start);
   const order = new Uint32Array(count);
-  let [to, last] = [0, Number.NEGATIVE_INFINITY];
+  let to = 0;
+  let [last, lastIndex] = [Number.NEGATIVE_INFINITY, -1];
   for (const { start, end } of runs) {
-    if (to > 0 && (keys[start] as number) <= last) return undefined;
+    const first = keys[start] as number;
+    if (first < last || (first === last && start < lastIndex)) return undefined;
     for (let i = start; i < end; i++) order[to++] = i;
-    last = keys[end - 1] as number;
+    [last, lastIndex] = [keys[end - 1] as number, end - 1];
   }
   return order;
 }

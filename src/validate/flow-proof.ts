@@ -2,6 +2,7 @@ import type { Architecture } from '../arch/architecture.js';
 import { FlowCode, isInert, OpCode, opOf, writesOf } from '../arch/instruction-table.js';
 import { assumeClaim, checkClaim, detail, Verdict } from './claim-check.js';
 import type { Claim, ClaimTable } from './claims.js';
+import { FlowGraph, Mark, TOUCHES_ALL } from './flow-graph.js';
 import { CHANGED_ALL } from './frame-state.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { NoReturnTargets } from './no-return.js';
@@ -90,33 +91,6 @@ export function proveFlow(options: FlowProofOptions): FlowProofResult {
 }
 
 /**
- * What the program itself makes a walk look at. A loop of its own, as are others here: compiled while it runs, it takes nothing along
- * that has not run yet.
- */
-function markTransfers(program: Program, noReturn: NoReturnTargets, marks: Uint8Array): void {
-  const { table, targetIndexes, isEntry, linkageNames } = program;
-  const { transfers, transferCount, touches, flows, targets, lasts } = table;
-  for (let t = 0; t < transferCount; t++) {
-    const i = transfers[t] as number;
-    const target = targetIndexes[i] as number;
-    const flow = flows[i] as number;
-    if (flow === FlowCode.call) {
-      if (noReturn.isCalledAt(i)) marks[i] = (marks[i] as number) | Mark.noReturn;
-    } else if (flow === FlowCode.jump || flow === FlowCode.branch) {
-      const isOut =
-        target < 0 ||
-        isEntry[target] !== 0 ||
-        (linkageNames.size > 0 && linkageNames.has(targets[i] as number));
-      if (isOut) marks[i] = (marks[i] as number) | Mark.wayOut;
-    }
-    if (target < 0) continue;
-    marks[target] = (marks[target] as number) | Mark.join;
-    touches[target] = TOUCHES_ALL;
-  }
-  for (const i of lasts) marks[i] = (marks[i] as number) | Mark.last;
-}
-
-/**
  * The registers whose value on entry is followed: those that callers rely on, and those that the table speaks of; or only those that
  * a verdict can depend on.
  */
@@ -127,34 +101,11 @@ function entryMaskOf({ architecture, claims, isBrief }: FlowProofOptions): numbe
   return mask & ~(1 << architecture.stackPointer);
 }
 
-/** What {@link InstructionTable.touches} says of an instruction that a walk has to look at in any case. */
-const TOUCHES_ALL = 0xffff;
-
 const FUNCTIONS_PER_STEP = 512;
 const INNER_CALL_BYTES = 64;
-/** More than an instruction has. */
-const LONGEST_BYTES = 16;
 const LINKAGE_ALIGNMENT = 8;
 const FOLLOWED_BITS = 13;
 const FOLLOWED = 1 << FOLLOWED_BITS;
-
-/** What a walk must look at, so that all other instructions cost it one read. */
-const Mark = {
-  /** More than one way leads here. */
-  join: 1,
-  /** Control goes on elsewhere too. */
-  edges: 2,
-  /** Behind this instruction, control goes on elsewhere instead. */
-  continuation: 4,
-  /** An exception out of this call is caught. */
-  landing: 8,
-  /** Nothing follows, or not at once. */
-  last: 16,
-  /** A call that never returns. */
-  noReturn: 32,
-  /** A jump that may lead to another function. */
-  wayOut: 64,
-} as const;
 
 class FlowProof {
   readonly #program: Program;
@@ -166,8 +117,7 @@ class FlowProof {
   readonly #snapshots: Int32Array;
   /** From where control came first to a join that has a state: an instruction, -1 for the entry of a function. */
   readonly #origins: Int32Array;
-  /** {@link Mark} bits of each instruction. */
-  readonly #marks: Uint8Array;
+  readonly #flow: FlowGraph;
   readonly #states: StateSpace;
   /** Of a function that has just been called. */
   readonly #entry: StateId;
@@ -175,10 +125,6 @@ class FlowProof {
   readonly #followed: Int32Array;
   readonly #work: number[] = [];
   readonly #contradictions = new Map<number, Contradiction>();
-  readonly #edges = new Map<number, number[]>();
-  readonly #possibleEdges = new Map<number, number[]>();
-  /** By index of the instruction behind which it goes on elsewhere. */
-  readonly #continuations = new Map<number, number>();
   /** By claim id and unit: the state at a call or indirect jump, for places in the same unit that only those lead to. */
   readonly #donors = new Map<number, number>();
   /** By index behind a call that never returns: the state there if it did. What nothing else leads to is dead, or goes on so. */
@@ -205,26 +151,11 @@ class FlowProof {
     this.#statuses = scratch.uint8(`${options.name} statuses`, table.count);
     this.#snapshots = scratch.int32('snapshots', table.count, -1);
     this.#origins = scratch.rawInt32('origins', table.count);
-    this.#marks = scratch.uint8('marks', table.count);
+    this.#flow = new FlowGraph(options);
     this.#states = scratch.states(options.architecture, options.redZoneBytes);
     this.#states.begin();
     this.#entry = this.#states.entry(entryMaskOf(options));
     this.#followed = scratch.int32('claims that follow', 2 * FOLLOWED, -1);
-    markTransfers(program, options.noReturn, this.#marks);
-    for (const { from, to } of extraFlow.edges)
-      this.#addEdge(program.index.find(from), program.index.find(to));
-    if (options.isIndependent !== true) {
-      for (const { from, to } of extraFlow.possibleEdges ?? [])
-        this.#addEdge(program.index.find(from), program.index.find(to), this.#possibleEdges);
-    }
-    for (const [call, pad] of extraFlow.landingPads?.byCall ?? []) {
-      this.#mark(call, Mark.landing);
-      this.#mark(pad, Mark.join);
-    }
-    for (const position of extraFlow.resumed) {
-      const i = program.index.find(position);
-      if (i + 1 < table.count) this.#addEdge(i, i + 1);
-    }
     for (const { original, replacement, replacementBytes } of extraFlow.alternatives) {
       let i = program.index.find(replacement);
       for (
@@ -237,39 +168,6 @@ class FlowProof {
       }
       if (i >= 0 && i < table.count) touches[i] = TOUCHES_ALL;
     }
-    for (const [end, to] of extraFlow.continuations) {
-      const target = program.index.find(to);
-      if (target < 0) continue;
-      this.#mark(target, Mark.join);
-      const last = this.#indexOfEnd(end);
-      if (last < 0) continue;
-      this.#mark(last, Mark.continuation);
-      this.#continuations.set(last, target);
-    }
-  }
-
-  #mark(i: number, bit: number): void {
-    this.#marks[i] = (this.#marks[i] as number) | bit;
-    this.#program.table.touches[i] = TOUCHES_ALL;
-  }
-
-  /** The instruction that ends at a position, -1 when none does. */
-  #indexOfEnd(end: number): number {
-    const { index, table } = this.#program;
-    for (let position = end - 1; position >= end - LONGEST_BYTES; position--) {
-      const i = index.find(position);
-      if (i >= 0) return position + (table.lengths[i] as number) === end ? i : -1;
-    }
-    return -1;
-  }
-
-  #addEdge(source: number, target: number, edges = this.#edges): void {
-    if (source < 0 || target < 0) return;
-    this.#mark(target, Mark.join);
-    this.#mark(source, Mark.edges);
-    const list = edges.get(source);
-    if (list === undefined) edges.set(source, [target]);
-    else list.push(target);
   }
 
   run(): FlowProofResult {
@@ -306,15 +204,15 @@ class FlowProof {
 
   /** What no known control flow reaches: targets of jumps that could not be followed, parts; each starts from its own claim. */
   #startFromClaims(): void {
-    const { count } = this.#program.table;
-    for (let i = 0; i < count; i++) {
-      if (this.#statuses[i] !== Status.unreached) continue;
+    const statuses = this.#statuses;
+    for (let i = 0; i < statuses.length; i++) {
+      if (statuses[i] !== Status.unreached) continue;
       const claim = this.#claimAt(i);
       if (claim === undefined || this.#isPadding(i)) continue;
       if (this.#goOnBehindCall(i)) continue;
-      this.#mark(i, Mark.join);
+      this.#flow.mark(i, Mark.join);
       this.#arrive(i, this.#assumeAtStart(claim, i), -1);
-      this.#statuses[i] = Status.assumed;
+      statuses[i] = Status.assumed;
       this.#drain(true);
     }
   }
@@ -322,7 +220,7 @@ class FlowProof {
   #goOnBehindCall(i: number): boolean {
     const kept = this.#behindCalls.get(i);
     if (kept === undefined || !this.#isAgreed(i, kept)) return false;
-    this.#mark(i, Mark.join);
+    this.#flow.mark(i, Mark.join);
     this.#arrive(i, kept, i - 1);
     this.#drain();
     return true;
@@ -436,7 +334,7 @@ class FlowProof {
     const { flows, effects, touches } = table;
     const states = this.#states;
     const { onTransfer, transferMask = 0 } = this.#options;
-    const marks = this.#marks;
+    const { marks } = this.#flow;
     const snapshots = this.#snapshots;
     const origins = this.#origins;
     // Every instruction that a walk must look at touches the stack pointer, by what the table says.
@@ -484,11 +382,7 @@ class FlowProof {
         states.changed = 0;
       } else statuses[i] = statuses[i - 1] as number;
 
-      if ((mark & Mark.edges) !== 0) {
-        for (const other of this.#edges.get(i) ?? []) this.#arrive(other, state, i);
-        for (const other of this.#possibleEdges.get(i) ?? [])
-          if (this.#isAgreed(other, state)) this.#arrive(other, state, i);
-      }
+      if ((mark & Mark.edges) !== 0) this.#followEdges(i, state);
       isFirst = false;
       const flow = flows[i] as number;
       if (flow === FlowCode.next) {
@@ -544,7 +438,7 @@ class FlowProof {
         }
       }
       if ((mark & Mark.continuation) !== 0) {
-        this.#arrive(this.#continuations.get(i) as number, state, i);
+        this.#arrive(this.#flow.continuations.get(i) as number, state, i);
         return;
       }
       if ((mark & Mark.last) !== 0) return;
@@ -555,6 +449,16 @@ class FlowProof {
         for (i++; ((touches[i] as number) & mask) === 0; i++) statuses[i] = status;
         previous = i - 1;
       } else previous = i++;
+    }
+  }
+
+  #followEdges(i: number, state: StateId): void {
+    const { edges, possibleEdges } = this.#flow;
+    for (let at = edges.first(i); edges.sources[at] === i; at++)
+      this.#arrive(edges.targets[at] as number, state, i);
+    for (let at = possibleEdges.first(i); possibleEdges.sources[at] === i; at++) {
+      const to = possibleEdges.targets[at] as number;
+      if (this.#isAgreed(to, state)) this.#arrive(to, state, i);
     }
   }
 

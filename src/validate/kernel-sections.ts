@@ -51,11 +51,11 @@ export function readKernelFlow(
     return data && { data, address: start, section: undefined };
   };
   const pairs = (name: string, entryBytes: number) => {
-    for (const [from, to] of readPairs(elf, space, findTable(name), entryBytes)) {
-      if (from === undefined || to === undefined) continue;
+    eachPair(elf, space, findTable(name), entryBytes, (from, to) => {
+      if (from === undefined || to === undefined) return;
       edges.push({ from, to });
       if (name === '__jump_table') resumed.push(from);
-    }
+    });
   };
   const resumed = readResumedTraps(elf, space);
   pairs('__jump_table', 16);
@@ -65,14 +65,13 @@ export function readKernelFlow(
   if (section !== undefined) {
     const { data } = section;
     const entryBytes = alternativeBytes(data.length, elf);
-    let index = 0;
-    for (const [from, to] of readPairs(elf, space, findTable('.altinstructions'), entryBytes)) {
-      const at = index++ * entryBytes;
+    eachPair(elf, space, findTable('.altinstructions'), entryBytes, (from, to, index) => {
+      const at = index * entryBytes;
       // instr_offset, repl_offset, cpuid (16 bits, 32 since 6.3), instrlen, replacementlen
       const lengthsAt = at + entryBytes - 2;
       const instructionBytes = data[lengthsAt] ?? 0;
       const replacementBytes = data[lengthsAt + 1] ?? 0;
-      if (from === undefined) continue;
+      if (from === undefined) return;
       if (replacementBytes === 0 || to === undefined) edges.push({ from, to: from + instructionBytes });
       else {
         edges.push({ from, to });
@@ -84,7 +83,7 @@ export function readKernelFlow(
         });
         continuations.set(to + replacementBytes, from + instructionBytes);
       }
-    }
+    });
   }
   return { edges, continuations, alternatives, resumed };
 }
@@ -109,7 +108,8 @@ function readResumedTraps(elf: ElfFile, space: CodeSpace): number[] {
   const view = new DataView(data.buffer, data.byteOffset, data.length);
   const entryBytes = data.length % 12 === 0 ? 12 : 8;
   const resumed: number[] = [];
-  readPairs(elf, space, { data, address: section.address, section }, entryBytes).forEach(([position], i) => {
+  const table = { data, address: section.address, section };
+  eachPair(elf, space, table, entryBytes, (position, _, i) => {
     const flags = view.getUint16(i * entryBytes + (entryBytes === 12 ? 10 : 4), true);
     if (position !== undefined && (flags & BUGFLAG_WARNING) !== 0) resumed.push(position);
   });
@@ -123,30 +123,32 @@ interface Table {
   readonly section: ElfSection | undefined;
 }
 
-/** The first two 32-bit fields of each entry as positions. */
-function readPairs(
+/** Visits each entry with its first two 32-bit fields as positions. */
+function eachPair(
   elf: ElfFile,
   space: CodeSpace,
   table: Table | undefined,
   entryBytes: number,
-): (readonly [number | undefined, number | undefined])[] {
-  if (table === undefined) return [];
+  visit: (first: number | undefined, second: number | undefined, index: number) => void,
+): void {
+  if (table === undefined) return;
   const { data, address, section } = table;
   const count = Math.floor(data.length / entryBytes);
   if (space.isRelocatable) {
-    if (section === undefined) return [];
-    const fields = new Map<number, number | undefined>();
+    if (section === undefined) return;
+    const fields: (number | undefined)[] = new Array(2 * count).fill(undefined);
     for (const { offset, symbolIndex, addend } of elf.relocationsFor(section)) {
+      const entry = Math.floor(offset / entryBytes);
+      const within = offset - entry * entryBytes;
+      if (entry < 0 || entry >= count || (within !== 0 && within !== 4)) continue;
       const symbol = elf.symbols[symbolIndex];
       const place = symbol && space.positionOfSymbol(symbol);
-      fields.set(offset, place === undefined ? undefined : place + addend);
+      fields[2 * entry + within / 4] = place === undefined ? undefined : place + addend;
     }
-    return Array.from({ length: count }, (_, i) => [
-      fields.get(i * entryBytes),
-      fields.get(i * entryBytes + 4),
-    ]);
+    for (let i = 0; i < count; i++) visit(fields[2 * i], fields[2 * i + 1], i);
+    return;
   }
   const view = new DataView(data.buffer, data.byteOffset, data.length);
   const field = (at: number) => space.positionOf(address + at + view.getInt32(at, true));
-  return Array.from({ length: count }, (_, i) => [field(i * entryBytes), field(i * entryBytes + 4)]);
+  for (let i = 0; i < count; i++) visit(field(i * entryBytes), field(i * entryBytes + 4), i);
 }

@@ -28,7 +28,7 @@ const NAMES = new Set(
 );
 
 function isNoReturnName(name: string): boolean {
-  return NAMES.has(name) || /^_ZSt\d+__throw_/.test(name);
+  return NAMES.has(name) || (name.startsWith('_ZSt') && /^_ZSt\d+__throw_/.test(name));
 }
 
 /** Call targets (positions, or external targets) that never return. */

@@ -199,7 +199,12 @@ function collectFunctions(elf: ElfFile, space: CodeSpace, extra: readonly CodeFu
     if (known === undefined) found.set(start, { name, end, isPart, rank: 0, mayBeLabel });
     else if (known.end <= start) known.end = end;
   }
-  const starts = [...found.keys()].sort((a, b) => a - b);
+  const starts = new Float64Array(found.size);
+  let startCount = 0;
+  found.forEach((_, start) => {
+    starts[startCount++] = start;
+  });
+  starts.sort();
   const functions: CodeFunction[] = [];
   let region = 0;
   starts.forEach((start, i) => {
