@@ -146,8 +146,8 @@ export class OrcTable {
   /** What the entry says; undefined where it says that nothing is known. Equal entries share one object. */
   ruleAt(index: number): OrcRule | undefined {
     const key = this.keyAt(index);
-    if (this.#rules.has(key)) return this.#rules.get(key);
     const offsets = this.#offsets[index] as number;
+    if (this.#rules.has(key)) return this.#rules.get(key);
     const rule = convertOrcEntry(
       (offsets << 16) >> 16,
       offsets >> 16,
@@ -161,6 +161,16 @@ export class OrcTable {
   /** Equal for entries that say the same. */
   keyAt(index: number): number {
     return (this.#offsets[index] as number) * 0x1000 + (this.#fields[index] as number);
+  }
+
+  /** `sp_offset` in the low half, `bp_offset` in the high one; with {@link fieldsAt}, equal for entries that say the same. */
+  offsetsAt(index: number): number {
+    return this.#offsets[index] as number;
+  }
+
+  /** Registers, type and flags, in the layout of 6.4. */
+  fieldsAt(index: number): number {
+    return this.#fields[index] as number;
   }
 
   endOf(index: number): number {

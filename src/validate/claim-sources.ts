@@ -1,5 +1,6 @@
 import type { Architecture } from '../arch/architecture.js';
 import { ParseError } from '../base/errors.js';
+import { PairMap } from '../base/pair-map.js';
 import { FrameStates } from '../dwarf/frame-program.js';
 import { FrameSection } from '../dwarf/frame-section.js';
 import { SHT_RELA } from '../elf/constants.js';
@@ -110,19 +111,19 @@ export function readOrcClaims(
     source: elf.source,
   });
   const builder = new ClaimBuilder([architecture.framePointer], architecture.returnAddress);
-  const idOfKey = new Map<number, number>();
+  const idOfEntry = new PairMap();
   let region: CodeRegion | undefined;
   const problems: { text: string; position: number | undefined }[] = [];
   for (let i = 0; i < orc.size; i++) {
     const address = orc.addresses[i] as number;
     const start = space.isRelocatable ? address : space.positionOf(address);
     if (start === undefined || start < 0) continue;
-    const key = orc.keyAt(i);
-    let id = idOfKey.get(key);
-    if (id === undefined) {
+    const [offsets, fields] = [orc.offsetsAt(i), orc.fieldsAt(i)];
+    let id = idOfEntry.get(offsets, fields);
+    if (id < 0) {
       const rule = orc.ruleAt(i);
       id = rule === undefined ? 0 : builder.intern(rule);
-      idOfKey.set(key, id);
+      idOfEntry.set(offsets, fields, id);
     }
     // A section's last entry ends where the section does.
     if (region === undefined || start < region.start || start >= region.end) region = space.regionAt(start);

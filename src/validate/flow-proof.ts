@@ -1,5 +1,6 @@
 import type { Architecture } from '../arch/architecture.js';
 import { FlowCode, isInert, OpCode, opOf, writesOf } from '../arch/instruction-table.js';
+import { PairMap } from '../base/pair-map.js';
 import { assumeClaim, checkClaim, detail, Verdict } from './claim-check.js';
 import type { Claim, ClaimTable } from './claims.js';
 import { FlowGraph, Mark, TOUCHES_ALL } from './flow-graph.js';
@@ -125,8 +126,8 @@ class FlowProof {
   readonly #followed: Int32Array;
   readonly #work: number[] = [];
   readonly #contradictions = new Map<number, Contradiction>();
-  /** By claim id and unit: the state at a call or indirect jump, for places in the same unit that only those lead to. */
-  readonly #donors = new Map<number, number>();
+  /** By unit and claim id: the state at a call or indirect jump, for places in the same unit that only those lead to. */
+  readonly #donors = new PairMap();
   /** By index behind a call that never returns: the state there if it did. What nothing else leads to is dead, or goes on so. */
   readonly #behindCalls = new Map<number, number>();
   #regionDelta = 0;
@@ -232,17 +233,19 @@ class FlowProof {
    */
   #assumeAtStart(claim: Claim, i: number): StateId {
     const { stackPointer } = this.#options.architecture;
-    const donor = claim.cfaRegister === stackPointer ? undefined : this.#donors.get(this.#donorKey(i));
-    const state = this.#states.load(donor ?? this.#entry);
-    if (donor === undefined || checkClaim(claim, state, this.#addressOf(i)) !== Verdict.proven)
+    const donor =
+      claim.cfaRegister === stackPointer
+        ? -1
+        : this.#donors.get(this.#unitOf(i), this.#claimIds[i] as number);
+    const state = this.#states.load(donor < 0 ? this.#entry : donor);
+    if (donor < 0 || checkClaim(claim, state, this.#addressOf(i)) !== Verdict.proven)
       assumeClaim(claim, state, i, stackPointer);
     state.assume(state.isPartial);
     return this.#states.keep(state);
   }
 
-  #donorKey(i: number): number {
-    const unit = this.#claims.unitIndexAt(this.#program.table.offsets[i] as number) + 1;
-    return unit * 0x1_0000_0000 + (this.#claimIds[i] as number);
+  #unitOf(i: number): number {
+    return this.#claims.unitIndexAt(this.#program.table.offsets[i] as number);
   }
 
   /** Nothing of effect from here up to where control is known to come, or where another claim begins. */
@@ -496,8 +499,8 @@ class FlowProof {
     if (claim === undefined || claim.cfaRegister === this.#options.architecture.stackPointer) return;
     if (this.#statuses[i] !== Status.proven && this.#statuses[i] !== Status.assumed) return;
     if (this.#states.isPartial(state)) return;
-    const key = this.#donorKey(i);
-    if (!this.#donors.has(key)) this.#donors.set(key, state);
+    const unit = this.#unitOf(i);
+    if (this.#donors.get(unit, claimId) < 0) this.#donors.set(unit, claimId, state);
   }
 
   #keepBehindCall(i: number, state: StateId): void {
