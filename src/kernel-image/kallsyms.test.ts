@@ -22,6 +22,25 @@ describe('parseKallsyms', () => {
   it('says that a file without tables has none', () => {
     expect(() => parseKallsyms(new Uint8Array(5000), 'zeros')).toThrow('no kallsyms token table');
   });
+
+  it('gives up on bytes that look like tables everywhere', () => {
+    const shape = KALLSYMS_SHAPES.find(({ layout }) => layout === '4.20') as KallsymsShape;
+    const made = layOutKallsyms(shape);
+    // Markers all over, with counts that fit them, and names of two bytes in between.
+    const markers = Uint32Array.from(
+      { length: 2 ** 18 },
+      (_, i) => [0, 512, 1024, 1536, 1100, 1100, 1100, 1100][i % 8] as number,
+    );
+    // Its token table stays, its names can't be found.
+    const numSyms = kallsymsSymbols(shape).length;
+    const view = new DataView(made.buffer, made.byteOffset, made.length);
+    for (let at = 0; at + 4 <= made.length; at += 4)
+      if (view.getUint32(at, true) === numSyms) view.setUint32(at, 0, true);
+    const crafted = Buffer.concat([new Uint8Array(markers.buffer), made]);
+    expect(() => parseKallsyms(crafted, 'crafted')).toThrow('a layout that is not known');
+    const digits = new Uint8Array(2 ** 21).map((_, i) => (i % 2 === 0 ? 0x30 + ((i / 2) % 10) : 0));
+    expect(() => parseKallsyms(digits, 'digits')).toThrow('no kallsyms token table');
+  });
 });
 
 describe('KernelSymbolTable', () => {

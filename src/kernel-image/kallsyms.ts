@@ -23,6 +23,10 @@ const TOKENS = 256;
 const NAMES_PER_MARKER = 256;
 const MIN_SYMBOLS = 1000;
 const MAX_SYMBOLS = 4_000_000;
+/** Places and names looked at before the search is given up: a kernel of 87,182 symbols takes 95,127. */
+const MAX_STEPS = 1 << 24;
+/** Tries of reading a token table, whose digits crafted bytes can have anywhere. */
+const MAX_TOKEN_TABLES = 1 << 10;
 /** `KSYM_NAME_LEN` of 512 with room; a longer one is damage. */
 const MAX_NAME_BYTES = 1024;
 
@@ -62,6 +66,7 @@ interface Tokens {
 /** Digits occur in names and so stand for themselves: the table holds `0\0` … `9\0` from token 48 on. */
 function findTokens(bytes: Uint8Array): Tokens | undefined {
   const last = bytes.length - 20;
+  let tries = 0;
   for (let at = bytes.indexOf(0x30); at >= 0 && at <= last; at = bytes.indexOf(0x30, at + 1)) {
     if (bytes[at + 1] !== 0 || bytes[at + 2] !== 0x31) continue;
     let digits = true;
@@ -70,6 +75,7 @@ function findTokens(bytes: Uint8Array): Tokens | undefined {
     if (!digits) continue;
     const tokens = readTokens(bytes, at);
     if (tokens !== undefined) return tokens;
+    if (++tries === MAX_TOKEN_TABLES) return undefined;
   }
   return undefined;
 }
@@ -128,12 +134,14 @@ interface NameTable {
 function* findNameTables(bytes: Uint8Array, limit: number): Generator<NameTable> {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const end = limit & ~3;
+  const steps = { left: MAX_STEPS };
   for (let markers = findMarkers(view, end, end); markers >= 0; markers = findMarkers(view, markers, end)) {
     const most = countMarkers(view, markers, end);
     // By chance, what follows may look like one more.
     for (let count = most; count > most - 3; count--) {
-      const table = findNamesBefore(bytes, view, markers, count, limit);
+      const table = findNamesBefore(bytes, view, markers, count, steps);
       if (table !== undefined) yield table;
+      if (steps.left <= 0) return;
     }
   }
 }
@@ -167,43 +175,47 @@ function findNamesBefore(
   view: DataView,
   markers: number,
   markerCount: number,
-  limit: number,
+  steps: { left: number },
 ): NameTable | undefined {
   if (markerCount < MIN_MARKERS) return undefined;
   const latest = markers - view.getUint32(markers + 4 * (markerCount - 1), true);
-  for (let countAt = Math.max(0, latest - MAX_STEP_BYTES) & ~3; countAt < latest; countAt += 4) {
+  for (
+    let countAt = Math.max(0, latest - MAX_STEP_BYTES) & ~3;
+    countAt < latest && steps.left > 0;
+    countAt += 4
+  ) {
+    steps.left--;
     const count = view.getUint32(countAt, true);
     if (Math.ceil(count / NAMES_PER_MARKER) !== markerCount || count > MAX_SYMBOLS) continue;
     for (const start of alignments(countAt + 4)) {
-      const markersEnd = checkNames(bytes, view, start, count, limit);
-      if (markersEnd !== undefined) return { count, countAt, start, markersEnd };
+      const isTable = checkNames(bytes, view, start, count, markers, steps);
+      if (isTable) return { count, countAt, start, markersEnd: markers + 4 * markerCount };
     }
   }
   return undefined;
 }
 
-/** Skips over all names; the markers behind them must say where each 256th began. Returns where they end. */
+/** Skips over all names, up to the markers behind them, which must say where each 256th began. */
 function checkNames(
   bytes: Uint8Array,
   view: DataView,
   start: number,
   count: number,
-  limit: number,
-): number | undefined {
-  const marks: number[] = [];
+  markers: number,
+  steps: { left: number },
+): boolean {
   let at = start;
   for (let i = 0; i < count; i++) {
-    if (i % NAMES_PER_MARKER === 0) marks.push(at - start);
+    if (i % NAMES_PER_MARKER === 0) {
+      if (view.getUint32(markers + (4 * i) / NAMES_PER_MARKER, true) !== at - start) return false;
+      steps.left -= Math.min(NAMES_PER_MARKER, count - i);
+      if (steps.left <= 0) return false;
+    }
     const length = bytes[at];
-    if (length === undefined || length === 0 || at >= limit) return undefined;
+    if (length === undefined || length === 0 || at >= markers) return false;
     at += nameBytes(bytes, at, length);
   }
-  for (const markers of alignments(at)) {
-    if (markers + 4 * marks.length > limit) continue;
-    if (marks.every((mark, i) => view.getUint32(markers + 4 * i, true) === mark))
-      return markers + 4 * marks.length;
-  }
-  return undefined;
+  return alignments(at).includes(markers);
 }
 
 /** With its length; since 6.1 two bytes when the first has its top bit set (73bbb94466fd). */

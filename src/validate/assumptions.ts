@@ -91,26 +91,19 @@ export function findAssumedRows(
   claimIds: Int32Array,
   statuses: Uint8Array,
 ): Finding[] {
-  const { table } = program;
+  const { offsets } = program.table;
   const findings: Finding[] = [];
   const counts: number[] = [];
   let lastOwner: number | undefined;
-  let end = -1;
-  for (let i = 0; i < table.count; i++) {
-    if (statuses[i] !== Status.assumed) continue;
-    const position = table.offsets[i] as number;
-    if (position < end) {
-      counts[counts.length - 1] = (counts[counts.length - 1] as number) + 1;
-      continue;
-    }
-    const f = program.functionAt(position);
-    const owner = f?.start ?? -1;
+  // Hardly any file has many: the native search for the next is done before a loop would be compiled.
+  for (let i = statuses.indexOf(Status.assumed); i >= 0; i = statuses.indexOf(Status.assumed, i + 1)) {
+    const position = offsets[i] as number;
+    const owner = program.functionAt(position)?.start ?? -1;
     if (owner === lastOwner) {
       counts[counts.length - 1] = (counts[counts.length - 1] as number) + 1;
       continue;
     }
     lastOwner = owner;
-    end = f?.end ?? -1;
     const claim = claims.claims[claimIds[i] as number];
     counts.push(0);
     findings.push(
