@@ -74,14 +74,18 @@ describe('what can not be patched', () => {
   });
 
   it('is refused when it is applied, and the guest stays as it was', async () => {
-    for (const [barrier, why] of [
-      ['__x64_sys_getpid', 'replaces it'],
-      ['do_syscall_64', 'fentry nop'],
-      ['no_such', '0 functions'],
+    const getpid = patchOf('getpid.c');
+    // Only the part of it that was split off prints.
+    const split = patchOf('refused.c', '-DEMPTY=wait_for_initramfs');
+    for (const [barrier, why, patchPath] of [
+      ['__x64_sys_getpid', 'replaces it', getpid],
+      ['do_syscall_64', 'fentry nop', getpid],
+      ['no_such', '0 functions', getpid],
+      ['_printk', 'wait_for_initramfs.cold, which is replaced, calls it', split],
     ] as const) {
       const refused = applyToKernel({
         ...options(lab.guest.gdb, () => {}),
-        patchPath: patchOf('getpid.c'),
+        patchPath,
         barrier,
       });
       await expect(refused).rejects.toMatchObject({

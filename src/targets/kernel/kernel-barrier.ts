@@ -17,7 +17,8 @@ export type PlannedBarrier = Omit<RegisteredKernelBarrier, 'trampoline'>;
 
 /**
  * Finds the barrier of a patch in the running kernel: a declared function, or the kernel's edge where it can be one. Undefined
- * where nothing was declared and the edge can't. Throws `bad-barrier` for a declared one that can be seen to be wrong.
+ * where nothing was declared and the edge can't. Throws `bad-barrier` for a declared one that can be seen to be wrong. `replaced`: all
+ * code that leaves, split parts too; `isUsed`: whether the new code refers to an address, which leaves when the patch is reverted.
  */
 export async function findBarrier(
   session: KernelSession,
@@ -25,6 +26,7 @@ export async function findBarrier(
   declared: string | undefined,
   replaced: readonly KernelRange[],
   isPatched: (address: number) => boolean,
+  isUsed: (address: number) => boolean,
 ): Promise<PlannedBarrier | undefined> {
   const { kernel, sliced, data } = session;
   const name = declared ?? KERNEL_EDGE;
@@ -49,6 +51,7 @@ export async function findBarrier(
     if (callsDirectly(decoder, code, range.address, entry)) caller = range;
   }
   if (caller !== undefined) return refuse(`${caller.name}, which is replaced, calls it`);
+  if (isUsed(entry)) return refuse('the code of the patch calls it');
   const code = await sliced.readMemory(entry, 16);
   const offset = findFentryNop(code);
   if (offset === undefined) return refuse(`at ${hex(entry)}, it does not begin with a fentry nop now`);

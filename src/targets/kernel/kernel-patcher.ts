@@ -7,6 +7,7 @@ import type { Digest } from '../../patch/file.js';
 import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
 import { BELOW_OBJECT, type LinkedImage, type SymbolSource } from '../../patch/link.js';
 import { collectGarbage } from '../process/own-runtime.js';
+
 import { findCallPlaces, GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
 import { findBarrier, type PlannedBarrier } from './kernel-barrier.js';
@@ -400,7 +401,10 @@ export class KernelPatcher {
       return others.some((each) => each.functions.some((fn) => entryOf(fn.old) === entry));
     };
     const name = declared ?? patch.manifest.barrier;
-    return await findBarrier(this.#session, this.#arch.decoder, name, leaving, isPatched);
+    const source = this.#objects.symbols;
+    const isUsed = (entry: number) =>
+      patch.symbols.some((symbol) => symbol.kind === 'external' && source.resolve(symbol) === entry);
+    return await findBarrier(this.#session, this.#arch.decoder, name, leaving, isPatched, isUsed);
   }
 }
 
