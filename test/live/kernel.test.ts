@@ -226,6 +226,22 @@ describe('livegraft stack --gdb', () => {
     expect(compared).toBeGreaterThan(20);
   });
 
+  it('is followed by a patch where no task makes a system call: a kernel thread is woken for it', async () => {
+    const object = compileKernelObject(folder, 'cmdline.c');
+    const patch = `${object}.lgp`;
+    const target = ['--target', guest.kernel.vmlinuz];
+    expect(livegraft('build', '--replacement', object, ...target, '-o', patch).code).toBe(0);
+    const subject = ['--gdb', guest.gdb, '--vmlinux', guest.kernel.vmlinuz, '--timeout', '20', '--json'];
+    const before = await guest.run('cat /proc/cmdline');
+    for (const args of [['apply', patch], ['revert']]) {
+      const { lines } = livegraft(...args, ...subject);
+      expect(lines.at(-1)).toMatchObject({ result: { kind: 'complete' } });
+      const now = await guest.run('cat /proc/cmdline');
+      expect(now === before).toBe(args[0] === 'revert');
+    }
+    expect(await guest.run('dmesg | grep -E "BUG:|WARNING:|Oops|Call Trace"; true')).not.toMatch(/\w+:/);
+  });
+
   it('gives a reason for every stack that it refuses under load', async () => {
     await guest.run(
       '(while :; do cat /proc/version; ls /proc; done >/dev/null 2>&1) & (while :; do :; done) & sleep 1',

@@ -225,6 +225,15 @@ export class GdbClient {
     return this.#read(unsigned(address), sizeBytes);
   }
 
+  /** As a device would: where no memory is, it goes to whatever listens there. In one packet, so that it is one access. */
+  async writePhysical(address: number, bytes: Uint8Array): Promise<void> {
+    await this.#usePhysical(true);
+    const answer = await this.#request(
+      `M${address.toString(16)},${bytes.length.toString(16)}:${toHex(bytes)}`,
+    );
+    if (answer !== 'OK') throw memoryError('written', BigInt(address), answer);
+  }
+
   /** Software breakpoints: the stub keeps them out of what is read of the guest's memory. */
   async insertBreakpoints(addresses: Iterable<number>): Promise<void> {
     await this.change(Array.from(addresses, (address) => ({ kind: 'insertBreakpoint', address })));

@@ -1,8 +1,9 @@
 import { describe, expect, it } from 'vitest';
 import { x86_64 } from '../../arch/x86-64/index.js';
 import { LivegraftError } from '../../base/errors.js';
+import { findCallPlaces } from './call-places.js';
 import type { GdbClient, GuestChange } from './gdb-client.js';
-import { findCallPlaces, GuestCalls } from './guest-calls.js';
+import { GuestCalls } from './guest-calls.js';
 import { DEFAULT_LAYOUT, GuestRegisters } from './guest-registers.js';
 import type { KernelAddresses } from './running-kernel.js';
 
@@ -99,7 +100,11 @@ class Guest {
     const kernel = {
       find: (name: string) => (name === 'x64_sys_call' ? SAFE_POINT : undefined),
       relocate: (address: number) => address,
-      image: { source: 'test', text: { address: TEXT, bytes: Uint8Array.of(0xf4, 0xeb, 0xfd) } },
+      image: {
+        source: 'test',
+        symbols: { findUnique: () => undefined },
+        text: { address: TEXT, bytes: Uint8Array.of(0xf4, 0xeb, 0xfd) },
+      },
     } as unknown as KernelAddresses;
     return new GuestCalls(this.client, this.record, findCallPlaces(kernel, x86_64));
   }

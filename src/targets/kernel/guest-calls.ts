@@ -1,9 +1,8 @@
-import type { Architecture } from '../../arch/architecture.js';
-import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
+import { type CallPlaces, PARKING_LOOP } from './call-places.js';
 import type { GdbClient, GuestChange } from './gdb-client.js';
 import type { GuestRegisters } from './guest-registers.js';
-import type { KernelAddresses } from './running-kernel.js';
+import { GuestRouser } from './guest-rouser.js';
 
 /** Registers that a call changes; the others belong to the CPU that a task happens to have. */
 const GENERAL = 'rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags'.split(' ');
@@ -23,6 +22,8 @@ const STACK_GAP_BYTES = 512;
 const CALL_TIMEOUT_MS = 20_000;
 /** How long a task is looked for that may have been given back: one that was not waits in a loop and needs no time. */
 const GIVEN_BACK_TIMEOUT_MS = 500;
+/** Behind this a guest in which no task makes a system call is woken, and again as often. */
+const ROUSE_AFTER_MS = 250;
 const INTERRUPTS_ON = 0x200n;
 const DIRECTION_FLAG = 0x400n;
 
@@ -38,38 +39,33 @@ interface Borrowed {
   readonly registers: GuestRegisters;
 }
 
-/** Addresses in the running kernel. */
-export interface CallPlaces {
-  /** Where every system call passes with interrupts on. */
-  readonly safePoint: number;
-  /** A function called in the guest returns here: a loop around `hlt`, which waits should nobody be there to see it. */
-  readonly parking: number;
-}
-
 /** Calls functions of a kernel in a task that is borrowed where a kernel module would be allowed to call them. */
 export class GuestCalls {
   readonly #client: GdbClient;
   readonly #record: BorrowRecord;
-  readonly #safePoint: number;
+  readonly #safePoints: readonly number[];
   readonly #parking: number;
+  readonly #rouser: GuestRouser | undefined;
 
-  constructor(client: GdbClient, record: BorrowRecord, { safePoint, parking }: CallPlaces) {
+  constructor(client: GdbClient, record: BorrowRecord, { safePoint, parking, rouse }: CallPlaces) {
     this.#client = client;
     this.#record = record;
-    this.#safePoint = safePoint;
+    this.#safePoints = [safePoint, ...(rouse?.awake ?? [])];
     this.#parking = parking;
+    // Without physical memory no interrupt can be sent.
+    this.#rouser = rouse && client.hasPhysicalMemory ? new GuestRouser(client, rouse) : undefined;
   }
 
   /**
-   * Waits until a task of the guest begins a system call, lets `use` call kernel functions there (interrupts on, nothing
+   * Waits until a task of the guest begins a system call, or wakes kthreadd where none does; lets `use` call kernel functions there (interrupts on, nothing
    * locked, sleeping allowed), and gives the task back as it was. The guest is stopped before and after.
-   * Rejects with `no-safe-point` when no task makes a system call in time.
+   * Rejects with `no-safe-point` when neither comes about in time.
    */
   async borrow<T>(
     timeoutMs: number,
     use: (call: (address: number, ...args: readonly number[]) => Promise<bigint>) => Promise<T>,
   ): Promise<T> {
-    let at = await this.#waitForSystemCall(timeoutMs);
+    let at = await this.#waitForSafePoint(timeoutMs);
     const saved = at.registers;
     const frame = await this.#save(saved);
     // A task that has not come back from a call may sleep: its CPU is another task's by then. The record stays.
@@ -142,28 +138,26 @@ export class GuestCalls {
     return false;
   }
 
-  /** Leaves a breakpoint where calls return to, and none at the safe point. */
-  async #waitForSystemCall(timeoutMs: number): Promise<Borrowed> {
-    const places = [this.#safePoint, this.#parking];
+  /** Leaves breakpoints where calls return to and at the safe points. */
+  async #waitForSafePoint(timeoutMs: number): Promise<Borrowed> {
+    const places = [...this.#safePoints, this.#parking];
     await this.#client.insertBreakpoints(places);
     const deadline = performance.now() + timeoutMs;
+    const leftMs = () => Math.max(1, deadline - performance.now());
     try {
       for (;;) {
         this.#client.resume();
-        const stop = await this.#client.waitForStop(Math.max(1, deadline - performance.now()));
+        const patienceMs = this.#rouser === undefined ? leftMs() : Math.min(leftMs(), ROUSE_AFTER_MS);
+        const stop = await this.#client.waitForStop(patienceMs);
         if (stop === undefined) {
           await this.#client.interrupt();
-          throw new LivegraftError(
-            'no-safe-point',
-            `no task of the guest made a system call in ${timeoutMs} ms`,
-            {
-              remedy: 'wake the guest (a ping, a key), or give it more time with --timeout',
-            },
-          );
+          if (performance.now() >= deadline) throw noSafePoint(timeoutMs);
+          await this.#rouser?.rouse(leftMs());
+          continue;
         }
         if (stop.kind === 'exited') throw guestEnded(stop.detail);
         const registers = await this.#client.readRegisters(stop.vcpu);
-        const isThere = registers.address('rip') === this.#safePoint;
+        const isThere = this.#safePoints.includes(registers.address('rip'));
         if (isThere && (registers.get('eflags') & INTERRUPTS_ON) !== 0n)
           return { vcpu: stop.vcpu, registers };
       }
@@ -183,7 +177,7 @@ export class GuestCalls {
     view.setBigUint64(8, BigInt(bytes.length), true);
     content.set(bytes, 16);
     await this.#client.change([
-      { kind: 'removeBreakpoint', address: this.#safePoint },
+      ...this.#safePoints.map((address): GuestChange => ({ kind: 'removeBreakpoint', address })),
       { kind: 'write', address: frame, bytes: content },
     ]);
     await this.#record.noteBorrowed(frame);
@@ -279,53 +273,14 @@ function word(value: bigint): Uint8Array {
   return bytes;
 }
 
-/** Throws a LivegraftError `kernel-unsupported` where there are none. */
-export function findCallPlaces(kernel: KernelAddresses, arch: Architecture): CallPlaces {
-  return { safePoint: findSafePoint(kernel, arch), parking: findParking(kernel) };
-}
-
-/** `hlt; jmp` back to it. */
-const PARKING_LOOP = [0xf4, 0xeb, 0xfd];
-
-function findParking(kernel: KernelAddresses): number {
-  const { address, bytes } = kernel.image.text;
-  for (
-    let at = bytes.indexOf(PARKING_LOOP[0] as number);
-    at >= 0;
-    at = bytes.indexOf(PARKING_LOOP[0] as number, at + 1)
-  )
-    if (PARKING_LOOP.every((byte, i) => bytes[at + i] === byte)) return kernel.relocate(address + at);
-  throw new LivegraftError('kernel-unsupported', `${kernel.image.source} has no loop around hlt in its text`);
-}
-
-/**
- * Where every system call passes with interrupts on: the entry of `x64_sys_call` (since 6.9), or behind the call of
- * `syscall_enter_from_user_mode` in `do_syscall_64`.
- */
-function findSafePoint(kernel: KernelAddresses, arch: Architecture): number {
-  const direct = kernel.find('x64_sys_call');
-  if (direct !== undefined) return direct;
-  const entry = kernel.image.symbols.findUnique('do_syscall_64');
-  const callee = kernel.image.symbols.findUnique('syscall_enter_from_user_mode');
-  const { text } = kernel.image;
-  if (entry !== undefined && callee !== undefined) {
-    const start = entry.address - text.address;
-    for (let at = start; at < start + entry.sizeBytes; ) {
-      const instruction = arch.decoder.decode(text.bytes, at, text.address + at);
-      if (instruction === undefined) break;
-      at += instruction.lengthBytes;
-      if (instruction.flow === 'call' && instruction.target === callee.address)
-        return kernel.relocate(text.address + at);
-    }
-  }
-  throw new LivegraftError(
-    'kernel-unsupported',
-    `${kernel.image.source}: no place was found where system calls begin (do_syscall_64 at ${hex(entry?.address ?? 0)})`,
-  );
-}
-
 export function guestEnded(detail: string): LivegraftError {
   return new LivegraftError('target-gone', `the guest has ended (${detail})`, {
     remedy: 'nothing was left behind: a guest that starts again has its original kernel',
+  });
+}
+
+function noSafePoint(timeoutMs: number): LivegraftError {
+  return new LivegraftError('no-safe-point', `no task of the guest made a system call in ${timeoutMs} ms`, {
+    remedy: 'wake the guest (a ping, a key), or give it more time with --timeout',
   });
 }

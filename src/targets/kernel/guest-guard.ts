@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { fileURLToPath } from 'node:url';
-import type { CallPlaces } from './guest-calls.js';
+import type { CallPlaces } from './call-places.js';
 
 /** What a guard must know to give a borrowed task back. */
 export interface GuardedGuest extends CallPlaces {

@@ -7,8 +7,8 @@ import type { Digest } from '../../patch/file.js';
 import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
 import { BELOW_OBJECT, type LinkedImage, type SymbolSource } from '../../patch/link.js';
 import { collectGarbage } from '../process/own-runtime.js';
-
-import { findCallPlaces, GuestCalls } from './guest-calls.js';
+import { findCallPlaces } from './call-places.js';
+import { GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
 import { findBarrier, type PlannedBarrier } from './kernel-barrier.js';
 import { KernelEntries } from './kernel-entries.js';
