@@ -93,13 +93,13 @@ export class CompilerCapture {
       const tail = `${result.stdout ?? ''}${result.stderr ?? ''}`.trimEnd().split('\n').slice(-15).join('\n');
       const how =
         result.error !== undefined
-          ? result.error.message
+          ? `could not be started (${result.error.message})`
           : result.signal !== null
             ? `was ended by ${result.signal}`
             : `ended with status ${result.status}`;
       throw new LivegraftError(
         'build-failed',
-        `the build ${phase === 'original' ? 'without' : 'with'} the diff ${how}:\n${tail}`,
+        `the build ${phase === 'original' ? 'without' : 'with'} the diff ${how}${tail === '' ? ', without a word' : `:\n${tail}`}`,
         {
           remedy: 'the command behind -- must build the tree as it is; try it by hand in a copy',
           details: { phase },

@@ -244,7 +244,13 @@ function subjectOf({ pid, gdb, vmlinux, guestMemory }: SubjectOptions, program: 
     return { kind: 'process', pid };
   if (pid === undefined && gdb !== undefined && vmlinux !== undefined)
     return { kind: 'kernel', gdb, vmlinux, guestMemory };
-  return program.error('error: give --pid, or --gdb together with --vmlinux', { exitCode: EXIT.usage });
+  const isBoth = pid !== undefined && gdb !== undefined;
+  return program.error(
+    isBoth
+      ? 'error: give either --pid or --gdb: one process, or one kernel'
+      : 'error: give --pid, or --gdb together with --vmlinux',
+    { exitCode: EXIT.usage },
+  );
 }
 
 interface TransitionOptions extends SubjectOptions {

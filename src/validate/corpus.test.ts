@@ -52,6 +52,12 @@ describe('the assembly corpus', () => {
     expect(header(file, 'expect').length > 0).toBe(file.endsWith('.bad.s'));
   });
 
+  it('has every code, and no other, in the documentation, with its level', () => {
+    const manual = readFileSync(fileURLToPath(new URL('../../docs/diagnostics.md', import.meta.url)), 'utf8');
+    const rows = [...manual.matchAll(/^\| `([a-z-]+)` \| (error|warning|note) \|/gm)];
+    expect(Object.fromEntries(rows.map(([, code, level]) => [code, level]))).toEqual({ ...FINDING_CODES });
+  });
+
   it('has a good and a bad example of each code', () => {
     for (const code of Object.keys(FINDING_CODES)) {
       expect(sources).toContain(`${code}.bad.s`);

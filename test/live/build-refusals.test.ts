@@ -318,7 +318,9 @@ describe('a build that can not be made', () => {
       /without the diff ended with status 7:\nno rule for this/,
     );
     const missing: Tree = { ...tree, command: ['no-such-command'] };
-    expect(await expectRefusal(missing, 'build-failed')).toContain('ENOENT');
+    expect(await expectRefusal(missing, 'build-failed')).toMatch(
+      /could not be started \(.*no-such-command ENOENT\), without a word$/,
+    );
     const killed: Tree = { ...tree, command: ['sh', '-c', 'kill -TERM $$'] };
     expect(await expectRefusal(killed, 'build-failed')).toContain('SIGTERM');
   });
