@@ -12,6 +12,8 @@ const TARGET = 'targets/simulated/simulated-transition.ts';
 const CALLBACKS = 'engine/callbacks.ts';
 const PROGRAM = 'targets/simulated/machine.ts';
 const TASK = 'targets/simulated/task.ts';
+const OBJECTS = 'engine/objects.ts';
+const LIBRARY = 'targets/simulated/simulated-objects.ts';
 
 export const MUTANTS: readonly Mutant[] = [
   {
@@ -238,5 +240,103 @@ export const MUTANTS: readonly Mutant[] = [
     file: TASK,
     find: 'return task.isPatched;',
     replace: 'return task.slot.isPatched;',
+  },
+  {
+    name: 'leaves-pre-patch-out-when-a-removal-is-turned-around',
+    breaks: 'a removal that is turned around behind its last callback begins anew with the pre-patch one',
+    file: ENGINE,
+    find: "    this.#passMoment(this.#direction === 'patch' ? 'disable' : 'enable');\n    this.#direction =",
+    replace: "    if (this.#direction === 'patch') this.#passMoment('disable');\n    this.#direction =",
+  },
+  {
+    name: 'comes-final-in-mid-transition',
+    breaks: 'an object that comes in mid-transition is of the version of each task',
+    file: OBJECTS,
+    find: "if (transition.phase === 'running') return 'choosing';",
+    replace: "if (transition.phase === 'running') return 'direct';",
+  },
+  {
+    name: 'comes-choosing-when-no-state-counts',
+    breaks: 'an object that comes before or behind the time in which states count does not choose by them',
+    file: OBJECTS,
+    find: "return haveNew ? 'direct' : 'below';",
+    replace: "return haveNew ? 'choosing' : 'choosing';",
+  },
+  {
+    name: 'brings-what-is-being-replaced',
+    breaks: 'what a cumulative patch is about to take away comes to nothing any more',
+    file: OBJECTS,
+    find: 'transition?.replaces !== true || id === transition.patchId',
+    replace: 'id !== undefined',
+  },
+  {
+    name: 'brings-the-newest-first',
+    breaks: 'patches come to an object in the order in which they were enabled',
+    file: LIBRARY,
+    find: 'planArrival(machine.pending, LIBRARY, transitionOf(machine))',
+    replace: 'planArrival(machine.pending.toReversed(), LIBRARY, transitionOf(machine))',
+  },
+  {
+    name: 'goes-on-behind-a-refusal',
+    breaks: 'behind a patch that is refused, no later one comes to the object',
+    file: LIBRARY,
+    find: '        this.settle();\n        break;',
+    replace: '        this.settle();',
+  },
+  {
+    name: 'comes-in-spite-of-a-veto',
+    breaks: 'a veto refuses the object, and keeps the patch',
+    file: LIBRARY,
+    find: "if (error instanceof LivegraftError && error.code === 'callback-veto') machine.parts.delete(patch.id);\n      throw error;",
+    replace: '',
+  },
+  {
+    name: 'answers-before-it-has-written',
+    breaks: 'the task that loads an object waits until its entries are written',
+    file: LIBRARY,
+    find: "if (machine.library !== 'coming') return;\n",
+    replace: "if (machine.library !== 'coming') return;\n    machine.answer();\n",
+  },
+  {
+    name: 'opens-the-gate-first',
+    breaks: 'entries of an object that comes lead nowhere new before all are written',
+    file: LIBRARY,
+    find: "state: 'loaded', gate: 'shut' }",
+    replace: "state: 'loaded', gate: 'open' }",
+  },
+  {
+    name: 'writes-without-a-gate',
+    breaks: 'when a tool has died in an arrival, tasks meet all or nothing of the patch in the object',
+    file: LIBRARY,
+    find: "{ kind: 'gated', gate: part, patched: to, unpatched: old }",
+    replace: "{ kind: 'fixed', version: to }",
+  },
+  {
+    name: 'keeps-a-half-done-arrival',
+    breaks: 'a later run takes back an arrival whose gate has not been opened',
+    file: OBJECTS,
+    find: "return mayBeShut && transition.phase !== 'running' ? 'keep' : 'takeBack';",
+    replace: "return mayBeShut && transition.phase !== 'running' ? 'keep' : 'keep';",
+  },
+  {
+    name: 'takes-back-an-arrival-that-is-through',
+    breaks: 'a later run completes an arrival whose gate has been opened',
+    file: OBJECTS,
+    find: "return isIn ? 'keep' : 'complete';",
+    replace: "return isIn ? 'keep' : 'takeBack';",
+  },
+  {
+    name: 'knows-an-object-by-its-name',
+    breaks: 'an object that is loaded again is another one',
+    file: PROGRAM,
+    find: ' && part?.load === this.loads ? part',
+    replace: ' ? part',
+  },
+  {
+    name: 'keeps-the-callbacks-of-what-has-gone',
+    breaks: 'the callbacks of an object that comes again begin anew',
+    file: LIBRARY,
+    find: "    machine.setStage(patch.id, LIBRARY, 'none');\n",
+    replace: '',
   },
 ];

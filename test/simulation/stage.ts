@@ -1,12 +1,12 @@
 import { LivegraftError } from '../../src/base/errors.js';
-import { type CallbackKind, passMoment } from '../../src/engine/callbacks.js';
+import type { CallbackKind } from '../../src/engine/callbacks.js';
 import type { TransitionResult } from '../../src/engine/events.js';
 import { findStateConflict } from '../../src/engine/states.js';
 import type { ConsistencyModel, Direction } from '../../src/engine/target.js';
 import { runTransition, TransitionControl } from '../../src/engine/transition.js';
 import { Choices } from '../../src/targets/simulated/choices.js';
-import { SimulatedMachine, type SimulatedPatch } from '../../src/targets/simulated/machine.js';
-import { SimulatedCallbacks } from '../../src/targets/simulated/simulated-callbacks.js';
+import { OBJECTS, SimulatedMachine, type SimulatedPatch } from '../../src/targets/simulated/machine.js';
+import { SimulatedObjects } from '../../src/targets/simulated/simulated-objects.js';
 import { SimulatedTransition } from '../../src/targets/simulated/simulated-transition.js';
 import { frameOf, type SimulatedTask, stateOf } from '../../src/targets/simulated/task.js';
 
@@ -125,8 +125,7 @@ export class Stage {
       });
     } catch (error) {
       // Of a patch that was refused, what its callbacks did is taken back.
-      if (machine.change === undefined)
-        passMoment([new SimulatedCallbacks(machine, patch, () => {})], 'disabled', () => {});
+      if (machine.change === undefined) new SimulatedObjects(machine, false, () => {}).giveUp(patch, OBJECTS);
       throw error;
     } finally {
       machine.detach();

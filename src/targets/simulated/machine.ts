@@ -23,9 +23,24 @@ export interface SimulatedPatch {
   readonly callbacks?: Readonly<Partial<Record<CallbackKind, () => number>>>;
 }
 
+/** What a patch has for an object that is there, as the registry of a target keeps it. */
+export interface SimulatedPart {
+  /** Of which loading of the library: loaded anew, it is another object. */
+  readonly load: number;
+  state: 'loaded' | 'installed';
+  /** What entries that lead through it ask, whoever lives: the version below, the state of the task, or the new version. */
+  gate: 'shut' | 'choosing' | 'open';
+}
+
 /** Where the first instructions of a function lead. */
 export type SimulatedEntry =
   | { readonly kind: 'fixed'; readonly version: string | undefined }
+  | {
+      readonly kind: 'gated';
+      readonly gate: SimulatedPart;
+      readonly patched: string | undefined;
+      readonly unpatched: string | undefined;
+    }
   | {
       readonly kind: 'choosing';
       readonly patched: string | undefined;
@@ -34,9 +49,11 @@ export type SimulatedEntry =
 
 export interface SimulatedChange {
   readonly patch: string;
+  /** Only these objects of the patch take part; all of them without. */
+  readonly objects?: readonly string[];
   readonly direction: 'patch' | 'unpatch';
-  /** Tasks have no states that count before it runs. */
-  readonly phase: 'installing' | 'running';
+  /** Tasks have states that count only while it runs. */
+  readonly phase: 'installing' | 'running' | 'finishing';
 }
 
 export type MachineEvent = 'created' | 'exited' | 'moved' | 'switched';
@@ -51,6 +68,8 @@ export interface MachineOptions {
   readonly isOneProcess?: boolean;
   /** No task is created, and none ends. */
   readonly isSteady?: boolean;
+  /** Tasks load and unload the library. */
+  readonly hasLibrary?: boolean;
   /** What tasks call; all functions where it is not given. */
   readonly calls?: readonly string[];
   /** Told what happens, for people. */
@@ -58,6 +77,17 @@ export interface MachineOptions {
 }
 
 const FUNCTIONS: readonly string[] = ['f', 'g', 'h', 'leaf', 'other', 'asm'];
+/** Of the library. */
+const LIBRARY_FUNCTIONS: readonly string[] = ['x', 'y'];
+const ALL_FUNCTIONS: readonly string[] = [...FUNCTIONS, ...LIBRARY_FUNCTIONS];
+export const PROGRAM = 'program';
+export const LIBRARY = 'library';
+export const OBJECTS: readonly string[] = [PROGRAM, LIBRARY];
+
+export function objectOf(name: string): string {
+  return LIBRARY_FUNCTIONS.includes(name) ? LIBRARY : PROGRAM;
+}
+
 /** Walks do not get through it. */
 export const OPAQUE = 'asm';
 const WITH_COLD_PART: ReadonlySet<string> = new Set(['f', 'g']);
@@ -72,7 +102,15 @@ export class SimulatedMachine {
   patches: readonly SimulatedPatch[] = [];
   change: SimulatedChange | undefined;
   forced: ReadonlySet<string> = new Set();
+  /** What patches have for the library, by patch: for one that has gone, too, until a tool looks. */
+  readonly parts = new Map<string, SimulatedPart>();
   readonly entries = new Map<string, SimulatedEntry>();
+  /** `coming`: mapped, and the task that loads it waits until a tool has looked at it. */
+  library: 'gone' | 'coming' | 'here' = 'gone';
+  /** How often it has been loaded. */
+  loads = 0;
+  /** A tool lives that looks at what is loaded. */
+  isAnswered = false;
   /** What a task that passes the barrier gets, undefined for nothing. */
   barrierGives: 'patched' | 'unpatched' | undefined;
   /** A tool lives, and gives new tasks a slot of their own. */
@@ -82,8 +120,9 @@ export class SimulatedMachine {
   onEvent: (kind: MachineEvent, task: SimulatedTask, parent?: SimulatedTask) => void = () => {};
   readonly #options: MachineOptions;
   readonly #places = new Map<number, number>();
-  /** Of patches that are loaded: how far their callbacks are. */
-  readonly #stages = new Map<string, CallbackStage>();
+  /** Of patches that are loaded, by object: how far their callbacks are. */
+  readonly #stages = new Map<string, Map<string, CallbackStage>>();
+  #loader: SimulatedTask | undefined;
   #nextId = 1;
   #turn = 0;
 
@@ -100,8 +139,28 @@ export class SimulatedMachine {
     return this.alive.length === 0;
   }
 
+  /** Of what is there: a patch has versions in an object once it has a part for it. */
   get versions(): VersionStack<SimulatedFunction, SimulatedPatch> {
-    return new VersionStack(this.patches, (version) => version.name);
+    const patches = this.patches.map((patch) => {
+      const isAll = this.partOf(patch.id) !== undefined;
+      const functions = patch.functions.filter(({ name }) => isAll || objectOf(name) === PROGRAM);
+      return { ...patch, functions };
+    });
+    return new VersionStack(patches, (version) => version.name);
+  }
+
+  /** What the patch has for the library as it is now loaded. */
+  partOf(patch: string): SimulatedPart | undefined {
+    const part = this.parts.get(patch);
+    return this.library !== 'gone' && part?.load === this.loads ? part : undefined;
+  }
+
+  /** Enabled patches that have nothing for the library that is there. */
+  get pending(): readonly SimulatedPatch[] {
+    if (this.library === 'gone') return [];
+    const changes = ({ functions }: SimulatedPatch) =>
+      functions.some(({ name }) => objectOf(name) === LIBRARY);
+    return this.patches.filter((patch) => changes(patch) && this.partOf(patch.id) === undefined);
   }
 
   find(id: number): SimulatedTask | undefined {
@@ -109,12 +168,14 @@ export class SimulatedMachine {
     return place === undefined ? undefined : this.alive[place];
   }
 
-  stageOf(patch: string): CallbackStage {
-    return this.#stages.get(patch) ?? 'none';
+  stageOf(patch: string, object: string): CallbackStage {
+    return this.#stages.get(patch)?.get(object) ?? 'none';
   }
 
-  setStage(patch: string, stage: CallbackStage): void {
-    this.#stages.set(patch, stage);
+  setStage(patch: string, object: string, stage: CallbackStage): void {
+    const stages = this.#stages.get(patch);
+    if (stages === undefined) this.#stages.set(patch, new Map([[object, stage]]));
+    else stages.set(object, stage);
   }
 
   /** Of patches that are gone, replaced ones above all. */
@@ -130,8 +191,16 @@ export class SimulatedMachine {
   /** The tool is gone, or has let go: whatever it held goes on. */
   detach(): void {
     this.isWatched = false;
+    this.isAnswered = false;
+    this.answer();
     this.onEvent = () => {};
     for (const task of this.alive) task.isHeld = false;
+  }
+
+  /** The task that loads the library goes on, and runs it: constructors first. */
+  answer(): void {
+    this.#loader = undefined;
+    if (this.library === 'coming') this.library = 'here';
   }
 
   /** Lets `instants` pass, in each of which one task does one thing. */
@@ -141,7 +210,7 @@ export class SimulatedMachine {
       const task = this.isCalm
         ? (this.alive[this.#turn++ % this.alive.length] as SimulatedTask)
         : this.choices.pick(this.alive);
-      if (!task.isHeld && task.vforkChild === undefined) this.#step(task);
+      if (!task.isHeld && task.vforkChild === undefined && task !== this.#loader) this.#step(task);
     }
   }
 
@@ -183,6 +252,33 @@ export class SimulatedMachine {
     else if (what < 0.96) this.#split(task);
     else if (what < 0.98) this.#exit(task);
     else if (what < 0.985 && this.#options.isOneProcess !== true) this.#exec(task);
+    else if (this.#options.hasLibrary === true) this.#toggleLibrary(task);
+  }
+
+  /** That nobody is inside of a library that is unloaded is the program's own duty. */
+  #toggleLibrary(task: SimulatedTask): void {
+    if (this.library === 'gone') this.load(task);
+    else if (this.library === 'here' && this.choices.chance(0.4) && !this.alive.some(isInLibrary))
+      this.unload();
+  }
+
+  /** `by` waits where a tool answers. */
+  load(by: SimulatedTask): void {
+    this.loads += 1;
+    this.library = 'coming';
+    for (const name of LIBRARY_FUNCTIONS) this.entries.set(name, { kind: 'fixed', version: undefined });
+    this.log(() => `task ${by.id} loads the library${this.isAnswered ? ', and waits' : ''}`);
+    this.oracle.noteLibrary();
+    if (this.isAnswered) this.#loader = by;
+    else this.answer();
+  }
+
+  /** With what was written into it. */
+  unload(): void {
+    this.library = 'gone';
+    for (const name of LIBRARY_FUNCTIONS) this.entries.delete(name);
+    this.log(() => 'the library is unloaded');
+    this.oracle.noteLibrary();
   }
 
   #return(task: SimulatedTask): void {
@@ -206,10 +302,13 @@ export class SimulatedMachine {
 
   #call(task: SimulatedTask): void {
     if (task.stack.length >= DEEPEST) return;
-    const name = this.choices.pick(this.#options.calls ?? FUNCTIONS);
-    const entry = this.entries.get(name) as SimulatedEntry;
+    const name = this.choices.pick(
+      this.#options.calls ?? (this.library === 'here' ? ALL_FUNCTIONS : FUNCTIONS),
+    );
+    const entry = this.entries.get(name);
+    if (entry === undefined) return;
     if (entry.kind === 'fixed') task.stack.push(frameOf(name, 'body', entry.version));
-    else task.stack.push(frameOf(name, 'entry', stateOf(task) ? entry.patched : entry.unpatched));
+    else task.stack.push(frameOf(name, 'entry', isLedToNew(entry, task) ? entry.patched : entry.unpatched));
     const frame = task.stack[task.stack.length - 1] as SimulatedFrame;
     this.log(() => `task ${task.id} calls ${name}@${frame.version ?? 'original'}`);
     this.oracle.noteCall(task, frame);
@@ -301,8 +400,18 @@ export class SimulatedMachine {
       this.#places.set(last.id, place);
     }
     this.#places.delete(task.id);
+    if (task === this.#loader) this.answer();
     if (task.isVforked)
       for (const other of this.alive) if (other.vforkChild === task) other.vforkChild = undefined;
     this.onEvent('exited', task);
   }
+}
+
+function isLedToNew(entry: Exclude<SimulatedEntry, { kind: 'fixed' }>, task: SimulatedTask): boolean {
+  if (entry.kind === 'choosing' || entry.gate.gate === 'choosing') return stateOf(task);
+  return entry.gate.gate === 'open';
+}
+
+function isInLibrary(task: SimulatedTask): boolean {
+  return task.stack.some(({ name }) => objectOf(name) === LIBRARY);
 }

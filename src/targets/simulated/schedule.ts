@@ -1,11 +1,10 @@
 import { LivegraftError } from '../../base/errors.js';
-import { passMoment } from '../../engine/callbacks.js';
 import type { ConsistencyModel, Direction } from '../../engine/target.js';
 import { runTransition, TransitionControl } from '../../engine/transition.js';
 import type { Choices } from './choices.js';
-import { SimulatedMachine, type SimulatedPatch } from './machine.js';
+import { LIBRARY, OBJECTS, SimulatedMachine, type SimulatedPatch } from './machine.js';
 import { ConsistencyViolation } from './oracle.js';
-import { SimulatedCallbacks } from './simulated-callbacks.js';
+import { changesLibrary, SimulatedObjects } from './simulated-objects.js';
 import { SimulatedDeath, SimulatedTransition } from './simulated-transition.js';
 
 /** One schedule: patches come, go, turn around and replace each other in a simulated program, in an order that choices give. */
@@ -21,10 +20,10 @@ function makePatches(answer: () => number): readonly SimulatedPatch[] {
   const ok = () => 0;
   const callbacks = { prePatch: answer, postPatch: ok, preUnpatch: ok, postUnpatch: ok };
   return [
-    { ...patchOf('a', false, 'f', 'g'), callbacks },
+    { ...patchOf('a', false, 'f', 'g', 'x'), callbacks },
     patchOf('b', false, 'g', 'h'),
-    patchOf('c', false, 'f', 'leaf'),
-    { ...patchOf('r', true, 'f', 'h'), callbacks },
+    patchOf('c', false, 'f', 'leaf', 'x', 'y'),
+    { ...patchOf('r', true, 'f', 'h', 'y'), callbacks },
   ];
 }
 
@@ -39,6 +38,11 @@ export interface Tally {
   forced: number;
   deaths: number;
   gone: number;
+  /** Patches that came to a library as it was loaded, and that were refused it. */
+  arrived: number;
+  refused: number;
+  /** Patches that were brought to the library later, in a transition of its own. */
+  completed: number;
 }
 
 export function emptyTally(): Tally {
@@ -52,6 +56,9 @@ export function emptyTally(): Tally {
     forced: 0,
     deaths: 0,
     gone: 0,
+    arrived: 0,
+    refused: 0,
+    completed: 0,
   };
 }
 
@@ -72,6 +79,8 @@ const MODELS: readonly ConsistencyModel[] = [
   'immediate',
 ];
 
+const ATTENDS = ['withoutCallbacks', 'withCallbacks', undefined] as const;
+
 /** Throws a {@link ConsistencyViolation} where the engine or the target breaks a promise. */
 export async function runSchedule(options: ScheduleOptions): Promise<void> {
   const { choices, tally, isLong = false } = options;
@@ -81,6 +90,7 @@ export async function runSchedule(options: ScheduleOptions): Promise<void> {
     tasks: 1 + choices.below(isLong ? 12 : 3),
     mostTasks: isLong ? 24 : 6,
     longestSleep: 8,
+    hasLibrary: true,
     log: options.log,
   });
   machine.run(choices.below(20));
@@ -91,6 +101,7 @@ export async function runSchedule(options: ScheduleOptions): Promise<void> {
     machine,
     model,
     hasBarrier: model === 'lazy' || choices.chance(0.3),
+    attends: choices.pick(ATTENDS),
     deathChance: choices.pick([0, 0, 0.02, 0.05]),
     unreliableChance: choices.pick([0, 0.1, 0.3]),
     patches: makePatches(() => (!isCalm && choices.chance(0.1) ? -19 : 0)),
@@ -103,6 +114,7 @@ export async function runSchedule(options: ScheduleOptions): Promise<void> {
     if (machine.isGone) tally.gone += 1;
     isCalm = operation >= calmAfter;
     if (machine.isGone || !(await operate(story, isCalm))) return;
+    if (!isCalm && choices.chance(0.5)) watch(story);
     machine.run(choices.below(12));
   }
 }
@@ -111,6 +123,7 @@ interface Story extends ScheduleOptions {
   readonly machine: SimulatedMachine;
   readonly model: ConsistencyModel;
   readonly hasBarrier: boolean;
+  readonly attends: (typeof ATTENDS)[number];
   readonly deathChance: number;
   readonly unreliableChance: number;
   readonly patches: readonly SimulatedPatch[];
@@ -121,13 +134,21 @@ interface Story extends ScheduleOptions {
 /** False when the schedule ends here. */
 async function operate(story: Story, isCalm: boolean): Promise<boolean> {
   const { machine, choices, tally } = story;
-  for (const patch of story.patches) if (!machine.patches.includes(patch)) takeBack(machine, patch);
-  const [patch, direction] = chooseOperation(story);
-  if (machine.change === undefined) story.origin = machine.patches;
+  const objects = new SimulatedObjects(machine, false, () => {});
+  for (const patch of story.patches) if (!machine.patches.includes(patch)) objects.giveUp(patch, OBJECTS);
+  objects.settle();
+  const [patch, direction, some] = chooseOperation(story);
+  const wasLeft = machine.change !== undefined;
+  if (machine.change === undefined) {
+    story.origin = machine.patches;
+    if (direction === 'patch') objects.prepare(patch);
+  }
   machine.oracle.isLenient = story.model === 'immediate';
   const target = new SimulatedTransition({
     machine,
     patch,
+    objects: some,
+    attends: story.attends,
     hasBarrier: story.hasBarrier,
     deathChance: isCalm ? 0 : story.deathChance,
     unreliableChance: isCalm ? 0 : story.unreliableChance,
@@ -148,7 +169,7 @@ async function operate(story: Story, isCalm: boolean): Promise<boolean> {
         // The first attempts still meet the program as it was.
         if (isCalm && target.nowMs > 0) machine.isCalm = true;
         if (isCalm || event.kind === 'finished') return;
-        if (choices.chance(0.015)) control.reverse('the operator changed their mind');
+        if (choices.chance(wasLeft ? 0.05 : 0.015)) control.reverse('the operator changed their mind');
         else if (choices.chance(0.002)) {
           // The patch is recorded before anybody is switched unchecked.
           machine.forced = new Set([...machine.forced, patch.id]);
@@ -157,6 +178,9 @@ async function operate(story: Story, isCalm: boolean): Promise<boolean> {
         }
       },
     });
+    target.objects.attend();
+    tally.arrived += target.objects.arrived;
+    tally.refused += target.objects.refused;
     tally.reversed += ways;
     if (machine.forced.size > 0) {
       // A forced patch is there for good, and what is inside of old code is not known any more.
@@ -169,7 +193,8 @@ async function operate(story: Story, isCalm: boolean): Promise<boolean> {
       if (result.stragglers.length === 0) throw new ConsistencyViolation('incomplete without a straggler');
     } else {
       if (patch.replaces && result.direction === 'patch') tally.replaced += 1;
-      machine.oracle.expectAtRest(expectedPatches(story.origin, patch, result.direction));
+      if (some !== undefined && result.direction === 'patch') tally.completed += 1;
+      machine.oracle.expectAtRest(expectedPatches(story.origin, patch, result.direction, some));
       if (story.model === 'immediate') return false;
     }
   } catch (error) {
@@ -181,7 +206,7 @@ async function operate(story: Story, isCalm: boolean): Promise<boolean> {
       tally.vetoed += 1;
       // Of a transition that was left half-done before, the rest stays.
       if (machine.change === undefined) {
-        takeBack(machine, patch);
+        objects.giveUp(patch, some ?? OBJECTS);
         machine.oracle.expectAtRest(story.origin);
       }
     } else throw error;
@@ -191,28 +216,64 @@ async function operate(story: Story, isCalm: boolean): Promise<boolean> {
   return machine.forced.size === 0;
 }
 
-/** Of a patch that was given up before its install, what its pre-patch callback did is undone. */
-function takeBack(machine: SimulatedMachine, patch: SimulatedPatch): void {
-  passMoment([new SimulatedCallbacks(machine, patch, () => {})], 'disabled', () => {});
+/** Nothing is in the tool's hands but what is loaded, whatever state patches are in. */
+function watch(story: Story): void {
+  const { machine, choices, tally } = story;
+  machine.isAnswered = true;
+  const { deathChance } = story;
+  const objects = new SimulatedObjects(machine, story.attends === 'withCallbacks', () => {
+    machine.run(choices.below(4));
+    if (machine.isGone) throw new SimulatedDeath('nothing is left to watch');
+    if (deathChance > 0 && choices.chance(deathChance)) {
+      machine.log(() => 'livegraft: dies');
+      throw new SimulatedDeath('the tool dies');
+    }
+  });
+  try {
+    for (let i = choices.below(8); i >= 0 && !machine.isGone; i--) {
+      machine.run(choices.below(12));
+      objects.attend();
+    }
+  } catch (error) {
+    if (!(error instanceof SimulatedDeath)) throw error;
+    tally.deaths += 1;
+  } finally {
+    machine.detach();
+  }
+  tally.arrived += objects.arrived;
+  tally.refused += objects.refused;
 }
 
-/** A transition that was left goes on in either direction; else a patch is enabled, or one on top removed. */
-function chooseOperation({ machine, choices, patches: known }: Story): readonly [SimulatedPatch, Direction] {
+/**
+ * A transition that was left goes on in either direction; else a patch is enabled, one on top removed, or one brought to a library that
+ * came unattended: older ones first.
+ */
+function chooseOperation({
+  machine,
+  choices,
+  patches: known,
+}: Story): readonly [SimulatedPatch, Direction, (readonly string[] | undefined)?] {
   const { patches, change, versions } = machine;
   const inTransition = patches.find((patch) => patch.id === change?.patch);
-  if (inTransition !== undefined) return [inTransition, choices.pick(['patch', 'unpatch'] as const)];
+  if (inTransition !== undefined)
+    return [inTransition, choices.pick(['patch', 'unpatch'] as const), change?.objects];
+  const [pending] = machine.pending;
+  if (pending !== undefined && choices.chance(0.8)) return [pending, 'patch', [LIBRARY]];
   const free = known.filter((patch) => !patches.includes(patch));
+  const fit = free.filter((patch) => pending === undefined || patch.replaces || !changesLibrary(patch));
   const removable = patches.filter((patch) => versions.above(patch.id).length === 0);
-  if (removable.length > 0 && (free.length === 0 || choices.chance(0.5)))
+  if (removable.length > 0 && (fit.length === 0 || choices.chance(0.5)))
     return [choices.pick(removable), 'unpatch'];
-  return [choices.pick(free), 'patch'];
+  return [choices.pick(fit), 'patch'];
 }
 
 function expectedPatches(
   origin: readonly SimulatedPatch[],
   patch: SimulatedPatch,
   direction: Direction,
+  objects: readonly string[] | undefined,
 ): readonly SimulatedPatch[] {
+  if (objects !== undefined) return origin;
   if (direction === 'unpatch') return origin.filter((other) => other !== patch);
   if (origin.includes(patch)) return origin;
   return patch.replaces ? [patch] : [...origin, patch];

@@ -7,22 +7,23 @@ import {
 } from '../../engine/callbacks.js';
 import type { SimulatedMachine, SimulatedPatch } from './machine.js';
 
-/** The callbacks of one patch. The stage is kept in the machine, as a real target keeps it in its memory. */
+/** The callbacks of one patch for one of its objects. The stage is kept in the machine, as a real target keeps it in its memory. */
 export class SimulatedCallbacks implements CallbackObject {
-  readonly name = 'program';
+  readonly name: string;
   readonly #machine: SimulatedMachine;
   readonly #patch: SimulatedPatch;
   readonly #onStep: () => void;
 
   /** `onStep`: the tool takes a step, and may die. */
-  constructor(machine: SimulatedMachine, patch: SimulatedPatch, onStep: () => void) {
+  constructor(machine: SimulatedMachine, patch: SimulatedPatch, object: string, onStep: () => void) {
+    this.name = object;
     this.#machine = machine;
     this.#patch = patch;
     this.#onStep = onStep;
   }
 
   get stage(): CallbackStage {
-    return this.#machine.stageOf(this.#patch.id);
+    return this.#machine.stageOf(this.#patch.id, this.name);
   }
 
   has(kind: CallbackKind): boolean {
@@ -32,11 +33,11 @@ export class SimulatedCallbacks implements CallbackObject {
   run(kind: CallbackKind): LivegraftError | undefined {
     this.#onStep();
     // It runs in the program, which also notes that it has had its turn: nothing comes between, not even the tool's death.
-    this.#machine.log(() => `callback ${kind} of ${this.#patch.id}`);
-    this.#machine.oracle.noteCallback(this.#patch, kind);
+    this.#machine.log(() => `callback ${kind} of ${this.#patch.id} for the ${this.name}`);
+    this.#machine.oracle.noteCallback(this.#patch, this.name, kind);
     const result = this.#patch.callbacks?.[kind]?.() ?? 0;
     if (kind === 'prePatch' && result !== 0) {
-      this.#machine.oracle.noteVeto(this.#patch);
+      this.#machine.oracle.noteVeto(this.#patch, this.name);
       throw new LivegraftError(
         'callback-veto',
         `the pre-patch callback of ${this.#patch.id} returned ${result}`,
@@ -48,6 +49,6 @@ export class SimulatedCallbacks implements CallbackObject {
   }
 
   setStage(stage: CallbackStage): void {
-    this.#machine.setStage(this.#patch.id, stage);
+    this.#machine.setStage(this.#patch.id, this.name, stage);
   }
 }

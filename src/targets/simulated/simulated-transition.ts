@@ -10,9 +10,19 @@ import {
   type TransitionTarget,
   taskId,
 } from '../../engine/target.js';
-import { type MachineEvent, OPAQUE, type SimulatedMachine, type SimulatedPatch } from './machine.js';
+import {
+  LIBRARY,
+  type MachineEvent,
+  OBJECTS,
+  OPAQUE,
+  objectOf,
+  type SimulatedEntry,
+  type SimulatedMachine,
+  type SimulatedPatch,
+} from './machine.js';
 import { ConsistencyViolation } from './oracle.js';
 import { SimulatedCallbacks } from './simulated-callbacks.js';
+import { changesOf, type Sides, SimulatedObjects } from './simulated-objects.js';
 import { type SimulatedFrame, type SimulatedSlot, type SimulatedTask, stateOf } from './task.js';
 
 /** The tool dies here: what it knew is lost, what it wrote in the target stays. */
@@ -24,6 +34,10 @@ const DEATH = new SimulatedDeath('the tool dies');
 export interface SimulatedTransitionOptions {
   readonly machine: SimulatedMachine;
   readonly patch: SimulatedPatch;
+  /** Those of the patch that take part; all without. */
+  readonly objects?: readonly string[] | undefined;
+  /** Attends to the library while the transition waits. */
+  readonly attends?: 'withCallbacks' | 'withoutCallbacks' | undefined;
   /** Tasks may switch themselves where they are in no function. */
   readonly hasBarrier: boolean;
   /** Of every step that the tool takes: the probability that it dies there. */
@@ -32,11 +46,6 @@ export interface SimulatedTransitionOptions {
   readonly unreliableChance: number;
   /** How many things happen in the machine in a millisecond of waiting. */
   readonly instantsPerMs: number;
-}
-
-interface Sides {
-  readonly old: string | undefined;
-  readonly new: string | undefined;
 }
 
 type Walk =
@@ -55,6 +64,9 @@ export class SimulatedTransition implements TransitionTarget {
   readonly #machine: SimulatedMachine;
   #direction: Direction = 'patch';
   #changed: ReadonlyMap<string, Sides> = new Map();
+  /** What was there when that was worked out. */
+  #changedFor = '';
+  readonly objects: SimulatedObjects;
   #events: TargetEvent[] = [];
   readonly #watched = new Set<number>();
   /** Held, and said to have moved: the engine has to try them at once. */
@@ -65,10 +77,24 @@ export class SimulatedTransition implements TransitionTarget {
     this.#options = options;
     this.#machine = options.machine;
     this.barrier = options.hasBarrier ? 'turn' : undefined;
+    this.objects = new SimulatedObjects(this.#machine, options.attends === 'withCallbacks', () =>
+      this.#step(),
+    );
   }
 
   callbackObjects(): readonly CallbackObject[] {
-    return [new SimulatedCallbacks(this.#machine, this.#options.patch, () => this.#step())];
+    const { patch } = this.#options;
+    return OBJECTS.filter((object) => this.#takesPart(object)).map(
+      (object) => new SimulatedCallbacks(this.#machine, patch, object, () => this.#step()),
+    );
+  }
+
+  /** An object that the transition is for, that the patch changes, and that is there. */
+  #takesPart(object: string): boolean {
+    const { patch, objects } = this.#options;
+    if (objects?.includes(object) === false) return false;
+    if (object === LIBRARY) return this.#machine.partOf(patch.id) !== undefined;
+    return patch.replaces || patch.functions.some(({ name }) => objectOf(name) === object);
   }
 
   install(direction: Direction): void {
@@ -76,28 +102,33 @@ export class SimulatedTransition implements TransitionTarget {
     const machine = this.#machine;
     const { patch } = this.#options;
     this.#direction = direction;
+    const { objects } = this.#options;
     machine.isWatched = true;
+    machine.isAnswered = this.#options.attends !== undefined;
     machine.onEvent = (kind, task, parent) => this.#note(kind, task, parent);
     this.#giveSlots();
     const before = machine.change;
+    const of = { patch: patch.id, ...(objects === undefined ? {} : { objects }) };
     if (before?.phase !== 'running') {
       // What every task runs until now, whichever way the transition was to go when it was begun.
-      const runsNew = (before?.direction ?? direction) === 'unpatch';
-      if (before === undefined && !runsNew) machine.patches = [...machine.patches, patch];
-      machine.change ??= { patch: patch.id, direction, phase: 'installing' };
+      const began = before?.direction ?? direction;
+      const runsNew = (began === 'unpatch') !== (before?.phase === 'finishing');
+      if (before === undefined && !machine.patches.includes(patch))
+        machine.patches = [...machine.patches, patch];
+      machine.change ??= { ...of, direction, phase: 'installing' };
       this.#mayDie();
       for (const task of machine.alive) setState(task, runsNew);
       this.#mayDie();
-      machine.change = { patch: patch.id, direction, phase: 'running' };
       machine.oracle.noteBegun(patch, runsNew ? 'unpatch' : 'patch');
     } else machine.change = { ...before, direction };
-    this.#changed = this.#findChanged();
+    this.#updateChanged();
     this.#log(`install: ${direction} ${patch.id}`);
     this.#step();
     for (const [name, sides] of this.#changed) {
-      machine.entries.set(name, { kind: 'choosing', patched: sides.new, unpatched: sides.old });
+      this.#write(name, { kind: 'choosing', patched: sides.new, unpatched: sides.old });
       this.#step();
     }
+    machine.change = { ...of, direction, phase: 'running' };
     // Only now does every function follow the state that the barrier gives.
     this.#armBarrier();
     this.#step();
@@ -161,6 +192,7 @@ export class SimulatedTransition implements TransitionTarget {
     this.#step();
     // Tasks are checked at their own steps; all of them only here, or each attempt would cost a pass over all.
     this.#machine.oracle.expectAll();
+    if (this.#options.attends !== undefined) this.objects.attend();
     const events = this.#events;
     this.#events = [];
     for (const event of events) {
@@ -174,7 +206,9 @@ export class SimulatedTransition implements TransitionTarget {
   reverse(direction: Direction): void {
     this.#step();
     this.#direction = direction;
-    this.#machine.change = { patch: this.#options.patch.id, direction, phase: 'running' };
+    const { patch, objects } = this.#options;
+    const of = { patch: patch.id, ...(objects === undefined ? {} : { objects }) };
+    this.#machine.change = { ...of, direction, phase: 'running' };
     this.#log(`reverse: ${direction}`);
     this.#step();
     this.#armBarrier();
@@ -184,37 +218,49 @@ export class SimulatedTransition implements TransitionTarget {
   finish(direction: Direction): void {
     this.#step();
     const machine = this.#machine;
-    const { patch } = this.#options;
+    const { patch, objects } = this.#options;
     machine.barrierGives = undefined;
+    if (machine.change !== undefined) machine.change = { ...machine.change, direction, phase: 'finishing' };
     this.#step();
+    this.#updateChanged();
     for (const [name, sides] of this.#changed) {
-      machine.entries.set(name, { kind: 'fixed', version: direction === 'patch' ? sides.new : sides.old });
+      this.#write(name, { kind: 'fixed', version: direction === 'patch' ? sides.new : sides.old });
       this.#step();
     }
+    // Nothing asks for states any more: they are given back.
+    for (const task of machine.alive) setState(task, false);
+    this.#mayDie();
     machine.oracle.noteFinished(direction);
     this.#log(`finished: ${direction}`);
-    if (direction === 'unpatch') machine.patches = machine.patches.filter((other) => other.id !== patch.id);
-    else if (patch.replaces) machine.patches = [patch];
+    const part = machine.partOf(patch.id);
+    if (direction === 'unpatch') {
+      if (this.#takesPart(LIBRARY) || objects === undefined) machine.parts.delete(patch.id);
+      if (objects === undefined) machine.patches = machine.patches.filter((other) => other.id !== patch.id);
+    } else {
+      if (part !== undefined) part.state = 'installed';
+      if (patch.replaces && objects === undefined) {
+        machine.patches = [patch];
+        for (const id of [...machine.parts.keys()]) if (id !== patch.id) machine.parts.delete(id);
+      }
+    }
     machine.dropStages();
     machine.change = undefined;
     machine.oracle.expectAll();
   }
 
-  /** What this transition changes, by function: for a patch that replaces, also what only the older ones changed. */
-  #findChanged(): ReadonlyMap<string, Sides> {
+  /** What has gone meanwhile has taken its entry along. */
+  #write(name: string, entry: SimulatedEntry): void {
+    if (this.#takesPart(objectOf(name))) this.#machine.entries.set(name, entry);
+  }
+
+  /** What this transition changes, by function, in what is there now. */
+  #updateChanged(): void {
+    const { loads, library } = this.#machine;
     const { patch } = this.#options;
-    const { patches, versions } = this.#machine;
-    const names = new Set(patch.functions.map((fn) => fn.name));
-    if (patch.replaces) for (const older of patches) for (const fn of older.functions) names.add(fn.name);
-    const changed = new Map<string, Sides>();
-    for (const name of names) {
-      const isOwn = patch.functions.some((fn) => fn.name === name);
-      changed.set(name, {
-        old: versions.below(patch.id, name)?.patch,
-        new: isOwn ? patch.id : undefined,
-      });
-    }
-    return changed;
+    const now = `${loads} ${library} ${this.#machine.partOf(patch.id)?.gate}`;
+    if (this.#changedFor === now) return;
+    this.#changedFor = now;
+    this.#changed = changesOf(this.#machine, patch, (object) => this.#takesPart(object));
   }
 
   #armBarrier(): void {
@@ -226,6 +272,7 @@ export class SimulatedTransition implements TransitionTarget {
     if (task.vforkChild !== undefined) return { kind: 'unstoppable', detail: 'it waits for a vforked child' };
     if (task.sleepsFor > 0 && task.isUninterruptible)
       return { kind: 'unstoppable', detail: 'it sleeps uninterruptibly' };
+    this.#updateChanged();
     const walk = this.#walk(task);
     if (!walk.reliable) return { kind: 'unreliable', cause: 'simulated', detail: walk.detail, frames: [] };
     const at = walk.frames.findIndex(({ name, version }) => {

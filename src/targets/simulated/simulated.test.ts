@@ -30,6 +30,9 @@ describe('the simulated target', () => {
     expect(sum('vetoed')).toBeGreaterThan(SCHEDULES / 40);
     expect(sum('gone')).toBeGreaterThan(SCHEDULES / 20);
     expect(sum('forced')).toBeGreaterThan(SCHEDULES / 100);
+    expect(sum('arrived')).toBeGreaterThan(SCHEDULES / 20);
+    expect(sum('refused')).toBeGreaterThan(SCHEDULES / 40);
+    expect(sum('completed')).toBeGreaterThan(SCHEDULES / 1000);
   }, 180_000);
 
   it('does the same for the same seed', async () => {
