@@ -118,4 +118,15 @@ describe('a state space', () => {
     expect([states.isAssumed(joined), states.isPartial(joined)]).toEqual([true, true]);
     expect(states.join(assumed, sure)).toBe(COVERED);
   });
+
+  it('takes a state for unknown when there is no room for it', () => {
+    const states = new StateSpace(x86_64, RED_ZONE_BYTES, 100);
+    const table = makeTable(1, 1);
+    table.effects[0] = makeEffect(OpCode.push, RBX, 0, 0);
+    table.values[0] = 8;
+    let id = states.entry(ENTRY_MASK);
+    expect(states.register(id, RSP)).toBe(cfaValue(-8));
+    for (let n = 0; n < 10; n++) id = states.after(id, table, 0);
+    expect([states.known(id), states.isAssumed(id), states.isPartial(id)]).toEqual([0, true, true]);
+  });
 });

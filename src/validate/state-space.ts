@@ -28,7 +28,10 @@ const JOIN_WORDS = 4;
 const JOINS = 1 << 13;
 /** A larger space begins anew with the next proof. */
 const KEPT_WORDS = 1 << 20;
+/** Beyond what any real file needs (node takes 9 million); damage could ask for any amount. */
+const MAX_WORDS = 1 << 26;
 const NEVER = -1;
+const UNKNOWN_STATE: StateId = 0;
 /** The result of {@link StateSpace.join} where nothing is lost. */
 export const COVERED = -1;
 
@@ -42,6 +45,7 @@ export class StateSpace {
   changed = 0;
   readonly #architecture: Architecture;
   readonly #state: FrameState;
+  readonly #maxWords: number;
   #words = new Int32Array(1 << 14);
   #used = 0;
   /** Ids by the hash of their words, -1 where there is none. */
@@ -50,10 +54,15 @@ export class StateSpace {
   readonly #transitions = new Int32Array(TRANSITION_WORDS * TRANSITIONS).fill(NEVER);
   readonly #joins = new Int32Array(JOIN_WORDS * JOINS).fill(NEVER);
 
-  /** `redZoneBytes`: bytes below the stack pointer that survive signals. */
-  constructor(architecture: Architecture, redZoneBytes: number) {
+  /**
+   * `redZoneBytes`: bytes below the stack pointer that survive signals. `maxWords`: where there is no room for more states, the next one
+   * is taken for one of which nothing is known.
+   */
+  constructor(architecture: Architecture, redZoneBytes: number, maxWords = MAX_WORDS) {
     this.#architecture = architecture;
+    this.#maxWords = maxWords;
     this.#state = new FrameState(architecture, redZoneBytes);
+    this.#keepUnknown();
   }
 
   /** Before a proof: ids of the proofs before it count no more. */
@@ -65,6 +74,14 @@ export class StateSpace {
     this.#count = 0;
     this.#transitions.fill(NEVER);
     this.#joins.fill(NEVER);
+    this.#keepUnknown();
+  }
+
+  /** The first of all states, at 0: nothing is known, and what follows is no proof. */
+  #keepUnknown(): void {
+    this.#state.clear();
+    this.#state.assume(true);
+    this.keep(this.#state);
   }
 
   /** The working state, as one that is kept: what is made of it can be kept in turn. It lasts until the next call of anything here. */
@@ -95,6 +112,7 @@ export class StateSpace {
   }
 
   keep(state: FrameState): StateId {
+    if (this.#used + HEADER_WORDS + 2 * state.slotCount > this.#maxWords) return UNKNOWN_STATE;
     this.#write(state);
     const start = this.#used;
     const end = start + HEADER_WORDS + 2 * state.slotCount;
