@@ -31,7 +31,7 @@ export function sortedOrder(keys: Float64Array): Uint32Array {
 }
 
 /** Keys in a run, on average, from which on runs are worth looking for. */
-const MIN_RUN = 8;
+const MIN_RUN = 32;
 
 /** Where ascending runs of keys begin; none where there are many. */
 function findRuns(keys: Float64Array): number[] {

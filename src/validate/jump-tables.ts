@@ -45,9 +45,10 @@ export function findJumpTables(
   const found: { i: number; jump: TableJump; place: TablePlace }[] = [];
   const unfollowed = new Map<number, string>();
   const unbounded = new Map<number, string>();
-  for (let t = 0; t < table.transferCount; t++) {
-    const i = table.transfers[t] as number;
-    if (table.flows[i] !== FlowCode.indirectJump) continue;
+  const { flows, transfers, transferCount } = table;
+  for (let t = 0; t < transferCount; t++) {
+    const i = transfers[t] as number;
+    if (flows[i] !== FlowCode.indirectJump) continue;
     const at = table.offsets[i] as number;
     const thunk = program.nameOfTarget(table.targets[i] as number);
     const register = thunk === undefined ? undefined : architecture.idioms.thunkRegister(thunk);
@@ -58,7 +59,12 @@ export function findJumpTables(
     else if (place === undefined) unfollowed.set(i, 'the table of this jump is no part of the file');
     else found.push({ i, jump, place });
   }
-  const begins = new Set(found.map(({ place }) => `${place.section},${place.at}`));
+  const begins = new Map<number, Set<number>>();
+  for (const { place } of found) {
+    const inSection = begins.get(place.section);
+    if (inSection === undefined) begins.set(place.section, new Set([place.at]));
+    else inSection.add(place.at);
+  }
   const edges: Edge[] = [];
   const possibleEdges: Edge[] = [];
   for (const { i, jump, place } of found) {
@@ -69,7 +75,7 @@ export function findJumpTables(
     let read = 0;
     for (; read < Math.min(count, MAX_ENTRIES); read++) {
       const at = place.at + read * jump.entrySizeBytes;
-      if (jump.count === undefined && read > 0 && begins.has(`${place.section},${at}`)) break;
+      if (jump.count === undefined && read > 0 && begins.get(place.section)?.has(at) === true) break;
       const target = reader.entry(place, read, jump);
       if (target === undefined || program.index.find(target) < 0) break;
       const home = program.functionAt(target);
