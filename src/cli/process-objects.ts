@@ -1,5 +1,5 @@
 import { LivegraftError } from '../base/errors.js';
-import { passMoment } from '../engine/callbacks.js';
+import { passMomentAtOnce } from '../engine/callbacks.js';
 import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
 import { Doorbell } from '../targets/process/doorbell.js';
@@ -60,7 +60,7 @@ export function takeBackCallbacks(
 ): void {
   const start = performance.now();
   const target = { ...session, inspector: session.inspector() };
-  passMoment(callbackObjectsOf(target, patch), 'disabled', ({ object, callback, failure }) =>
+  passMomentAtOnce(callbackObjectsOf(target, patch), 'disabled', ({ object, callback, failure }) =>
     onEvent({
       kind: 'callback',
       object,

@@ -5,7 +5,7 @@ import {
   type CallbackObject,
   type CallbackStage,
   type callbackAt,
-  passMoment,
+  passMomentAtOnce,
   stageAfter,
 } from './callbacks.js';
 
@@ -37,7 +37,7 @@ class FakeObject implements CallbackObject {
 }
 
 const pass = (object: FakeObject, ...moments: Parameters<typeof callbackAt>[1][]) => {
-  for (const moment of moments) passMoment([object], moment, () => {});
+  for (const moment of moments) passMomentAtOnce([object], moment, () => {});
   return object.ran;
 };
 
@@ -89,8 +89,8 @@ describe('callbacks', () => {
     const [first, second, third] = [new FakeObject('a'), new FakeObject('b'), new FakeObject('c')];
     second.vetoes = true;
     const all = [first, second, third];
-    expect(() => passMoment(all, 'enable', () => {})).toThrow('no');
-    passMoment(all, 'disabled', () => {});
+    expect(() => passMomentAtOnce(all, 'enable', () => {})).toThrow('no');
+    passMomentAtOnce(all, 'disabled', () => {});
     expect(all.map((object) => object.ran)).toEqual([['prePatch', 'postUnpatch'], ['prePatch'], []]);
   });
 
@@ -99,7 +99,7 @@ describe('callbacks', () => {
     object.failure = new LivegraftError('callback-crashed', 'SIGSEGV');
     const reports: unknown[] = [];
     for (const moment of ['enable', 'enabled'] as const)
-      passMoment([object], moment, (report) => reports.push(report));
+      passMomentAtOnce([object], moment, (report) => reports.push(report));
     expect(reports).toEqual([{ object: 'a', callback: 'postPatch', failure: object.failure }]);
     expect(object.stage).toBe('postPatched');
   });

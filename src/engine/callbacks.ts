@@ -20,8 +20,10 @@ export type CallbackMoment =
   /** No task has the new version any more. */
   | 'disabled';
 
-/** One object of a patch in one target, as far as callbacks go. */
-export interface CallbackObject {
+type Awaitable<T> = T | Promise<T>;
+
+/** One object of a patch in one target, as far as callbacks go; of a target that has to be waited for. */
+export interface AwaitableCallbackObject {
   /** For reports. */
   readonly name: string;
   readonly stage: CallbackStage;
@@ -32,8 +34,14 @@ export interface CallbackObject {
    * anything but 0. A callback that fails in another way is a veto too if it is a pre-patch one; of any other kind it
    * has had its turn all the same, and the failure is returned. Throws when it could not be begun; then the stage is as it was.
    */
-  run(kind: CallbackKind): LivegraftError | undefined;
+  run(kind: CallbackKind): Awaitable<LivegraftError | undefined>;
   /** Keeps a stage that no callback led to. */
+  setStage(stage: CallbackStage): Awaitable<void>;
+}
+
+/** One whose callbacks have run when the call returns. */
+export interface CallbackObject extends AwaitableCallbackObject {
+  run(kind: CallbackKind): LivegraftError | undefined;
   setStage(stage: CallbackStage): void;
 }
 
@@ -80,15 +88,36 @@ export function stageAfter(kind: CallbackKind): CallbackStage {
  * Gives the callbacks of all objects their turn. What `run` throws, a veto above all, passes through, and the objects behind
  * have had none: whoever gives the patch up then passes `disabled`, which takes back what has run.
  */
-export function passMoment(
+export async function passMoment(
+  objects: readonly AwaitableCallbackObject[],
+  moment: CallbackMoment,
+  onRun: (report: CallbackReport) => void,
+): Promise<void> {
+  for (const { object, callback } of turnsAt(objects, moment)) {
+    if (object.has(callback)) onRun({ object: object.name, callback, failure: await object.run(callback) });
+    else await object.setStage(stageAfter(callback));
+  }
+}
+
+/** {@link passMoment} where nothing has to be waited for. */
+export function passMomentAtOnce(
   objects: readonly CallbackObject[],
   moment: CallbackMoment,
   onRun: (report: CallbackReport) => void,
 ): void {
-  for (const object of objects) {
-    const callback = callbackAt(object.stage, moment);
-    if (callback === undefined) continue;
+  for (const { object, callback } of turnsAt(objects, moment)) {
     if (object.has(callback)) onRun({ object: object.name, callback, failure: object.run(callback) });
     else object.setStage(stageAfter(callback));
+  }
+}
+
+/** An object's stage is looked at when it is its turn. */
+function* turnsAt<O extends AwaitableCallbackObject>(
+  objects: readonly O[],
+  moment: CallbackMoment,
+): Generator<{ readonly object: O; readonly callback: CallbackKind }> {
+  for (const object of objects) {
+    const callback = callbackAt(object.stage, moment);
+    if (callback !== undefined) yield { object, callback };
   }
 }

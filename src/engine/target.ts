@@ -1,5 +1,5 @@
 import type { LivegraftError } from '../base/errors.js';
-import type { CallbackObject } from './callbacks.js';
+import type { AwaitableCallbackObject } from './callbacks.js';
 
 /** What the engine asks of a thing that can be patched. Implemented by `src/targets/*`; the engine knows no other. */
 
@@ -88,7 +88,7 @@ export interface TransitionTarget {
   /** Where tasks switch themselves (reported as `taskSwitched`, and by `tasks`), while a transition runs; undefined where nowhere. */
   readonly barrier?: string | undefined;
   /** Objects of the patch, in the order of the patch; undefined where patches have no callbacks. */
-  callbackObjects?(): readonly CallbackObject[];
+  callbackObjects?(): Awaitable<readonly AwaitableCallbackObject[]>;
   /**
    * Makes every redirect choose by task; all tasks keep the version they have. All redirects are written or none.
    * Rejects with a LivegraftError and nothing changed. After a resumed transition it finds the work done and returns.

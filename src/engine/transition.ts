@@ -103,7 +103,7 @@ class Transition {
   }
 
   async run(): Promise<TransitionResult> {
-    this.#passMoment(this.#direction === 'patch' ? 'enable' : 'disable');
+    await this.#passMoment(this.#direction === 'patch' ? 'enable' : 'disable');
     await this.#target.install(this.#direction);
     await this.#learnTasks();
     this.#emit({
@@ -120,7 +120,7 @@ class Transition {
       }
     } while (!(await this.#isSettled()));
     const tasks = this.#tasks.size;
-    this.#passMoment(this.#direction === 'patch' ? 'enabled' : 'disabled');
+    await this.#passMoment(this.#direction === 'patch' ? 'enabled' : 'disabled');
     await this.#target.finish(this.#direction);
     this.#emit({ kind: 'finished', direction: this.#direction, atMs: this.#elapsedMs() });
     return {
@@ -190,7 +190,7 @@ class Transition {
 
   async #reverse(why: string): Promise<void> {
     // A removal may have come as far as its last callback: then its first one has its turn again.
-    this.#passMoment(this.#direction === 'patch' ? 'disable' : 'enable');
+    await this.#passMoment(this.#direction === 'patch' ? 'disable' : 'enable');
     this.#direction = this.#direction === 'patch' ? 'unpatch' : 'patch';
     this.#check = this.#modelCheck;
     await this.#target.reverse(this.#direction);
@@ -201,8 +201,9 @@ class Transition {
     await this.#learnTasks();
   }
 
-  #passMoment(moment: CallbackMoment): void {
-    passMoment(this.#target.callbackObjects?.() ?? [], moment, ({ object, callback, failure }) =>
+  async #passMoment(moment: CallbackMoment): Promise<void> {
+    const objects = (await this.#target.callbackObjects?.()) ?? [];
+    await passMoment(objects, moment, ({ object, callback, failure }) =>
       this.#emit({ kind: 'callback', object, callback, failure: failure?.message, atMs: this.#elapsedMs() }),
     );
   }

@@ -55,10 +55,10 @@ export const MUTANTS: readonly Mutant[] = [
     name: 'runs-pre-patch-behind-the-install',
     breaks: 'a pre-patch callback runs before anything is changed',
     file: ENGINE,
-    find: `    this.#passMoment(this.#direction === 'patch' ? 'enable' : 'disable');
+    find: `    await this.#passMoment(this.#direction === 'patch' ? 'enable' : 'disable');
     await this.#target.install(this.#direction);`,
     replace: `    await this.#target.install(this.#direction);
-    this.#passMoment(this.#direction === 'patch' ? 'enable' : 'disable');`,
+    await this.#passMoment(this.#direction === 'patch' ? 'enable' : 'disable');`,
   },
   {
     name: 'runs-post-callbacks-before-all-have-switched',
@@ -66,7 +66,7 @@ export const MUTANTS: readonly Mutant[] = [
       'a post-patch callback runs when all tasks have the new version, a post-unpatch one when none has',
     file: ENGINE,
     find: '    do {\n      if (!(await this.#settle()))',
-    replace: `    this.#passMoment(this.#direction === 'patch' ? 'enabled' : 'disabled');
+    replace: `    await this.#passMoment(this.#direction === 'patch' ? 'enabled' : 'disabled');
     do {
       if (!(await this.#settle()))`,
   },
@@ -245,8 +245,8 @@ export const MUTANTS: readonly Mutant[] = [
     name: 'leaves-pre-patch-out-when-a-removal-is-turned-around',
     breaks: 'a removal that is turned around behind its last callback begins anew with the pre-patch one',
     file: ENGINE,
-    find: "    this.#passMoment(this.#direction === 'patch' ? 'disable' : 'enable');\n    this.#direction =",
-    replace: "    if (this.#direction === 'patch') this.#passMoment('disable');\n    this.#direction =",
+    find: "    await this.#passMoment(this.#direction === 'patch' ? 'disable' : 'enable');\n    this.#direction =",
+    replace: "    if (this.#direction === 'patch') await this.#passMoment('disable');\n    this.#direction =",
   },
   {
     name: 'comes-final-in-mid-transition',

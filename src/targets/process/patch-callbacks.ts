@@ -1,4 +1,4 @@
-import { BORROWED_CALL_RECORD_BYTES, BORROWED_CALL_RETURNED } from '../../arch/architecture.js';
+import { BORROWED_CALL_RETURNED } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
 import {
   type CallbackKind,
@@ -6,6 +6,16 @@ import {
   type CallbackStage,
   stageAfter,
 } from '../../engine/callbacks.js';
+import {
+  CALLBACK_BEGUN,
+  CALLBACK_IDLE,
+  CALLBACK_RECORD_BYTES,
+  type CallbackRecord,
+  encodeCallbackRecord,
+  isVeto,
+  parseCallbackRecord,
+  vetoError,
+} from '../callback-record.js';
 import type { ProcessMemory } from './memory.js';
 import { partsOf } from './patch-objects.js';
 import type { Mapping } from './proc.js';
@@ -15,25 +25,9 @@ import type { StackInspector } from './stack-inspector.js';
 import { type Purpose, ThreadBorrower } from './thread-borrower.js';
 import { PATIENT_TIMEOUT_MS, sleepSync, type Tracer } from './tracer.js';
 
-/** Four 32-bit words: phase and result (see `encodeBorrowedCall`), the callback that these are of, the object's stage. */
-export const CALLBACK_RECORD_BYTES = BORROWED_CALL_RECORD_BYTES + 8;
-
-const KINDS: readonly CallbackKind[] = ['prePatch', 'postPatch', 'preUnpatch', 'postUnpatch'];
-const STAGES: readonly CallbackStage[] = ['none', 'prePatched', 'postPatched', 'preUnpatched'];
-const IDLE = 0;
-const BEGUN = 1;
-const NO_KIND = 0;
-
 /** How long a callback may take, and how long a thread is waited for that may run it. */
 const CALLBACK_TIMEOUT_MS = 3000;
 const THREAD_TIMEOUT_MS = 2000;
-
-interface CallbackRecord {
-  readonly phase: number;
-  readonly result: number;
-  readonly kind: CallbackKind | undefined;
-  readonly stage: CallbackStage;
-}
 
 export interface CallbackTarget {
   readonly tracer: Tracer;
@@ -70,7 +64,7 @@ export class ProcessCallbacks implements CallbackObject {
   /** A callback that an earlier livegraft began is seen to its end first: its stage counts. */
   get stage(): CallbackStage {
     const record = this.#read();
-    if (record.phase !== IDLE && record.kind !== undefined) this.#endEarlierRun(record.kind);
+    if (record.phase !== CALLBACK_IDLE && record.kind !== undefined) this.#endEarlierRun(record.kind);
     return this.#read().stage;
   }
 
@@ -79,7 +73,7 @@ export class ProcessCallbacks implements CallbackObject {
   }
 
   setStage(stage: CallbackStage): void {
-    this.#write({ phase: IDLE, result: 0, kind: undefined, stage });
+    this.#write({ phase: CALLBACK_IDLE, result: 0, kind: undefined, stage });
   }
 
   run(kind: CallbackKind): LivegraftError | undefined {
@@ -90,7 +84,7 @@ export class ProcessCallbacks implements CallbackObject {
     } catch (error) {
       if (!(error instanceof LivegraftError) || !FAILURES.has(error.code)) throw error;
       this.setStage(kind === 'prePatch' ? stage : stageAfter(kind));
-      if (kind === 'prePatch') throw this.#veto(error.message, error);
+      if (kind === 'prePatch') throw vetoError(this.#patch, error.message, error);
       return new LivegraftError(error.code, `the ${kind} callback of ${this.#patch.name}: ${error.message}`, {
         ...(error.remedy === undefined ? {} : { remedy: error.remedy }),
         details: error.details,
@@ -98,23 +92,10 @@ export class ProcessCallbacks implements CallbackObject {
     }
     if (isVeto(kind, result)) {
       this.setStage(stage);
-      throw this.#veto(`it returned ${result}`);
+      throw vetoError(this.#patch, `it returned ${result}`);
     }
     this.setStage(stageAfter(kind));
     return undefined;
-  }
-
-  #veto(why: string, cause?: unknown): LivegraftError {
-    return new LivegraftError(
-      'callback-veto',
-      `the pre-patch callback of ${this.#patch.name} refuses the patch: ${why}`,
-      {
-        remedy:
-          'see what the patch says of its conditions; nothing has been changed but what the callback itself did',
-        details: { patch: this.#patch.id, why },
-        cause,
-      },
-    );
   }
 
   #call(kind: CallbackKind, stage: CallbackStage): number {
@@ -126,7 +107,7 @@ export class ProcessCallbacks implements CallbackObject {
     for (;;) {
       try {
         borrower.borrow(TO_CALL, (caller) => {
-          this.#write({ phase: BEGUN, result: 0, kind, stage });
+          this.#write({ phase: CALLBACK_BEGUN, result: 0, kind, stage });
           caller.runBorrowedCall(call.at, call.returningAt, CALLBACK_TIMEOUT_MS);
         });
         return this.#read().result;
@@ -188,32 +169,18 @@ export class ProcessCallbacks implements CallbackObject {
   }
 
   #read(): CallbackRecord {
-    const bytes = this.#target.memory.readExactly(this.#callbacks.record, CALLBACK_RECORD_BYTES);
-    return {
-      phase: bytes.readUInt32LE(0),
-      result: bytes.readInt32LE(4),
-      kind: KINDS[bytes.readUInt32LE(8) - 1],
-      stage: STAGES[bytes.readUInt32LE(12)] ?? 'none',
-    };
+    return parseCallbackRecord(
+      this.#target.memory.readExactly(this.#callbacks.record, CALLBACK_RECORD_BYTES),
+    );
   }
 
-  #write({ phase, result, kind, stage }: CallbackRecord): void {
-    const bytes = Buffer.alloc(CALLBACK_RECORD_BYTES);
-    bytes.writeUInt32LE(phase, 0);
-    bytes.writeInt32LE(result, 4);
-    bytes.writeUInt32LE(kind === undefined ? NO_KIND : KINDS.indexOf(kind) + 1, 8);
-    bytes.writeUInt32LE(STAGES.indexOf(stage), 12);
-    this.#target.memory.write(this.#callbacks.record, bytes);
+  #write(record: CallbackRecord): void {
+    this.#target.memory.write(this.#callbacks.record, encodeCallbackRecord(record));
   }
 }
 
 /** Of a callback that was begun: it has had its turn. */
 const FAILURES: ReadonlySet<string> = new Set(['callback-crashed', 'callback-stuck']);
-
-/** What the others return is not even defined. */
-function isVeto(kind: CallbackKind, result: number): boolean {
-  return kind === 'prePatch' && result !== 0;
-}
 
 const TO_CALL: Purpose = { what: 'run a callback of the patch', syscalls: [], onlyWaiting: true };
 

@@ -4,15 +4,14 @@ import { hex, linkAddress } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import { PF_X, PT_LOAD, SHN_UNDEF, STT_FUNC } from '../../elf/constants.js';
 import type { CallbackKind } from '../../engine/callbacks.js';
-import { findStateConflict, type SystemState } from '../../engine/states.js';
 import type { Patch } from '../../patch/content.js';
-import { STATE_PREVIOUS_OFFSET } from '../../patch/declarations.js';
-import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
+import { layoutPatch } from '../../patch/layout.js';
 import { type ExternalSymbol, type LinkedImage, linkPatch, type SymbolSource } from '../../patch/link.js';
 import type { PatchFunction, PatchObject } from '../../patch/manifest.js';
 import { partOf } from '../../patch/part.js';
+import { CALLBACK_RECORD_BYTES } from '../callback-record.js';
+import { expectCompatibleStates, linkStates } from '../patch-states.js';
 import type { LoadedModule } from './modules.js';
-import { CALLBACK_RECORD_BYTES } from './patch-callbacks.js';
 import { fileOf, type LoadedPart, statesOf } from './patch-objects.js';
 import { findFreeRange } from './placement.js';
 import { canSetGsBase, type Mapping, readExecutablePath } from './proc.js';
@@ -154,7 +153,8 @@ export function loadPart(
   { barrier: barrierName, replaces }: LoadOptions,
 ): LoadedPart {
   const patch = partOf(whole, object);
-  expectCompatibleStates(session, patch, registry, replaces);
+  const enabled = registry.patches.map((each) => ({ name: each.name, states: statesOf(each) }));
+  expectCompatibleStates(`process ${session.pid}`, patch, enabled, replaces);
   expectOldCode(session, object, module);
   const restored = replaces ? functionsToRestore(registry, object, module.bias) : [];
   const callbacks = Object.entries(object.callbacks ?? {}) as [CallbackKind, string][];
@@ -231,7 +231,7 @@ export function loadPart(
     place(at, bytes);
     return { kind, at, returningAt: at + returningAt };
   });
-  const states = linkStates(patch, layout, image, registry);
+  const states = linkStates(patch, layout, image, enabled);
 
   const part = (
     { offset, sizeBytes }: { offset: number; sizeBytes: number },
@@ -279,26 +279,6 @@ export function loadPart(
     functions,
     barrier,
   };
-}
-
-function expectCompatibleStates(
-  session: ProcessSession,
-  { manifest }: Patch,
-  registry: Registry,
-  replaces: boolean,
-): void {
-  const enabled = registry.patches.map((earlier) => ({ name: earlier.name, states: statesOf(earlier) }));
-  const conflict = findStateConflict({ replaces, states: manifest.states ?? [] }, enabled);
-  if (conflict === undefined) return;
-  const { id, enabledVersion, version } = conflict;
-  throw new LivegraftError(
-    'state-incompatible',
-    `process ${session.pid}: patch ${conflict.enabled} has brought state ${id} to version ${enabledVersion}; ${manifest.name} ${version === undefined ? 'would replace it and does not know that state' : `knows version ${version} of it`}`,
-    {
-      remedy: `revert ${conflict.enabled} first, or apply a patch that knows version ${enabledVersion} of the state`,
-      details: { pid: session.pid, state: id },
-    },
-  );
 }
 
 /** Refuses what can be seen to hold old code when it runs; the rest is what was declared. */
@@ -424,28 +404,6 @@ function functionIn(image: LinkedImage, name: string): MemoryRange {
     );
   }
   return { address: found.address, sizeBytes: found.sizeBytes };
-}
-
-/** Leads each state of the patch to the same one of the newest patch below that has it. */
-function linkStates(
-  patch: Patch,
-  layout: PatchLayout,
-  image: LinkedImage,
-  registry: Registry,
-): readonly (SystemState & { readonly address: number })[] {
-  const view = new DataView(image.bytes.buffer, image.bytes.byteOffset);
-  return (patch.manifest.states ?? []).map(({ id, version, symbol: name }) => {
-    const symbol = patch.symbols.find((s) => s.kind === 'defined' && s.name === name);
-    if (symbol?.kind !== 'defined')
-      throw new LivegraftError('patch-malformed', `no state ${name} in the patch`);
-    const offset = (layout.sectionOffsets[symbol.section] ?? 0) + symbol.value;
-    const previous = registry.patches
-      .toReversed()
-      .flatMap(statesOf)
-      .find((state) => state.id === id);
-    view.setBigUint64(offset + STATE_PREVIOUS_OFFSET, BigInt(previous?.address ?? 0), true);
-    return { id, version, address: image.base + offset };
-  });
 }
 
 function planFunction(

@@ -1,3 +1,4 @@
+import type { RegisteredState } from '../patch-states.js';
 import type { ProcessMemory } from './memory.js';
 import type { Mapping } from './proc.js';
 import type {
@@ -20,7 +21,7 @@ export function partsOf(patch: RegisteredPatch): readonly RegisteredPart[] {
 }
 
 /** What the patch says of the state of the program, as far as it is there. */
-export function statesOf(patch: RegisteredPatch): NonNullable<RegisteredPart['states']> {
+export function statesOf(patch: RegisteredPatch): readonly RegisteredState[] {
   return partsOf(patch).flatMap(({ states = [] }) => states);
 }
 

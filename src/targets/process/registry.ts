@@ -1,7 +1,7 @@
 import type { CallbackKind } from '../../engine/callbacks.js';
-import type { SystemState } from '../../engine/states.js';
 import type { StragglerReason } from '../../engine/target.js';
 import type { PatchObject } from '../../patch/manifest.js';
+import type { RegisteredState } from '../patch-states.js';
 
 /**
  * What livegraft knows about its work in a process, kept in that process. Plain JSON: addresses are numbers (user
@@ -101,7 +101,7 @@ export interface RegisteredPart {
   }[];
   readonly callbacks?: RegisteredCallbacks;
   /** What it says of the state of the program; `address` is that of the variable that describes it. */
-  readonly states?: readonly (SystemState & { readonly address: number })[];
+  readonly states?: readonly RegisteredState[];
 }
 
 /**

@@ -1,5 +1,5 @@
 import { LivegraftError } from '../../base/errors.js';
-import { passMoment } from '../../engine/callbacks.js';
+import { passMomentAtOnce } from '../../engine/callbacks.js';
 import { type EntryState, planArrival, settlePart } from '../../engine/objects.js';
 import {
   LIBRARY,
@@ -80,7 +80,7 @@ export class SimulatedObjects {
     for (const object of objects) {
       const isThere = object !== LIBRARY || machine.partOf(patch.id) !== undefined;
       if (isThere)
-        passMoment([new SimulatedCallbacks(machine, patch, object, () => {})], 'disabled', () => {});
+        passMomentAtOnce([new SimulatedCallbacks(machine, patch, object, () => {})], 'disabled', () => {});
       if (object === LIBRARY) this.#dropLeft(patch);
     }
   }
@@ -95,7 +95,7 @@ export class SimulatedObjects {
     this.#step();
     if (entries === 'below') return;
     try {
-      passMoment([callbacks], 'enable', () => {});
+      passMomentAtOnce([callbacks], 'enable', () => {});
     } catch (error) {
       if (error instanceof LivegraftError && error.code === 'callback-veto') machine.parts.delete(patch.id);
       throw error;
@@ -145,7 +145,7 @@ export class SimulatedObjects {
         machine.log(() => `livegraft: takes back what ${patch.id} has for the library`);
         for (const [name, { old }] of changesOf(machine, patch, (object) => object === LIBRARY))
           machine.entries.set(name, { kind: 'fixed', version: old });
-        passMoment([this.#callbacksOf(patch)], 'disabled', () => {});
+        passMomentAtOnce([this.#callbacksOf(patch)], 'disabled', () => {});
         machine.parts.delete(patch.id);
     }
   }
@@ -163,7 +163,7 @@ export class SimulatedObjects {
 
   #complete(patch: SimulatedPatch, part: SimulatedPart): void {
     const { entries } = this.#machine;
-    passMoment([this.#callbacksOf(patch)], 'enabled', () => {});
+    passMomentAtOnce([this.#callbacksOf(patch)], 'enabled', () => {});
     for (const [name, entry] of entries)
       if (entry.kind === 'gated' && entry.gate === part)
         entries.set(name, { kind: 'fixed', version: entry.patched });
