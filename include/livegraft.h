@@ -8,19 +8,49 @@
  * the lock: they must not call functions of this file. The memory comes from the program's own calloc() and is aligned
  * for any type.
  *
+ * In code of a kernel (__KERNEL__ is defined) the variables are the kernel's own, by the same functions: they need CONFIG_LIVEPATCH,
+ * and may be used wherever kmalloc(size, GFP_ATOMIC) may.
+ *
  * livegraft build has the folder of this file on the include path: #include <livegraft.h>. See docs/patch-code.md. */
 #ifndef LIVEGRAFT_H
 #define LIVEGRAFT_H
-
-#include <sched.h>
-#include <stddef.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 /* Fills in new data. Anything but 0 gives the variable up. */
 typedef int (*livegraft_shadow_constructor)(void *object, void *data, void *argument);
 /* Called before the data is freed. */
 typedef void (*livegraft_shadow_destructor)(void *object, void *data);
+
+#ifdef __KERNEL__
+
+/* How memory is asked for; a file that does without the kernel's headers defines it itself. */
+#ifndef LIVEGRAFT_GFP
+#include <linux/gfp.h>
+#define LIVEGRAFT_GFP GFP_ATOMIC
+#endif
+
+/* As include/linux/livepatch.h declares them. */
+extern void *klp_shadow_get(void *object, unsigned long id);
+extern void *klp_shadow_alloc(void *object, unsigned long id, __SIZE_TYPE__ size, unsigned int gfp,
+                              livegraft_shadow_constructor constructor, void *argument);
+extern void *klp_shadow_get_or_alloc(void *object, unsigned long id, __SIZE_TYPE__ size, unsigned int gfp,
+                                     livegraft_shadow_constructor constructor, void *argument);
+extern void klp_shadow_free(void *object, unsigned long id, livegraft_shadow_destructor destructor);
+extern void klp_shadow_free_all(unsigned long id, livegraft_shadow_destructor destructor);
+
+#define livegraft_shadow_get(object, id) klp_shadow_get(object, id)
+#define livegraft_shadow_alloc(object, id, size, constructor, argument) \
+  klp_shadow_alloc(object, id, size, LIVEGRAFT_GFP, constructor, argument)
+#define livegraft_shadow_get_or_alloc(object, id, size, constructor, argument) \
+  klp_shadow_get_or_alloc(object, id, size, LIVEGRAFT_GFP, constructor, argument)
+#define livegraft_shadow_free(object, id, destructor) klp_shadow_free(object, id, destructor)
+#define livegraft_shadow_free_all(id, destructor) klp_shadow_free_all(id, destructor)
+
+#else
+
+#include <sched.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 #define LIVEGRAFT_SHADOW_BUCKETS 504
 
@@ -148,6 +178,8 @@ LIVEGRAFT_INTERNAL void livegraft_shadow_free_all(unsigned long id, livegraft_sh
   }
   livegraft_shadow_unlock_();
 }
+
+#endif /* __KERNEL__ */
 
 /* Callbacks and states: docs/patch-code.md. Each macro stands once, at file level, with a semicolon behind it. */
 

@@ -19,6 +19,8 @@ export interface KernelBuildOptions extends Omit<BuildOptions, 'targetPath' | 'd
   readonly buildDir: string | undefined;
   /** Objects to compile besides those of the C files that the diff changes: `fs/proc/inode.o`. */
   readonly objects: readonly string[];
+  /** Where livegraft.h is. */
+  readonly includeDir: string;
 }
 
 /**
@@ -40,7 +42,7 @@ export function buildFromKernelSource(options: KernelBuildOptions): BuildResult 
       (from, to, changed) => linkTree(from, to, [...changed, ...extra]),
     );
     const objects = objectsToCompile(workspace.directory, workspace.changedFiles, options.objects);
-    const tree = new KernelTree(workspace.directory, buildDir, work, compiler);
+    const tree = new KernelTree(workspace.directory, buildDir, work, compiler, options.includeDir);
     onEvent({ kind: 'step', step: 'compile', detail: 'without the diff' });
     const original = tree.compile(objects, 'original', join(work, 'original'));
     const changed = workspace.applyDiff();

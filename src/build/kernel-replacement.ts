@@ -1,3 +1,4 @@
+import { x86_64 } from '../arch/x86-64/index.js';
 import { hex, linkAddress } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
@@ -14,8 +15,10 @@ import {
   type PatchManifest,
   type PatchSymbolAddress,
 } from '../patch/manifest.js';
+import { readDeclarations } from './declarations.js';
 import { NOP5, UNPATCHABLE_SECTIONS } from './kernel-code.js';
 import { VMLINUX } from './kernel-target.js';
+import { ObjectModel } from './object-model.js';
 
 export interface ReplacementOptions {
   readonly name: string;
@@ -40,7 +43,7 @@ interface FoundSymbol {
   readonly bytes: () => Uint8Array;
 }
 
-const KEPT = /^\.(?:text|rodata|data|bss)(?:$|\.)/;
+const KEPT = /^\.(?:(?:text|rodata|data|bss)(?:$|\.)|livegraft\.states$)/;
 /** What the kernel would have to be told of, and why its absence is not safe. */
 const REFUSED: readonly (readonly [RegExp, string])[] = [
   [/^\.altinstructions$/, 'code that the kernel rewrites for its CPU at boot (alternatives)'],
@@ -75,12 +78,17 @@ export function buildReplacement(
       (section.flags & c.SHF_ALLOC) !== 0 && section.sizeBytes > 0 && kindOf(section) !== undefined,
   );
   const indexOf = new Map(kept.map((section, index) => [section.index, index]));
-  const symbols = new SymbolConversion(object, image, modules, indexOf);
+  const { callbacks, states } = readDeclarations(new ObjectModel(object, x86_64.decoder));
+  const variables = states.map(({ variable }) => variable.symbol);
+  const symbols = new SymbolConversion(object, image, modules, indexOf, variables);
   const sections = kept.map((section) => convertSection(object, section, symbols));
   const functions = object.symbols
     .filter((symbol) => symbol.type === c.STT_FUNC && indexOf.has(symbol.sectionIndex))
     .filter((symbol) => symbol.sizeBytes > 0 && !PART.test(symbol.name));
+  // The kernel may have functions of their names; these are the patch's own.
+  const isCallback = new Set(Array.from(callbacks.values(), ({ symbol }) => symbol.index));
   const replaced = functions.flatMap((symbol) => {
+    if (isCallback.has(symbol.index)) return [];
     const old = symbols.findText(symbol.name);
     if (old === undefined) return [];
     return [{ object: old.object, fn: describe(symbol, old, object, options.digest, symbols) }];
@@ -106,6 +114,9 @@ export function buildReplacement(
     functions: replaced.filter((each) => each.object === name).map(({ fn }) => fn),
     symbols: symbols.usedOf(name),
   }));
+  // What functions of a module refer to in the kernel is the kernel's that it was built with.
+  const patched = objects.filter(({ functions, name }) => name === VMLINUX || functions.length > 0);
+  const withCallbacks = patched.find((each) => each.functions.length > 0);
   const manifest: PatchManifest = {
     formatVersion: MANIFEST_VERSION,
     name: options.name,
@@ -113,8 +124,17 @@ export function buildReplacement(
     createdAt: options.createdAt,
     tool: 'livegraft 0.1.0',
     architecture: 'x86-64',
-    // What functions of a module refer to in the kernel is the kernel's that it was built with.
-    objects: objects.filter(({ functions, name }) => name === VMLINUX || functions.length > 0),
+    objects: patched.map((each) =>
+      each === withCallbacks && callbacks.size > 0
+        ? {
+            ...each,
+            callbacks: Object.fromEntries(Array.from(callbacks, ([kind, { name }]) => [kind, name])),
+          }
+        : each,
+    ),
+    ...(states.length > 0 && {
+      states: states.map(({ id, version, variable }) => ({ id, version, symbol: variable.name })),
+    }),
     newFunctions: functions.map((symbol) => symbol.name).filter((name) => !isReplaced.has(name)),
     ...options.declarations,
     newData: object.symbols
@@ -197,14 +217,16 @@ class SymbolConversion {
     image: KernelImage,
     modules: readonly ModuleImage[],
     indexOf: ReadonlyMap<number, number>,
+    variables: readonly ElfSymbol[],
   ) {
     this.#object = object;
     this.#image = image;
     this.#modules = modules;
     this.#indexOf = indexOf;
-    // Functions are found by name when the patch is loaded, also those that nothing refers to.
+    // Functions and states are found by name when the patch is loaded, also those that nothing refers to.
     for (const symbol of object.symbols)
       if (symbol.type === c.STT_FUNC && indexOf.has(symbol.sectionIndex)) this.#defined(symbol);
+    for (const symbol of variables) this.#defined(symbol);
   }
 
   /** What the new code refers to in an object. */

@@ -11,7 +11,7 @@ import {
   utimesSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { basename, delimiter, dirname, join } from 'node:path';
 import { LivegraftError } from '../base/errors.js';
 
 /** What a kernel compiles like, besides its own flags. */
@@ -49,8 +49,11 @@ export class KernelTree {
   readonly #objectDir: string;
   readonly #compiler: string;
   readonly #assemblerDir: string;
+  readonly #includeDir: string;
 
-  constructor(sourceDir: string, buildDir: string, work: string, compiler: string) {
+  /** `includeDir` has the headers for patch code. */
+  constructor(sourceDir: string, buildDir: string, work: string, compiler: string, includeDir: string) {
+    this.#includeDir = includeDir;
     this.#sourceDir = sourceDir;
     this.#objectDir = join(work, 'objects');
     this.#assemblerDir = join(work, 'bin');
@@ -111,7 +114,12 @@ export class KernelTree {
         cwd: this.#objectDir,
         encoding: 'utf8',
         maxBuffer: 2 ** 28,
-        env: { ...process.env, KBUILD_OUTPUT: '', MAKEFLAGS: '' },
+        env: {
+          ...process.env,
+          KBUILD_OUTPUT: '',
+          MAKEFLAGS: '',
+          CPATH: [process.env.CPATH, this.#includeDir].filter(Boolean).join(delimiter),
+        },
       },
     );
     if (error !== undefined || status !== 0) {

@@ -12,6 +12,7 @@ import {
 import type { KernelImage } from '../kernel-image/kernel-image.js';
 import type { Patch, PatchSection } from '../patch/content.js';
 import { BELOW_OBJECT } from '../patch/link.js';
+import type { PatchCallbacks } from '../patch/manifest.js';
 import { ALTERNATIVES, EXCEPTIONS } from './kernel-code.js';
 import { NEW_SEARCH } from './kernel-exceptions.js';
 import { VMLINUX } from './kernel-target.js';
@@ -28,6 +29,14 @@ export function writeKlpModule(patch: Patch, image: KernelImage): Uint8Array {
   const module = new KlpModule(patch, image);
   return module.write();
 }
+
+type CallbackName = keyof PatchCallbacks;
+const KLP_CALLBACKS: Readonly<Record<CallbackName, string>> = {
+  prePatch: 'pre_patch',
+  postPatch: 'post_patch',
+  preUnpatch: 'pre_unpatch',
+  postUnpatch: 'post_unpatch',
+};
 
 /** The module's name: letters, digits and underscores, as file and as /sys/kernel/livepatch/NAME. */
 function klpModuleName(patchName: string): string {
@@ -146,6 +155,8 @@ class KlpModule {
   /** `struct klp_patch`, its object and functions, each list with an empty one behind it. Returns the patch's symbol. */
   #addStructures(): number {
     const [object, ...modules] = this.#patch.manifest.objects;
+    if (this.#patch.manifest.states !== undefined)
+      throw unsupported("it declares states, which point to one another in a way of livegraft's own");
     if (modules.length > 0) throw unsupported(`the patch is for the module ${modules[0]?.name}, too`);
     // A module has an exception table of its own.
     const functions = (object?.functions ?? []).filter((fn) => fn.newSymbol !== NEW_SEARCH);
@@ -167,12 +178,14 @@ class KlpModule {
     point(this.#offsetOf('klp_patch', 'mod'), this.#thisModule(), 0);
     point(this.#offsetOf('klp_patch', 'objs'), self, objectsAt);
     point(objectsAt + this.#offsetOf('klp_object', 'funcs'), self, functionsAt);
+    // They get the object as an argument, which they leave alone.
+    for (const [kind, name] of Object.entries(object?.callbacks ?? {}) as [CallbackName, string][]) {
+      const at = objectsAt + this.#offsetOf('klp_object', 'callbacks');
+      point(at + this.#offsetOf('klp_callbacks', KLP_CALLBACKS[kind]), this.#function(name), 0);
+    }
     functions.forEach((fn, i) => {
       const at = functionsAt + i * functionBytes;
-      const replacement = this.#patch.symbols.findIndex(
-        (symbol) => symbol.kind === 'defined' && symbol.isFunction && symbol.name === fn.newSymbol,
-      );
-      if (replacement < 0) throw unsupported(`there is no function ${fn.newSymbol} in the patch`);
+      const replacement = this.#function(fn.newSymbol);
       point(at + this.#offsetOf('klp_func', 'old_name'), namesAt, names.length);
       names.writeBytes(new TextEncoder().encode(`${fn.name}\0`));
       point(at + this.#offsetOf('klp_func', 'new_func'), replacement, 0);
@@ -180,6 +193,14 @@ class KlpModule {
     });
     this.#add('.rodata.livepatch', CONSTANT, names.toBytes(), 1, []);
     return self;
+  }
+
+  #function(name: string): number {
+    const found = this.#patch.symbols.findIndex(
+      (symbol) => symbol.kind === 'defined' && symbol.isFunction && symbol.name === name,
+    );
+    if (found < 0) throw unsupported(`there is no function ${name} in the patch`);
+    return found;
   }
 
   #addModule(name: string, klp: number): void {

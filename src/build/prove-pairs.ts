@@ -62,7 +62,6 @@ export function proveAll(
     );
     const declarations = readDeclarations(pair.patched);
     const declares = hasDeclarations(declarations);
-    if (declares && target.isKernel) throw onlyForProcesses(file);
     if (comparison.changedFunctions.length === 0 && newGlobals.length === 0 && !declares) return;
     const names = comparison.changedFunctions.map((change) => change.original.name);
     if (!isPart) {
@@ -109,13 +108,6 @@ export function proveAll(
     notes.push(`left out a compilation of ${file}, which is not in ${target.objectName}`);
   }
   return proven;
-}
-
-function onlyForProcesses(file: string): LivegraftError {
-  return new LivegraftError('callbacks-unsupported', `${file} declares callbacks or states`, {
-    remedy: 'livegraft runs callbacks in processes only: leave them out of patches of a kernel',
-    details: { file },
-  });
 }
 
 export function nameOfFile(pair: CompiledPair): string {

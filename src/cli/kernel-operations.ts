@@ -293,7 +293,7 @@ export async function previewInKernel(reference: KernelReference, patch: Patch):
 
 /** What {@link KernelPatcher.check} refuses by. */
 const REFUSALS: ReadonlySet<string> = new Set([
-  ...['wrong-target', 'old-code-differs', 'no-fentry', 'symbol-unresolved'],
+  ...['wrong-target', 'old-code-differs', 'no-fentry', 'symbol-unresolved', 'state-incompatible'],
   ...['module-not-loaded', 'module-reloaded', 'function-needed'],
 ]);
 
@@ -381,7 +381,7 @@ async function transit(
     return { patch: { id: patch.id, name: patch.name }, result, guest };
   } catch (error) {
     if (!(error instanceof LivegraftError) || error.code === 'target-gone') throw error;
-    if (error.code === 'model-needs-barrier') {
+    if (error.code === 'model-needs-barrier' || (error.code === 'callback-veto' && !wasBegun)) {
       // Nothing was written but the record.
       if (!wasBegun) await patcher.complete(patch.id, direction === 'patch' ? 'unpatch' : 'patch', false);
       throw error;

@@ -41,13 +41,18 @@ export class KernelLab {
       const bytes = extractVmlinux(readFileSync(guest.kernel.vmlinuz), 'vmlinuz', decompressors);
       writeFileSync(this.vmlinux, bytes);
       this.#image = parseKernelImage(bytes, 'vmlinuz');
-      await guest.run('(while :; do cat /proc/version; ls /; done >/dev/null) & sleep 0');
+      await this.makeCalls();
     });
     afterAll(() => {
       this.#guest?.stop();
       rmSync(this.folder, { recursive: true, force: true });
     });
   }
+
+  /** Starts processes that fork and make system calls all the while. */
+  readonly makeCalls = async (): Promise<void> => {
+    await this.guest.run('(while :; do cat /proc/version; ls /; done >/dev/null) & sleep 0');
+  };
 
   get guest(): Guest {
     if (this.#guest === undefined) throw new Error('the guest has not booted');

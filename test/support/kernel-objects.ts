@@ -12,6 +12,7 @@ const FLAGS = [
     '-fasynchronous-unwind-tables',
     '-w',
   ],
+  ...['-I', join(ROOT, 'include')],
 ];
 
 /** Compiles a file of `test/targets/kernel` into `folder`; returns the object's path. */

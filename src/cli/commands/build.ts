@@ -77,6 +77,7 @@ export async function build(
       diffPath: diff as string,
       buildDir: options.headers,
       objects: command,
+      includeDir: includeDir(),
       name: nameOf(diff as string),
     });
   } else if (source !== undefined && diff !== undefined && orig === undefined && patched === undefined) {

@@ -5,6 +5,7 @@ import { findCallPlaces } from './call-places.js';
 import type { GdbClient, GuestChange } from './gdb-client.js';
 import { GuestCalls } from './guest-calls.js';
 import { DEFAULT_LAYOUT, GuestRegisters } from './guest-registers.js';
+import { WAY_BACK } from './kernel-trampoline.js';
 import type { KernelAddresses } from './running-kernel.js';
 
 const TEXT = 0x8100_0000;
@@ -159,5 +160,38 @@ describe('a task that a killed livegraft had borrowed', () => {
     guest.stack = undefined;
     await guest.calls().recover(guest.borrowed);
     expect(guest.borrowed).toBe(0);
+  });
+});
+
+describe('a task that is led away', () => {
+  const note = (stackPointer: number): GuestChange => ({
+    ...{ kind: 'write', address: STACK + 64 },
+    bytes: new Uint8Array(new BigUint64Array([BigInt(stackPointer)]).buffer),
+  });
+
+  it('has its way back on its stack, and nothing of livegraft is left where it was met', async () => {
+    const guest = new Guest();
+    const before = guest.registers.with({ rip: SAFE_POINT, r15: 15, cs: 0x10, ss: 0x18 });
+    guest.registers = before;
+    await guest.calls().lead(100, FUNCTION, async () => {}, note);
+    const stackPointer = guest.registers.address('rsp');
+    expect(guest.registers.address('rip')).toBe(FUNCTION);
+    expect(stackPointer % 16).toBe(0);
+    const words = new BigUint64Array(guest.stack?.slice(stackPointer - STACK).buffer as ArrayBuffer, 0, 20);
+    expect([...words]).toEqual(WAY_BACK.map((name) => before.get(name)));
+    expect(stackPointer + 160).toBeLessThan(before.address('rsp'));
+    expect(new BigUint64Array(guest.stack?.slice(64, 72).buffer as ArrayBuffer)[0]).toBe(
+      BigInt(stackPointer),
+    );
+    expect([guest.breakpoints.size, guest.borrowed]).toEqual([0, 0]);
+  });
+
+  it('is left alone when something is wrong with the guest', async () => {
+    const guest = new Guest();
+    const refuse = () => Promise.reject(new LivegraftError('target-gone', 'it started again'));
+    await expect(guest.calls().lead(100, FUNCTION, refuse, note)).rejects.toMatchObject({
+      code: 'target-gone',
+    });
+    expect([guest.registers.address('rip'), guest.breakpoints.size]).toEqual([SAFE_POINT, 0]);
   });
 });

@@ -3,6 +3,7 @@ import { type CallPlaces, PARKING_LOOP } from './call-places.js';
 import type { GdbClient, GuestChange } from './gdb-client.js';
 import type { GuestRegisters } from './guest-registers.js';
 import { GuestRouser } from './guest-rouser.js';
+import { WAY_BACK } from './kernel-trampoline.js';
 
 /** Registers that a call changes; the others belong to the CPU that a task happens to have. */
 const GENERAL = 'rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags'.split(' ');
@@ -81,6 +82,41 @@ export class GuestCalls {
       if (isAway) await this.#client.removeBreakpoints([this.#parking]);
       else await this.#giveBack(at, saved, frame, [this.#parking]);
     }
+  }
+
+  /**
+   * Leads a task from where {@link borrow} would take it to code that brings it back by itself ({@link encodeCallAndReturn}), whatever
+   * becomes of this process. `note` makes the change that says so, given the stack pointer that the task has there; it is made in the same moment
+   * ({@link GdbClient.change}). `check` may refuse while nothing has been changed. The guest is stopped before and after.
+   */
+  async lead(
+    timeoutMs: number,
+    to: number,
+    check: () => Promise<void>,
+    note: (stackPointer: number) => GuestChange,
+  ): Promise<void> {
+    const { vcpu, registers } = await this.#waitForSafePoint(timeoutMs);
+    const breakpoints = [...this.#safePoints, this.#parking];
+    try {
+      await check();
+    } catch (error) {
+      await this.#client.removeBreakpoints(breakpoints);
+      throw error;
+    }
+    const wayBack = new Uint8Array(WAY_BACK.length * 8);
+    const view = new DataView(wayBack.buffer);
+    WAY_BACK.forEach((name, i) => {
+      view.setBigUint64(i * 8, registers.get(name), true);
+    });
+    const top = registers.address('rsp') - STACK_GAP_BYTES - wayBack.length;
+    const stackPointer = Math.floor(top / 64) * 64;
+    const eflags = registers.get('eflags') & ~DIRECTION_FLAG;
+    await this.#client.change([
+      ...breakpoints.map((address): GuestChange => ({ kind: 'removeBreakpoint', address })),
+      { kind: 'write', address: stackPointer, bytes: wayBack },
+      note(stackPointer),
+      { kind: 'registers', vcpu, registers: registers.with({ rip: to, rsp: stackPointer, eflags }) },
+    ]);
   }
 
   /** Gives a task back that a livegraft borrowed which did not live to do so. */

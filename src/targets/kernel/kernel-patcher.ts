@@ -1,31 +1,41 @@
 import type { Architecture } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
+import type { AwaitableCallbackObject } from '../../engine/callbacks.js';
 import type { Straggler } from '../../engine/events.js';
 import type { Direction } from '../../engine/target.js';
 import type { Patch } from '../../patch/content.js';
 import type { Digest } from '../../patch/file.js';
-import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
-import { BELOW_OBJECT, type LinkedImage, type SymbolSource } from '../../patch/link.js';
+import type { PatchLayout } from '../../patch/layout.js';
+import { BELOW_OBJECT, type SymbolSource } from '../../patch/link.js';
+import { expectCompatibleStates } from '../patch-states.js';
 import { collectGarbage } from '../process/own-runtime.js';
 import { findCallPlaces } from './call-places.js';
 import { GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
 import { findBarrier, type PlannedBarrier } from './kernel-barrier.js';
+import { KernelCallbacks } from './kernel-callbacks.js';
 import { KernelEntries } from './kernel-entries.js';
 import { ENTRY_BYTES, type EntrySite, expectNotNeeded, findEntrySite } from './kernel-entry-site.js';
 import { linkForKernel } from './kernel-link.js';
+import {
+  describeLoaded,
+  fitsInto,
+  type LoadPlan,
+  layoutForKernel,
+  oldRanges,
+  type PlannedFunction,
+  textPagesOf,
+} from './kernel-load-plan.js';
 import { KernelObjects, type ReplacedFunction, replacedFunctions } from './kernel-objects.js';
 import {
   type KernelRange,
   type KernelRegistry,
   KernelRegistryStore,
   REGISTRY_BYTES,
-  type RegisteredKernelFunction,
   type RegisteredKernelPatch,
   type RegisteredKernelStraggler,
 } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
-import { REDIRECT_BYTES } from './kernel-trampoline.js';
 import { KernelTransition } from './kernel-transition.js';
 import {
   afterTransition,
@@ -34,9 +44,7 @@ import {
   kernelVersions,
   PatchVersions,
 } from './kernel-versions.js';
-import type { ModulePlace } from './module-identity.js';
 
-const PAGE_BYTES = 4096;
 /** The registry has room for so many stragglers beside the patches. */
 const MAX_NOTED = 100;
 /** "lg" and a count: no value of the kernel's own for patch_state, which older registries use. */
@@ -47,20 +55,6 @@ export interface KernelLoadOptions {
   readonly barrier: string | undefined;
   /** All older patches go in the transition that brings this one. */
   readonly replace: boolean;
-}
-
-/** A function of a patch, or one that a cumulative patch leads back to the original: that has nothing to replace it. */
-interface PlannedFunction extends EntrySite {
-  readonly replaced: ReplacedFunction | undefined;
-  readonly entry: number;
-  /** The newest version of those that are there. */
-  readonly below: RegisteredKernelFunction | undefined;
-}
-
-interface Plan {
-  readonly replaces: boolean;
-  readonly functions: readonly PlannedFunction[];
-  readonly places: readonly ModulePlace[];
 }
 
 /** Puts patches into a running kernel and finds those that are there. */
@@ -161,9 +155,9 @@ export class KernelPatcher {
       this.#symbols(planned),
       this.#arch.redirector,
     );
-    await this.#session.sliced.writeMemory(address, image.bytes);
     const appliedAt = before?.appliedAt ?? new Date().toISOString();
-    const registered = describe(patch, planned, barrier, layout, image, appliedAt);
+    const registered = describeLoaded(patch, planned, barrier, layout, image, appliedAt);
+    await this.#session.sliced.writeMemory(address, image.bytes);
     // The newest comes last: its versions lie above those of all others.
     const others = this.#registry.patches.filter((each) => each.id !== patch.id);
     await this.save({ ...this.#registry, patches: [...others, registered] });
@@ -228,9 +222,16 @@ export class KernelPatcher {
     const { transition } = this.#registry;
     if (transition === undefined) throw new Error('the transition was not recorded');
     const versions = this.versionsOf(patch);
-    return new KernelTransition(this.#session, this.watch, versions, transition, usesBarrier, async (now) => {
-      await this.save({ ...this.#registry, transition: turned(transition, now) });
+    return new KernelTransition(this.#session, this.watch, versions, transition, usesBarrier, {
+      saveDirection: (now) => this.save({ ...this.#registry, transition: turned(transition, now) }),
+      callbackObjects: () => this.callbackObjects(patch),
     });
+  }
+
+  /** The objects of a patch that have callbacks; one that an earlier run began is seen to its end. */
+  callbackObjects(patch: RegisteredKernelPatch): Promise<readonly AwaitableCallbackObject[]> {
+    const kernel = { session: this.#session, calls: this.#calls, watch: this.watch };
+    return KernelCallbacks.open(kernel, patch);
   }
 
   /** For good, and before the first task is switched unchecked. */
@@ -325,8 +326,11 @@ export class KernelPatcher {
    * What a patch changes on top of those that are there. A cumulative one also has the functions that only older ones changed, to
    * lead them back.
    */
-  async #plan(patch: Patch, replaces: boolean): Promise<Plan> {
+  async #plan(patch: Patch, replaces: boolean): Promise<LoadPlan> {
     const older = enabledPatches(this.#registry).filter((each) => each.id !== patch.id);
+    const states = older.map((each) => ({ name: each.name, states: each.states ?? [] }));
+    const { release } = this.#session.kernel.image;
+    expectCompatibleStates(`kernel ${release}`, patch, states, replaces);
     const versions = kernelVersions(older);
     const functions: PlannedFunction[] = [];
     for (const replaced of replacedFunctions(patch)) {
@@ -352,6 +356,7 @@ export class KernelPatcher {
     );
     return {
       replaces,
+      states,
       functions: replaces
         ? [
             ...functions,
@@ -363,7 +368,7 @@ export class KernelPatcher {
   }
 
   /** The symbols of the running kernel, and {@link BELOW_OBJECT}. */
-  #symbols({ replaces, functions }: Plan): SymbolSource {
+  #symbols({ replaces, functions }: LoadPlan): SymbolSource {
     const source = this.#objects.symbols;
     return {
       ...source,
@@ -389,7 +394,7 @@ export class KernelPatcher {
 
   async #findBarrier(
     patch: Patch,
-    { functions }: Plan,
+    { functions }: LoadPlan,
     declared: string | undefined,
   ): Promise<PlannedBarrier | undefined> {
     const leaving = functions.flatMap(({ replaced, entry, below }): readonly KernelRange[] => [
@@ -414,79 +419,4 @@ type Transition = NonNullable<KernelRegistry['transition']>;
 function turned(transition: Transition, direction: Transition['direction']): Transition {
   const { stragglers: _, ...rest } = transition;
   return { ...rest, direction, startedAt: new Date().toISOString() };
-}
-
-/** A function and its parts, which lie as far from it as in the file. */
-function oldRanges({ fn }: ReplacedFunction, entry: number): readonly KernelRange[] {
-  return [fn.old, ...fn.parts].map(({ name, address, sizeBytes }) => ({
-    name,
-    address: entry + Number(BigInt(address) - BigInt(fn.old.address)),
-    sizeBytes,
-  }));
-}
-
-function describe(
-  patch: Patch,
-  { replaces, functions, places }: Plan,
-  barrier: PlannedBarrier | undefined,
-  layout: PatchLayout,
-  image: LinkedImage,
-  appliedAt: string,
-): RegisteredKernelPatch {
-  const trampolineAt = (index: number) => image.base + layout.redirectOffset + index * REDIRECT_BYTES;
-  const { ehFrame } = layout;
-  return {
-    id: patch.id,
-    name: patch.manifest.name,
-    state: 'applying',
-    forced: false,
-    appliedAt,
-    memory: { address: image.base, sizeBytes: layout.sizeBytes },
-    textPages: textPagesOf(layout),
-    text: { address: image.base, sizeBytes: layout.codeSizeBytes },
-    modules: places,
-    ehFrame: ehFrame && { address: image.base + ehFrame.offset, sizeBytes: ehFrame.sizeBytes },
-    functions: functions.map((planned, index) => describeFunction(planned, image, trampolineAt(index))),
-    ...(barrier && { barrier: { ...barrier, trampoline: trampolineAt(functions.length) } }),
-    ...(replaces && { replaces }),
-  };
-}
-
-function describeFunction(
-  { replaced, entry, site, original, isDisplaced, below }: PlannedFunction,
-  image: LinkedImage,
-  trampoline: number,
-): RegisteredKernelFunction {
-  if (replaced === undefined)
-    return { ...(below as RegisteredKernelFunction), new: [], trampoline, restores: true };
-  const { object, fn } = replaced;
-  const loaded = (name: string): KernelRange => {
-    const found = image.functions.find((each) => each.name === name);
-    if (found !== undefined) return found;
-    throw new LivegraftError(
-      'patch-malformed',
-      `the patch replaces ${fn.name} by ${name}, which it does not hold`,
-    );
-  };
-  return {
-    object,
-    name: fn.name,
-    old: oldRanges(replaced, entry),
-    new: [loaded(fn.newSymbol), ...fn.newParts.map(loaded)],
-    ...{ site, original, isDisplaced, trampoline },
-  };
-}
-
-/** Whether the memory that a patch has already is enough. What follows its text is writable: that must begin where it did. */
-function fitsInto(layout: PatchLayout, { memory, textPages }: RegisteredKernelPatch): boolean {
-  return layout.sizeBytes <= memory.sizeBytes && textPagesOf(layout) === textPages;
-}
-
-function textPagesOf({ text }: PatchLayout): number {
-  return Math.ceil(text.sizeBytes / PAGE_BYTES);
-}
-
-/** With a trampoline for each function, and one for the barrier. */
-function layoutForKernel(patch: Patch, functions: number): PatchLayout {
-  return layoutPatch(patch, (functions + 1) * REDIRECT_BYTES);
 }

@@ -1,6 +1,8 @@
 import { decodeText } from '../../base/byte-reader.js';
 import { crc32 } from '../../base/crc32.js';
 import { LivegraftError } from '../../base/errors.js';
+import type { CallbackKind } from '../../engine/callbacks.js';
+import type { RegisteredState } from '../patch-states.js';
 import type { BorrowRecord } from './guest-calls.js';
 import type { MemorySource } from './guest-memory.js';
 import type { ModulePlace } from './module-identity.js';
@@ -36,6 +38,15 @@ export interface RegisteredKernelBarrier {
   readonly trampoline: number;
 }
 
+export interface RegisteredKernelCallbacks {
+  /** For reports: what the patch calls the object that they are of. */
+  readonly object: string;
+  /** In the patch's memory; see kernel-callbacks.ts. */
+  readonly record: number;
+  /** Code that calls one and comes back by itself. */
+  readonly calls: readonly { readonly kind: CallbackKind; readonly at: number }[];
+}
+
 export interface RegisteredKernelPatch {
   readonly id: string;
   readonly name: string;
@@ -54,6 +65,8 @@ export interface RegisteredKernelPatch {
   readonly barrier?: RegisteredKernelBarrier;
   /** Until it is applied: all older patches go in the same transition. */
   readonly replaces?: boolean;
+  readonly callbacks?: RegisteredKernelCallbacks;
+  readonly states?: readonly RegisteredState[];
 }
 
 export interface RegisteredKernelStraggler {

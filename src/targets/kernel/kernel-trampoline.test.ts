@@ -2,11 +2,13 @@ import { describe, expect, it } from 'vitest';
 import { x86_64 } from '../../arch/x86-64/index.js';
 import {
   copyBehind,
+  encodeCallAndReturn,
   encodeJump,
   encodeTaskStore,
   encodeTaskTest,
   findFentryNop,
   REDIRECT_BYTES,
+  WAY_BACK,
 } from './kernel-trampoline.js';
 
 const AT = -0x3fa5_0000;
@@ -91,5 +93,27 @@ describe('findFentryNop', () => {
   it('fits the jump that takes its place', () => {
     expect([...encodeJump(AT, AT + 5 + 0x100)]).toEqual([0xe9, 0, 1, 0, 0]);
     expect(nop.length).toBe(5);
+  });
+});
+
+describe('code that calls a function and comes back by itself', () => {
+  it('keeps what the function returned, then takes all registers from the stack', () => {
+    const code = encodeCallAndReturn({ at: AT, callee: OTHER, record: SWITCHED });
+    const hex = (value: number) => {
+      const field = Buffer.alloc(4);
+      field.writeInt32LE(value);
+      return field.toString('hex');
+    };
+    // As `as` writes it: call, mov %eax,record+4(%rip), movl $2,record(%rip), pop rax … r15, iretq.
+    expect(Buffer.from(code).toString('hex')).toBe(
+      [
+        ...['e8', hex(OTHER - (AT + 5))],
+        ...['8905', hex(SWITCHED + 4 - (AT + 11))],
+        ...['c705', hex(SWITCHED - (AT + 21)), '02000000'],
+        ...['58595a5b5d5e5f', '41584159415a415b415c415d415e415f', '48cf'],
+      ].join(''),
+    );
+    expect(code.length).toBeLessThanOrEqual(copyBehind(AT) - AT);
+    expect(WAY_BACK.slice(0, 7)).toEqual(['rax', 'rcx', 'rdx', 'rbx', 'rbp', 'rsi', 'rdi']);
   });
 });

@@ -1,3 +1,4 @@
+import { BORROWED_CALL_RETURNED } from '../../arch/architecture.js';
 import { ByteWriter } from '../../base/byte-writer.js';
 
 export const JUMP_BYTES = 5;
@@ -84,6 +85,45 @@ export function encodeTaskStore(options: {
   for (const byte of [0x41, 0xc7, 0x83]) writer.writeU8(byte);
   writer.writeI32(stateOffset).writeI32(value);
   return writer.writeBytes(encodeJump(at + 20, next)).toBytes();
+}
+
+/** What a task that is led away finds on its stack on its way back, in this order: the last five are `iretq`'s. */
+export const WAY_BACK = [
+  ...['rax', 'rcx', 'rdx', 'rbx', 'rbp', 'rsi', 'rdi', 'r8', 'r9', 'r10', 'r11', 'r12', 'r13', 'r14', 'r15'],
+  ...['rip', 'cs', 'eflags', 'rsp', 'ss'],
+] as const;
+
+/**
+ * Calls a function and goes back by itself to where the task was led away, all registers as they were: the stack pointer is at what
+ * {@link WAY_BACK} names. `record` gets the function's result and that it has returned (`BORROWED_CALL_RECORD_BYTES`).
+ *
+ *     call callee
+ *     mov  %eax, record+4
+ *     movl $returned, record
+ *     pop  %rax … pop %r15
+ *     iretq
+ */
+export function encodeCallAndReturn(options: {
+  readonly at: number;
+  readonly callee: number;
+  readonly record: number;
+}): Uint8Array {
+  const { at, callee, record } = options;
+  const writer = new ByteWriter(TRAMPOLINE_BYTES);
+  const emit = (...bytes: number[]) => writer.writeBytes(Uint8Array.from(bytes));
+  const relative = (address: number, behindField: number) =>
+    writer.writeI32(address - (at + writer.length + 4 + behindField));
+  emit(0xe8);
+  relative(callee, 0);
+  emit(0x89, 0x05);
+  relative(record + 4, 0);
+  emit(0xc7, 0x05);
+  relative(record, 4);
+  writer.writeU32(BORROWED_CALL_RETURNED);
+  emit(0x58, 0x59, 0x5a, 0x5b, 0x5d, 0x5e, 0x5f);
+  for (let low = 0x58; low <= 0x5f; low++) emit(0x41, low);
+  emit(0x48, 0xcf);
+  return writer.toBytes();
 }
 
 /** mov %gs:current_task, %r11 */

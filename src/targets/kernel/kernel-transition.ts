@@ -1,5 +1,6 @@
 import type { Architecture } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
+import type { AwaitableCallbackObject } from '../../engine/callbacks.js';
 import {
   type Direction,
   type StragglerReason,
@@ -41,6 +42,13 @@ const NOT_SWITCHED = -1;
 /** A list of 2000 tasks is a second's work without shared memory. */
 const BARRIER_LOOK_MS = 200;
 
+/** What a transition needs of whoever keeps the patches. */
+interface TransitionHost {
+  /** Records a reversal in the guest. */
+  saveDirection(direction: Direction): Promise<void>;
+  callbackObjects(): Promise<readonly AwaitableCallbackObject[]>;
+}
+
 /**
  * A transition in a running kernel. A task has switched when its `patch_state` is the value of this transition; the field
  * is copied to new tasks with the rest of the task_struct, which is rule 2. Every value is used once, so that what an
@@ -56,7 +64,7 @@ export class KernelTransition implements TransitionTarget {
   readonly #versions: PatchVersions;
   readonly #transition: NonNullable<KernelRegistry['transition']>;
   readonly #usesBarrier: boolean;
-  readonly #saveDirection: (direction: Direction) => Promise<void>;
+  readonly #host: TransitionHost;
   #barrierSeenAtMs = 0;
   #known: ReadonlyMap<TaskId, ScannedTask> = new Map();
   /** Those that {@link #switchAhead} has not looked at since they were listed. */
@@ -75,8 +83,7 @@ export class KernelTransition implements TransitionTarget {
   #cpusAt = -1;
 
   /**
-   * `saveDirection` records a reversal in the guest. The transition is in the registry already: what a killed livegraft
-   * leaves is then known to be unfinished.
+   * The transition is in the registry already: what a killed livegraft leaves is then known to be unfinished.
    */
   constructor(
     session: KernelSession,
@@ -84,7 +91,7 @@ export class KernelTransition implements TransitionTarget {
     versions: PatchVersions,
     transition: NonNullable<KernelRegistry['transition']>,
     usesBarrier: boolean,
-    saveDirection: (direction: Direction) => Promise<void>,
+    host: TransitionHost,
   ) {
     this.name = `kernel ${session.kernel.image.release}`;
     this.#session = session;
@@ -94,9 +101,13 @@ export class KernelTransition implements TransitionTarget {
     this.#versions = versions;
     this.#transition = transition;
     this.#usesBarrier = usesBarrier;
-    this.#saveDirection = saveDirection;
+    this.#host = host;
     this.#direction = transition.direction;
     this.#forking = findForking(session);
+  }
+
+  callbackObjects(): Promise<readonly AwaitableCallbackObject[]> {
+    return this.#host.callbackObjects();
   }
 
   /**
@@ -382,7 +393,7 @@ export class KernelTransition implements TransitionTarget {
   }
 
   async reverse(direction: Direction): Promise<void> {
-    await this.#saveDirection(direction);
+    await this.#host.saveDirection(direction);
     this.#direction = direction;
     await this.#aimBarrier();
     this.#watched.clear();

@@ -1,0 +1,255 @@
+import { BORROWED_CALL_RETURNED } from '../../arch/architecture.js';
+import { LivegraftError } from '../../base/errors.js';
+import {
+  type AwaitableCallbackObject,
+  type CallbackKind,
+  type CallbackStage,
+  stageAfter,
+} from '../../engine/callbacks.js';
+import type { Patch } from '../../patch/content.js';
+import type { PatchLayout } from '../../patch/layout.js';
+import type { LinkedImage } from '../../patch/link.js';
+import {
+  CALLBACK_BEGUN,
+  CALLBACK_IDLE,
+  CALLBACK_RECORD_BYTES,
+  encodeCallbackRecord,
+  isVeto,
+  parseCallbackRecord,
+  vetoError,
+} from '../callback-record.js';
+import { type GuestCalls, guestEnded } from './guest-calls.js';
+import type { GuestWatch } from './guest-watch.js';
+import type { RegisteredKernelCallbacks, RegisteredKernelPatch } from './kernel-registry.js';
+import type { KernelSession } from './kernel-session.js';
+import { encodeCallAndReturn, REDIRECT_BYTES } from './kernel-trampoline.js';
+
+/** A callback record, and the stack pointer that the task had which was led to a callback last. */
+export const KERNEL_CALLBACK_RECORD_BYTES = CALLBACK_RECORD_BYTES + 8;
+
+/** How long a task is waited for that begins a system call. */
+const TASK_TIMEOUT_MS = 10_000;
+/** How long a callback may take before the command ends without it. */
+const CALLBACK_TIMEOUT_MS = 3000;
+const [FIRST_LOOK_MS, LONGEST_LOOK_MS] = [1, 50];
+/** To list all tasks for the one that was led away takes a longer stop. */
+const TASK_LOOK_MS = 500;
+const STACK_BYTES = 16_384;
+
+type Outcome =
+  | { readonly kind: 'returned'; readonly result: number }
+  /** The task has ended inside of it: it crashed. */
+  | { readonly kind: 'crashed' };
+
+/** What callbacks need of a running kernel. */
+export interface CallbackKernel {
+  readonly session: KernelSession;
+  readonly calls: GuestCalls;
+  readonly watch: GuestWatch;
+}
+
+/**
+ * The callbacks of one patch in a running kernel, run by a task that begins a system call: in process context, with interrupts on and
+ * nothing locked. The task comes back by itself and says so in the patch's memory: when livegraft is killed meanwhile, the callback
+ * runs to its end all the same, and the next run sees that it has.
+ */
+export class KernelCallbacks implements AwaitableCallbackObject {
+  readonly name: string;
+  readonly #kernel: CallbackKernel;
+  readonly #patch: RegisteredKernelPatch;
+  readonly #callbacks: RegisteredKernelCallbacks;
+  #stage: CallbackStage;
+
+  private constructor(
+    kernel: CallbackKernel,
+    patch: RegisteredKernelPatch,
+    callbacks: RegisteredKernelCallbacks,
+    stage: CallbackStage,
+  ) {
+    this.name = callbacks.object;
+    this.#kernel = kernel;
+    this.#patch = patch;
+    this.#callbacks = callbacks;
+    this.#stage = stage;
+  }
+
+  /**
+   * Those of a patch: none or one. A callback that an earlier livegraft began is seen to its end first; rejects with
+   * `callback-running` when that takes too long.
+   */
+  static async open(
+    kernel: CallbackKernel,
+    patch: RegisteredKernelPatch,
+  ): Promise<readonly KernelCallbacks[]> {
+    const { callbacks } = patch;
+    if (callbacks === undefined) return [];
+    const { phase, kind, stage } = await readRecord(kernel.session, callbacks.record);
+    const opened = new KernelCallbacks(kernel, patch, callbacks, stage);
+    if (phase !== CALLBACK_IDLE && kind !== undefined) {
+      const outcome = await opened.#waitForReturn(kind);
+      const isRefused = outcome.kind === 'crashed' ? kind === 'prePatch' : isVeto(kind, outcome.result);
+      await opened.setStage(isRefused ? stage : stageAfter(kind));
+    }
+    return [opened];
+  }
+
+  get stage(): CallbackStage {
+    return this.#stage;
+  }
+
+  has(kind: CallbackKind): boolean {
+    return this.#callbacks.calls.some((call) => call.kind === kind);
+  }
+
+  async setStage(stage: CallbackStage): Promise<void> {
+    const { session, watch } = this.#kernel;
+    await watch.expectAlive();
+    const record = encodeCallbackRecord({ phase: CALLBACK_IDLE, result: 0, kind: undefined, stage });
+    await session.data.writeMemory(this.#callbacks.record, record);
+    session.endStep();
+    this.#stage = stage;
+  }
+
+  async run(kind: CallbackKind): Promise<LivegraftError | undefined> {
+    const stage = this.#stage;
+    await this.#begin(kind, stage);
+    const outcome = await this.#waitForReturn(kind);
+    if (outcome.kind === 'returned') {
+      const refuses = isVeto(kind, outcome.result);
+      await this.setStage(refuses ? stage : stageAfter(kind));
+      if (refuses) throw vetoError(this.#patch, `it returned ${outcome.result}`);
+      return undefined;
+    }
+    await this.setStage(kind === 'prePatch' ? stage : stageAfter(kind));
+    const crashed = new LivegraftError(
+      'callback-crashed',
+      `the ${kind} callback of ${this.#patch.name} did not return: the task that ran it has ended`,
+      {
+        remedy: 'see what the kernel says of it (dmesg in the guest)',
+        details: { patch: this.#patch.id, callback: kind },
+      },
+    );
+    if (kind === 'prePatch')
+      throw vetoError(this.#patch, 'it did not return, and the task that ran it has ended', crashed);
+    return crashed;
+  }
+
+  async #begin(kind: CallbackKind, stage: CallbackStage): Promise<void> {
+    const { session, calls, watch } = this.#kernel;
+    const call = this.#callbacks.calls.find((each) => each.kind === kind);
+    if (call === undefined) throw new Error(`the patch has no ${kind} callback`);
+    session.client.phase = 'callback';
+    await session.stop();
+    await calls.lead(
+      TASK_TIMEOUT_MS,
+      call.at,
+      () => watch.expectAlive(),
+      (stackPointer) => {
+        const bytes = new Uint8Array(KERNEL_CALLBACK_RECORD_BYTES);
+        bytes.set(encodeCallbackRecord({ phase: CALLBACK_BEGUN, result: 0, kind, stage }));
+        new DataView(bytes.buffer).setBigInt64(CALLBACK_RECORD_BYTES, BigInt(stackPointer), true);
+        return { kind: 'write', address: this.#callbacks.record, bytes };
+      },
+    );
+    session.resume();
+  }
+
+  /** Leaves the guest running. */
+  async #waitForReturn(kind: CallbackKind): Promise<Outcome> {
+    const { session } = this.#kernel;
+    const startedAt = performance.now();
+    let taskSeenAt = startedAt;
+    for (let lookMs = FIRST_LOOK_MS; ; lookMs = Math.min(2 * lookMs, LONGEST_LOOK_MS)) {
+      const { phase, result, stackPointer } = await readRecord(session, this.#callbacks.record);
+      session.resume();
+      if (phase === BORROWED_CALL_RETURNED) return { kind: 'returned', result };
+      const now = performance.now();
+      if (now - taskSeenAt > TASK_LOOK_MS) {
+        if (!(await this.#isTaskThere(stackPointer))) return this.#outcomeOfEnded();
+        taskSeenAt = now;
+      }
+      if (now - startedAt > CALLBACK_TIMEOUT_MS) throw this.#running(kind);
+      const stop = await session.client.waitForStop(lookMs);
+      if (stop?.kind === 'exited') throw guestEnded(stop.detail);
+    }
+  }
+
+  /** A task may also have returned, and ended behind that, since its record was read. */
+  async #outcomeOfEnded(): Promise<Outcome> {
+    const { session } = this.#kernel;
+    const { phase, result } = await readRecord(session, this.#callbacks.record);
+    session.resume();
+    return phase === BORROWED_CALL_RETURNED ? { kind: 'returned', result } : { kind: 'crashed' };
+  }
+
+  /** Whether there is a task with a stack that this address lies on. */
+  async #isTaskThere(address: number): Promise<boolean> {
+    const { session } = this.#kernel;
+    await session.stop();
+    try {
+      const tasks = await session.tasks.tasks(await session.tasks.cpus());
+      return tasks.some(({ stack }) => address >= stack && address < stack + STACK_BYTES);
+    } catch (error) {
+      if (error instanceof LivegraftError && error.code === 'guest-inconsistent') return true;
+      throw error;
+    } finally {
+      session.resume();
+    }
+  }
+
+  #running(kind: CallbackKind): LivegraftError {
+    return new LivegraftError(
+      'callback-running',
+      `the ${kind} callback of ${this.#patch.name} has not returned in ${CALLBACK_TIMEOUT_MS / 1000} s`,
+      {
+        remedy:
+          'repeat the command later: it waits for the callback again; livegraft stack shows where it is',
+        details: { patch: this.#patch.id, callback: kind },
+      },
+    );
+  }
+}
+
+/** The callbacks that a patch has, and the object that they are of. */
+export function callbacksOf({
+  manifest,
+}: Patch):
+  | { readonly object: string; readonly names: readonly (readonly [CallbackKind, string])[] }
+  | undefined {
+  for (const { name, callbacks } of manifest.objects) {
+    const names = Object.entries(callbacks ?? {}) as [CallbackKind, string][];
+    if (names.length > 0) return { object: name, names };
+  }
+  return undefined;
+}
+
+/** Puts code into an image, from an offset on, that leads to each callback. */
+export function linkCallbacks(
+  patch: Patch,
+  { recordOffset }: PatchLayout,
+  image: LinkedImage,
+  offset: number,
+): RegisteredKernelCallbacks | undefined {
+  const callbacks = callbacksOf(patch);
+  if (callbacks === undefined) return undefined;
+  const record = image.base + recordOffset;
+  const calls = callbacks.names.map(([kind, name], index) => {
+    const callee = image.functions.find((fn) => fn.name === name)?.address;
+    if (callee === undefined)
+      throw new LivegraftError('patch-malformed', `the patch has no function ${name}, its ${kind} callback`);
+    const place = offset + index * REDIRECT_BYTES;
+    const at = image.base + place;
+    image.bytes.set(encodeCallAndReturn({ at, callee, record }), place);
+    return { kind, at };
+  });
+  return { object: callbacks.object, record, calls };
+}
+
+async function readRecord(session: KernelSession, record: number) {
+  const bytes = await session.data.readMemory(record, KERNEL_CALLBACK_RECORD_BYTES);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  return {
+    ...parseCallbackRecord(bytes),
+    stackPointer: Number(view.getBigInt64(CALLBACK_RECORD_BYTES, true)),
+  };
+}
