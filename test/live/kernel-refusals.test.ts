@@ -1,13 +1,15 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it, vi } from 'vitest';
 import { x86_64 } from '../../src/arch/x86-64/index.js';
 import { sha256 } from '../../src/build/from-objects.js';
 import { buildReplacement } from '../../src/build/kernel-replacement.js';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
 import { applyToKernel } from '../../src/cli/kernel-operations.js';
 import { parseElf } from '../../src/elf/reader.js';
+import { parsePatch } from '../../src/patch/file.js';
 import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
+import { KernelPatcher } from '../../src/targets/kernel/kernel-patcher.js';
 import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import { startGdbProxy } from '../support/gdb-proxy.js';
 import { errorOf, KernelLab } from '../support/kernel-lab.js';
@@ -138,6 +140,41 @@ describe('what can not be patched', () => {
     expect(status.patches.map((each) => each.name)).not.toContain('cmdline-DHUGE');
     await expectQuiet();
   });
+
+  it.each(['set_memory_ro', 'set_memory_x'])(
+    'is refused when %s fails in the guest, and its memory is given back',
+    async (failing) => {
+      const endpoint = parseGdbEndpoint(lab.guest.gdb);
+      if (endpoint === undefined) throw new Error('endpoint');
+      const path = patchOf('getpid.c');
+      const allocations = () => lab.guest.run('grep -c module_alloc /proc/vmallocinfo; true');
+      const before = await allocations();
+      const session = await KernelSession.open({
+        ...{ endpoint, image: lab.image, arch: x86_64, timeoutMs: 10_000 },
+        memoryFile: lab.guest.memoryFile,
+      });
+      try {
+        // A function that does nothing but return an error: -ENOSYS.
+        const real = session.kernel.expect.bind(session.kernel);
+        vi.spyOn(session.kernel, 'expect').mockImplementation((...names) =>
+          real(...(names[0] === failing ? ['sys_ni_syscall'] : names)),
+        );
+        const patcher = await KernelPatcher.open(session, x86_64);
+        const { registry } = patcher;
+        const patch = parsePatch(readFileSync(path), path, sha256);
+        const load = patcher.load(patch, { barrier: undefined, replace: false }, 20_000);
+        await expect(load).rejects.toMatchObject({
+          code: 'guest-no-memory',
+          details: { function: failing, result: -38 },
+        });
+        expect(patcher.registry).toEqual(registry);
+      } finally {
+        await session.close();
+      }
+      expect(await allocations()).toBe(before);
+      await expectQuiet();
+    },
+  );
 });
 
 describe('a transition that is interrupted', () => {

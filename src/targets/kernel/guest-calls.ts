@@ -34,6 +34,9 @@ export interface BorrowRecord {
   noteBorrowed(frame: number): Promise<void>;
 }
 
+/** Calls a function of the kernel with up to four arguments; its result is what it leaves in RAX. */
+export type GuestCall = (address: number, ...args: readonly number[]) => Promise<bigint>;
+
 /** A vCPU that has a borrowed task, and the registers that it has now. */
 interface Borrowed {
   readonly vcpu: string;
@@ -62,10 +65,7 @@ export class GuestCalls {
    * locked, sleeping allowed), and gives the task back as it was. The guest is stopped before and after.
    * Rejects with `no-safe-point` when neither comes about in time.
    */
-  async borrow<T>(
-    timeoutMs: number,
-    use: (call: (address: number, ...args: readonly number[]) => Promise<bigint>) => Promise<T>,
-  ): Promise<T> {
+  async borrow<T>(timeoutMs: number, use: (call: GuestCall) => Promise<T>): Promise<T> {
     let at = await this.#waitForSafePoint(timeoutMs);
     const saved = at.registers;
     const frame = await this.#save(saved);

@@ -19,6 +19,7 @@ const THREAD_STACK = 0x6000;
 const IDLE_STACK = 0x7000;
 const ANSWER = 0x5eedn;
 
+const KILLED = 'livegraft was killed';
 const INTERRUPTS_OFF = 0x2;
 const INTERRUPTS_ON = 0x202;
 
@@ -29,14 +30,13 @@ const INTERRUPTS_ON = 0x202;
 class IdleGuest {
   readonly memory = new DataView(new ArrayBuffer(0x8000));
   readonly breakpoints = new Set<number>();
-  readonly hasPhysicalMemory = true;
   readonly messages: [number, number[]][] = [];
   registers = new GuestRegisters(new Uint8Array(DEFAULT_LAYOUT.sizeBytes), DEFAULT_LAYOUT);
-  isRunning = false;
   borrowed = 0;
   /** How often somebody else calls what the handler does, with a lock held. */
   others = 1;
   #wokenInHandler = false;
+  changesLeft = Infinity;
 
   constructor() {
     this.memory.setBigUint64(THREAD, BigInt(TASK), true);
@@ -47,9 +47,34 @@ class IdleGuest {
     this.registers = this.registers.with({ rip, rsp, eflags });
   }
 
+  get place(): [rip: number, rsp: number] {
+    return [this.registers.address('rip'), this.registers.address('rsp')];
+  }
+
   #callOf(returnTo: number): void {
     this.memory.setBigUint64(INTERRUPT_STACK, BigInt(returnTo), true);
     this.#at(INTERRUPT, INTERRUPT_STACK, INTERRUPTS_OFF);
+  }
+
+  #change(): void {
+    if (this.changesLeft-- <= 0) throw new Error(KILLED);
+  }
+
+  readonly record = {
+    noteBorrowed: async (frame: number) => {
+      this.#change();
+      this.borrowed = frame;
+    },
+  };
+
+  calls(): GuestCalls {
+    return new GuestCalls(this.client, this.record, {
+      ...{ safePoint: SAFE_POINT, parking: PARKING },
+      rouse: {
+        ...{ thread: THREAD, awake: [AWAKE], interrupt: INTERRUPT },
+        ...{ interruptReturns: [BEHIND_INTERRUPT], wake: WAKE },
+      },
+    });
   }
 
   /** One step of what the CPU does next. */
@@ -83,6 +108,7 @@ class IdleGuest {
   readonly client = {
     hasPhysicalMemory: true,
     writePhysical: async (address: number, bytes: Uint8Array) => {
+      this.#change();
       this.messages.push([address, [...bytes]]);
       this.#callOf(this.others-- > 0 ? ELSEWHERE : BEHIND_INTERRUPT);
     },
@@ -92,6 +118,7 @@ class IdleGuest {
     readAllRegisters: async () => [this.registers],
     vcpus: async () => ['1'],
     change: async (changes: readonly GuestChange[]) => {
+      this.#change();
       for (const change of changes) {
         if (change.kind === 'write') new Uint8Array(this.memory.buffer).set(change.bytes, change.address);
         else if (change.kind === 'registers') this.registers = change.registers;
@@ -122,27 +149,32 @@ class IdleGuest {
 describe('a guest that does nothing', () => {
   it('is sent an interrupt, in which kthreadd is woken, where functions of the kernel are then called', async () => {
     const guest = new IdleGuest();
-    const calls = new GuestCalls(
-      guest.client,
-      {
-        noteBorrowed: async (frame) => {
-          guest.borrowed = frame;
-        },
-      },
-      {
-        ...{ safePoint: SAFE_POINT, parking: PARKING },
-        rouse: {
-          ...{ thread: THREAD, awake: [AWAKE], interrupt: INTERRUPT },
-          ...{ interruptReturns: [BEHIND_INTERRUPT], wake: WAKE },
-        },
-      },
-    );
-    expect(await calls.borrow(1000, (call) => call(ALLOCATE))).toBe(ANSWER);
+    expect(await guest.calls().borrow(1000, (call) => call(ALLOCATE))).toBe(ANSWER);
     // IRQ_WORK_VECTOR, for the processor with APIC id 0.
     expect(guest.messages).toEqual([[0xfee0_0000, [0xf6, 0, 0, 0]]]);
     expect(guest.borrowed).toBe(0);
     expect([...guest.breakpoints]).toEqual([]);
-    expect(guest.registers.address('rip')).toBe(AWAKE);
-    expect(guest.registers.address('rsp')).toBe(THREAD_STACK);
+    expect(guest.place).toEqual([AWAKE, THREAD_STACK]);
+  });
+
+  it('goes on when livegraft is killed, whichever packet was the last', async () => {
+    const whole = new IdleGuest();
+    whole.changesLeft = 1000;
+    await whole.calls().borrow(1000, (call) => call(ALLOCATE));
+    const packets = 1000 - whole.changesLeft;
+    expect(packets).toBeGreaterThan(5);
+    for (let last = 0; last < packets; last++) {
+      const guest = new IdleGuest();
+      guest.changesLeft = last;
+      await expect(guest.calls().borrow(1000, (call) => call(ALLOCATE))).rejects.toThrow(KILLED);
+      guest.changesLeft = Infinity;
+      // As the stub does for a guard that connects and detaches.
+      guest.breakpoints.clear();
+      if (guest.borrowed !== 0) await guest.calls().recover(guest.borrowed);
+      await guest.client.waitForStop(0);
+      const [rip, rsp] = guest.place;
+      expect([IDLE, AWAKE]).toContain(rip);
+      expect(rsp).toBe(rip === IDLE ? IDLE_STACK : THREAD_STACK);
+    }
   });
 });

@@ -10,6 +10,7 @@ import { BELOW_OBJECT, type SymbolSource } from '../../patch/link.js';
 import { expectCompatibleStates } from '../patch-states.js';
 import { collectGarbage } from '../process/own-runtime.js';
 import { findCallPlaces } from './call-places.js';
+import { GuestAllocator } from './guest-allocator.js';
 import { GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
 import { findBarrier, type PlannedBarrier } from './kernel-barrier.js';
@@ -142,25 +143,27 @@ export class KernelPatcher {
     const barrier = await this.#findBarrier(patch, planned, options.barrier);
     const layout = layoutForKernel(patch, planned.functions.length);
     const before = this.#registry.patches.find((each) => each.id === patch.id);
-    const address =
-      before !== undefined && fitsInto(layout, before)
-        ? before.memory.address
-        : await this.#allocateFor(layout, timeoutMs);
+    const known = before !== undefined && fitsInto(layout, before) ? before.memory.address : undefined;
+    const address = known ?? (await this.#allocateFor(layout, timeoutMs));
     this.#session.client.phase = 'load';
-    const image = await linkForKernel(
-      this.#session,
-      patch,
-      layout,
-      address,
-      this.#symbols(planned),
-      this.#arch.redirector,
-    );
     const appliedAt = before?.appliedAt ?? new Date().toISOString();
-    const registered = describeLoaded(patch, planned, barrier, layout, image, appliedAt);
-    await this.#session.sliced.writeMemory(address, image.bytes);
     // The newest comes last: its versions lie above those of all others.
     const others = this.#registry.patches.filter((each) => each.id !== patch.id);
-    await this.save({ ...this.#registry, patches: [...others, registered] });
+    const prepare = async () => {
+      const [session, symbols] = [this.#session, this.#symbols(planned)];
+      const image = await linkForKernel(session, patch, layout, address, symbols, this.#arch.redirector);
+      const registered = describeLoaded(patch, planned, barrier, layout, image, appliedAt);
+      const registry = { ...this.#registry, patches: [...others, registered] };
+      this.#store.expectRoom(registry);
+      return { image, registered, registry };
+    };
+    const { image, registered, registry } = await prepare().catch(async (error) => {
+      // What went wrong first is what is told.
+      if (known === undefined) await this.#free(address, layout, timeoutMs).catch(() => {});
+      throw error;
+    });
+    await this.#session.sliced.writeMemory(address, image.bytes);
+    await this.save(registry);
     return registered;
   }
 
@@ -170,24 +173,28 @@ export class KernelPatcher {
     collectGarbage();
     await session.stop();
     const address = await this.#calls.borrow(timeoutMs, async (call) => {
-      if (!this.#store.hasMemory) await this.#store.useMemory(await this.#allocate(call, REGISTRY_BYTES));
-      const allocated = await this.#allocate(call, layout.sizeBytes);
-      for (const name of ['set_memory_ro', 'set_memory_x']) {
-        const result = BigInt.asIntN(
-          32,
-          await call(session.kernel.expect(name), allocated, textPagesOf(layout)),
-        );
-        if (result !== 0n) {
-          throw new LivegraftError('guest-no-memory', `${name} failed in the guest with ${result}`, {
-            remedy: `free memory in the guest; ${layout.sizeBytes} bytes of it stay allocated, and nothing uses them`,
-            details: { function: name, result: Number(result) },
-          });
-        }
+      const allocator = new GuestAllocator(session.kernel, call);
+      const allocated = await allocator.allocateCode(layout.sizeBytes, textPagesOf(layout));
+      if (this.#store.hasMemory) return allocated;
+      try {
+        await this.#store.useMemory(await allocator.allocate(REGISTRY_BYTES));
+      } catch (error) {
+        if (error instanceof LivegraftError && error.code === 'guest-no-memory')
+          await allocator.freeCode(allocated, textPagesOf(layout));
+        throw error;
       }
       return allocated;
     });
     session.resume();
     return address;
+  }
+
+  async #free(address: number, layout: PatchLayout, timeoutMs: number): Promise<void> {
+    await this.#session.stop();
+    await this.#calls.borrow(timeoutMs, (call) =>
+      new GuestAllocator(this.#session.kernel, call).freeCode(address, textPagesOf(layout)),
+    );
+    this.#session.resume();
   }
 
   /**
@@ -303,23 +310,6 @@ export class KernelPatcher {
 
   #withState(id: string, state: RegisteredKernelPatch['state']): readonly RegisteredKernelPatch[] {
     return this.#registry.patches.map((patch) => (patch.id === id ? { ...patch, state } : patch));
-  }
-
-  /** Memory near the kernel's text: the allocator that modules use. */
-  async #allocate(
-    call: (address: number, ...args: readonly number[]) => Promise<bigint>,
-    sizeBytes: number,
-  ): Promise<number> {
-    const address = Number(
-      BigInt.asIntN(64, await call(this.#session.kernel.expect('module_alloc'), sizeBytes)),
-    );
-    if (address === 0) {
-      throw new LivegraftError('guest-no-memory', `the guest has no ${sizeBytes} bytes for code`, {
-        remedy: 'free memory in the guest (or module space), and repeat the command',
-        details: { sizeBytes },
-      });
-    }
-    return address;
   }
 
   /**

@@ -188,17 +188,13 @@ export class KernelRegistryStore implements BorrowRecord {
     await this.#writeAnchor({ ...this.#anchor, address, sizeBytes: 0 }, this.#stopped);
   }
 
+  /** Throws `registry-full`. */
+  expectRoom(registry: KernelRegistry): void {
+    encodeRegistry(registry);
+  }
+
   async write(registry: KernelRegistry): Promise<void> {
-    const text = new TextEncoder().encode(JSON.stringify(registry));
-    if (text.length > COPY_BYTES) {
-      throw new LivegraftError(
-        'registry-full',
-        `the registry needs ${text.length} bytes and has ${COPY_BYTES}`,
-        {
-          remedy: 'combine patches into one',
-        },
-      );
-    }
+    const text = encodeRegistry(registry);
     const copy = this.#anchor.copy === 0 ? 1 : 0;
     await this.#memory.writeMemory(this.#anchor.address + copy * COPY_BYTES, text);
     await this.#writeAnchor(
@@ -218,8 +214,24 @@ export class KernelRegistryStore implements BorrowRecord {
   }
 }
 
+function encodeRegistry(registry: KernelRegistry): Uint8Array {
+  const text = new TextEncoder().encode(JSON.stringify(registry));
+  if (text.length > COPY_BYTES) {
+    throw new LivegraftError(
+      'registry-full',
+      `the registry needs ${text.length} bytes and has ${COPY_BYTES}`,
+      {
+        remedy: 'combine patches into one',
+      },
+    );
+  }
+  return text;
+}
+
+/** Of one that says nothing all bytes are 0, as before there was any. */
 function encodeAnchor(anchor: Anchor): Uint8Array {
   const bytes = new Uint8Array(ANCHOR_BYTES);
+  if (anchor.address === 0 && anchor.borrowed === 0) return bytes;
   const view = new DataView(bytes.buffer);
   view.setBigUint64(0, MAGIC, true);
   view.setBigInt64(8, BigInt(anchor.address), true);
