@@ -9,11 +9,13 @@ export class StackWindow {
   #start = 0;
   #end = 0;
 
-  constructor(readMemory: (address: number, into: Uint8Array) => number) {
+  /** `isNested`: others may be at work meanwhile. */
+  constructor(readMemory: (address: number, into: Uint8Array) => number, isNested = false) {
     this.#readMemory = readMemory;
-    this.#bytes = scratch;
-    this.#low = scratchLow;
-    this.#high = scratchHigh;
+    const { bytes, low, high } = isNested ? makeScratch() : scratch;
+    this.#bytes = bytes;
+    this.#low = low;
+    this.#high = high;
   }
 
   /** Fetches what lies from `address` up, at most to `limit`. */
@@ -38,8 +40,11 @@ export class StackWindow {
 }
 
 const WINDOW_BYTES = 16 * 1024;
+
+function makeScratch() {
+  const buffer = new ArrayBuffer(WINDOW_BYTES);
+  return { bytes: new Uint8Array(buffer), low: new Uint32Array(buffer), high: new Int32Array(buffer) };
+}
+
 // One walk at a time: shared, so that none allocates.
-const buffer = new ArrayBuffer(WINDOW_BYTES);
-const scratch = new Uint8Array(buffer);
-const scratchLow = new Uint32Array(buffer);
-const scratchHigh = new Int32Array(buffer);
+const scratch = makeScratch();

@@ -17,8 +17,29 @@ export interface WalkInput {
   readonly maxFrames?: number;
   /** The program counter is a return address: the task stopped by calling, as one that sleeps in a scheduler did. */
   readonly startsAtReturnAddress?: boolean;
+  /**
+   * Asked at every frame but the first. An answer is that frame and all below it, of a walk that would go on just so: this
+   * one then ends there.
+   */
+  readonly restAt?: (place: WalkPlace) => readonly Frame[] | undefined;
   /** The stacks of a kernel: exception frames lie on them, and they lead from one to the next. */
   readonly nestedStacks?: NestedStacks;
+}
+
+/** Where a walk is, and how it came there. */
+export interface WalkPlace {
+  /** Of this frame, as far as they are known; the walk goes on to change them. */
+  readonly registers: Float64Array;
+  /** Counted from 0 at the innermost. */
+  readonly index: number;
+  readonly by: Frame['by'];
+  /** Where its stack ends. */
+  readonly high: number;
+  /**
+   * The register that the frame before was found by, if all that was read for it lies in that frame: neither below its own stack pointer
+   * nor where an expression leads. Undefined otherwise.
+   */
+  readonly foundBy: number | undefined;
 }
 
 /**
@@ -86,16 +107,18 @@ class Walk {
   readonly #frames: Frame[] = [];
   readonly #window: StackWindow;
   #limits: StackLimits = { low: 0, high: 0 };
+  /** See {@link WalkPlace}; kept only for whoever asks. */
+  #foundBy: number | undefined;
   /** The low ends of the stacks that were entered. */
   readonly #visited: number[] = [];
 
   constructor(input: WalkInput) {
     this.#input = input;
-    this.#window = new StackWindow(input.readMemory);
+    this.#window = new StackWindow(input.readMemory, input.restAt !== undefined);
   }
 
   run(): WalkResult {
-    const { registers, stackLimits, startsAtReturnAddress } = this.#input;
+    const { registers, stackLimits, startsAtReturnAddress, restAt } = this.#input;
     const limits = stackLimits(registers[RSP] as number);
     if (limits === undefined)
       return this.#fail('outside-stack', `${hex(registers[RSP] as number)} is no stack`);
@@ -104,6 +127,11 @@ class Walk {
     this.#window.load(registers[RSP] as number, limits.high);
     let by: Frame['by'] = startsAtReturnAddress === true ? 'call' : 'stopped';
     for (;;) {
+      if (restAt !== undefined && this.#frames.length > 0) {
+        const place = { registers, index: this.#frames.length, by, high: this.#limits.high };
+        const rest = restAt({ ...place, foundBy: this.#foundBy });
+        if (rest !== undefined) return { reliable: true, frames: this.#frames.concat(rest) };
+      }
       const row = this.#pushFrame(by);
       if ('reliable' in row) return row;
       if (row.isOutermost) return this.#done();
@@ -146,6 +174,8 @@ class Walk {
     if (cfa === undefined) return this.#fail('cfa-unknown', `the frame of ${hex(pc)} can't be computed`);
     const failure = this.#checkFrameAddress(row, cfa);
     if (failure !== undefined) return failure;
+    if (this.#input.restAt !== undefined)
+      this.#foundBy = readsOwnFrame(row, (registers[RSP] as number) - cfa) ? row.cfaRegister : undefined;
     const problem = restoreCaller(row, cfa, registers, this.#window);
     if (problem !== undefined)
       return this.#fail(problem, `the caller of ${hex(pc)} can't be read from its frame at ${hex(cfa)}`);
@@ -225,6 +255,18 @@ function canonicalFrameAddress(
   if (row.cfaRegister >= 0) return (registers[row.cfaRegister] as number) + row.cfaOffset;
   if (row.cfaExpression === undefined) return undefined;
   return evaluateExpression(row.cfaExpression, contextOf(registers, window), undefined);
+}
+
+/** `lowest`: the stack pointer's offset from the CFA. */
+function readsOwnFrame(row: UnwindRow, lowest: number): boolean {
+  return (
+    row.cfaRegister >= 0 &&
+    !row.isSignalFrame &&
+    row.otherRules.length === 0 &&
+    row.returnOffset !== undefined &&
+    row.returnOffset >= lowest &&
+    row.savedOffsets.every((offset) => offset >= lowest)
+  );
 }
 
 function contextOf(registers: Float64Array, window: StackWindow) {

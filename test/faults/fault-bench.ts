@@ -28,6 +28,8 @@ const NOTHING_LEFT = ['already-applied', 'no-such-patch'];
 const OTHERS_FIRST = 'transition-in-progress';
 /** Answers of one that found no thread to work with in time, on a machine that is busy; nothing was changed. */
 const TRY_AGAIN = ['no-thread-to-borrow', 'thread-stuck', 'install-timeout'];
+/** On a machine whose processors others take the target gets to little. */
+const LONGEST_WORK_MS = 120_000;
 const REGISTRY = 'memfd:livegraft:registry';
 
 interface Patches {
@@ -57,7 +59,8 @@ export class Account {
 
   /** Waits until more work has been done than when it was last asked; returns the version. */
   async expectWorks(more = 1): Promise<number> {
-    for (let i = 0; i < 1500 && this.#target.isAlive(); i++) {
+    const until = performance.now() + LONGEST_WORK_MS;
+    while (performance.now() < until && this.#target.isAlive()) {
       const line = this.#target.output().trimEnd().split('\n').at(-1) ?? '';
       const found = /^(\d) mixes (\d+) lost (\d+) done (\d+)$/.exec(line);
       if (found !== null && Number(found[4]) >= this.#done + more) {

@@ -1,4 +1,5 @@
 import { parseArgs } from 'node:util';
+import { allowRuns } from '../support/live.js';
 import { failAtSteps, killAtRandom, killAtSteps, OPERATIONS } from './fault-bench.js';
 
 const USAGE = `give --steps, to kill before every step, or --kills N, to kill N times at random; --seed N
@@ -29,6 +30,7 @@ if (
   process.stderr.write(USAGE);
   process.exit(2);
 }
+allowRuns(300_000);
 // The target goes with this process: see fault-bench.ts.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 const start = performance.now();

@@ -94,6 +94,12 @@ export function compilePatchOf(
   return patch;
 }
 
+let longestRunMs = 60_000;
+/** For runs on a machine that may be crowded: a command that takes longer is killed. */
+export function allowRuns(ms: number): void {
+  longestRunMs = ms;
+}
+
 export interface Run {
   readonly code: number;
   readonly stdout: string;
@@ -115,14 +121,16 @@ export function livegraft(...args: readonly string[]): Run {
 /** `launcher`: a program, with arguments, that executes what follows them. */
 export function livegraftUnder(launcher: readonly string[], ...args: readonly string[]): Run {
   const [program = BIN, ...rest] = [...launcher, BIN, ...args];
-  const { status, stdout, stderr } = spawnSync(program, rest, {
+  const { status, stdout, stderr, error } = spawnSync(program, rest, {
     encoding: 'utf8',
-    timeout: 60_000,
+    timeout: longestRunMs,
     // Each try of a thread that has to wait is a line of --json.
     maxBuffer: 2 ** 26,
   });
   const lines = args.includes('--json') ? parseLines(stdout) : [];
-  return { code: status ?? -1, stdout, stderr, lines };
+  // Of a command that was killed for its time, above all.
+  const problem = error === undefined ? '' : `${error}`;
+  return { code: status ?? -1, stdout, stderr: stderr + problem, lines };
 }
 
 /** The same beside the test, which can send it signals meanwhile. */
@@ -133,7 +141,7 @@ export function startLivegraft(...args: readonly string[]): {
   /** When it has said its first word, or has ended without one. */
   readonly begun: Promise<void>;
 } {
-  const child = spawn(BIN, [...args], { timeout: 60_000 });
+  const child = spawn(BIN, [...args], { timeout: longestRunMs });
   let stdout = '';
   let stderr = '';
   const begun = new Promise<void>((resolve) => {
@@ -184,7 +192,7 @@ export function hurtLivegraft(
     [...FLAGS, '--import', preload, BIN, ...args],
     {
       encoding: 'utf8',
-      timeout: 60_000,
+      timeout: longestRunMs,
       env: {
         ...process.env,
         // As the launcher's first line does.
@@ -207,7 +215,7 @@ export function startHurtLivegraft(
 ): { readonly done: Promise<'killed' | number>; output(): string; signal(name: NodeJS.Signals): void } {
   const preload = join(ROOT, 'test/support/fault.mjs');
   const child = spawn(process.execPath, [...FLAGS, '--import', preload, BIN, ...args], {
-    timeout: 60_000,
+    timeout: longestRunMs,
     env: {
       ...process.env,
       NODE_EXTRA_CA_CERTS: undefined,

@@ -11,6 +11,7 @@ import {
   type TaskInfo,
   type TransitionTarget,
 } from '../../engine/target.js';
+import type { Walked } from './deep-stack.js';
 import { type EntryState, type EntryWrite, entryState, planEntryWrites } from './entry-writer.js';
 import { beginHold, HoldLog, type HoldStart } from './hold-log.js';
 import { collectGarbage } from './own-runtime.js';
@@ -212,48 +213,60 @@ export class ProcessTransition implements TransitionTarget {
     check: 'checked' | 'unchecked',
   ): SwitchOutcome {
     const { tracee, space } = record;
-    const timeslices = readTimeslices(space.pid, tracee.tid);
-    if (tracee.state === 'running') {
-      if (record.refusal !== undefined && !record.mayHaveMoved(performance.now())) {
-        this.#log.noteAgain(record);
-        return { kind: 'refused', reason: record.refusal.reason };
+    for (;;) {
+      const timeslices = readTimeslices(space.pid, tracee.tid);
+      if (tracee.state === 'running') {
+        if (record.refusal !== undefined && !record.mayHaveMoved(performance.now())) {
+          this.#log.noteAgain(record);
+          return { kind: 'refused', reason: record.refusal.reason };
+        }
+        if (record.stackCopy !== undefined) space.inspector.rehearse(record.stackCopy);
+        record.stackCopy = undefined;
+        this.#tracer.interrupt(tracee);
+        if (!isStoppedInTime(this.#tracer, record)) {
+          return this.#refuse(record, unstoppable(record), timeslices);
+        }
       }
-      if (record.stackCopy !== undefined) space.inspector.rehearse(record.stackCopy);
-      record.stackCopy = undefined;
-      this.#tracer.interrupt(tracee);
-      if (!isStoppedInTime(this.#tracer, record)) {
-        return this.#refuse(record, unstoppable(record), timeslices);
+      const since = beginHold();
+      if ((tracee.state as Tracee['state']) === 'gone' || !this.#tracer.fetchRegisters(tracee)) {
+        return this.#goneOutcome(record);
       }
-    }
-    const since = beginHold();
-    if ((tracee.state as Tracee['state']) === 'gone' || !this.#tracer.fetchRegisters(tracee)) {
-      return this.#goneOutcome(record);
-    }
-    const reason = check === 'unchecked' ? undefined : this.#checkStack(record);
-    if (reason !== undefined) {
-      tracee.syscallStopsWanted =
-        tracee.stop.kind === 'syscallStop' ? tracee.syscallStopsWanted : WATCHED_STOPS;
+      const walk =
+        check === 'unchecked'
+          ? undefined
+          : (this.#decidedReason(record) ?? space.inspector.walkOrCopy(tracee));
+      if (walk !== undefined && 'bytes' in walk) {
+        this.#tracer.resume(tracee);
+        this.#noteCheck(record, since, 'the top of its deep stack was walked, and all of it copied');
+        space.inspector.learn(tracee, walk, () => this.#tracer.attend());
+        continue;
+      }
+      const reason = walk === undefined || typeof walk === 'function' ? walk : this.#judge(record, walk);
+      if (reason !== undefined) {
+        tracee.syscallStopsWanted =
+          tracee.stop.kind === 'syscallStop' ? tracee.syscallStopsWanted : WATCHED_STOPS;
+        this.#tracer.resume(tracee);
+        this.#noteCheck(record, since);
+        return this.#refuse(record, reason(), timeslices);
+      }
+      if (check === 'unchecked') this.#recordForced(space);
+      space.slots.setState(tracee, to === 'patched' ? 1 : 0);
+      record.switchedTo = to === 'patched' ? 1 : 0;
+      record.refusal = undefined;
+      this.#log.forget(record);
+      tracee.syscallStopsWanted = 0;
       this.#tracer.resume(tracee);
       this.#noteCheck(record, since);
-      return this.#refuse(record, reason(), timeslices);
+      return { kind: 'switched' };
     }
-    if (check === 'unchecked') this.#recordForced(space);
-    space.slots.setState(tracee, to === 'patched' ? 1 : 0);
-    record.switchedTo = to === 'patched' ? 1 : 0;
-    record.refusal = undefined;
-    this.#log.forget(record);
-    tracee.syscallStopsWanted = 0;
-    this.#tracer.resume(tracee);
-    this.#noteCheck(record, since);
-    return { kind: 'switched' };
   }
 
-  #noteCheck({ tracee, name, space }: TaskRecord, since: HoldStart): void {
+  #noteCheck({ tracee, name, space }: TaskRecord, since: HoldStart, why?: string): void {
     this.#holds.end(
-      'check',
+      why ?? 'check',
       since,
       () => `thread ${tracee.tid} (${name}) was`,
-      () => `its stack of ${space.inspector.framesWalked} frames was walked`,
+      () => why ?? `its stack of ${space.inspector.framesWalked} frames was walked`,
     );
   }
 
@@ -490,13 +503,11 @@ export class ProcessTransition implements TransitionTarget {
   }
 
   #checkStack(record: TaskRecord): (() => StragglerReason) | undefined {
-    return (
-      this.#decidedReason(record) ??
-      record.space.inspector.check(
-        record.tracee,
-        rangesLeaving(record.space.registry, this.#patchOf(record.space), this.#direction),
-      )
-    );
+    return this.#decidedReason(record) ?? this.#judge(record, record.space.inspector.walk(record.tracee));
+  }
+
+  #judge({ space }: TaskRecord, walk: Walked): (() => StragglerReason) | undefined {
+    return space.inspector.judge(walk, rangesLeaving(space.registry, this.#patchOf(space), this.#direction));
   }
 
   /** A thread between the reading of its state and the jump that follows has decided already. */

@@ -1,5 +1,6 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { Direction } from '../../engine/target.js';
+import type { StackCopy, Walked } from './deep-stack.js';
 import type { HoldLog } from './hold-log.js';
 import { withoutParts } from './patch-objects.js';
 import type { ProcessSpace } from './process-space.js';
@@ -78,10 +79,18 @@ export class SlotPasses {
     for (let tries = 0; tries < MOST_TRIES; ) {
       const left = [...space.tasks.values()].filter(({ tracee }) => tracee.state !== 'gone');
       if (left.length === 0) return;
+      const deep: [TaskRecord, StackCopy][] = [];
       const late = this.#visit(left, 'its state was taken back', (record) => {
-        this.leave(record, direction);
-        tracer.detach(record.tracee);
+        const walk = record.space.inspector.walkOrCopy(record.tracee);
+        if ('bytes' in walk) {
+          deep.push([record, walk]);
+          tracer.resume(record.tracee);
+        } else {
+          this.#leave(record, direction, walk);
+          tracer.detach(record.tracee);
+        }
       });
+      for (const [{ tracee }, copy] of deep) space.inspector.learn(tracee, copy, () => tracer.attend());
       // Threads that were created meanwhile have the slots of those that created them.
       roster.pump();
       if (late.length < left.length) continue;
@@ -94,10 +103,15 @@ export class SlotPasses {
 
   /** Takes a stopped thread its slot, unless a redirect that a signal has interrupted will use it. */
   leave(record: TaskRecord, direction: Direction): void {
-    const { space, tracee } = record;
+    this.#leave(record, direction, record.space.inspector.walk(record.tracee));
+  }
+
+  #leave({ space, tracee }: TaskRecord, direction: Direction, walk: Walked): void {
     const patch = this.#options.patchOf(space);
+    const isRead = space.slots.area.kind === 'gsBase';
     leaveTrampoline(tracee, patch, space.slots.area, direction);
-    if (this.#keepsSlot(record, patch)) space.slots.release(tracee);
+    // A stack that can't be proven could hold anything.
+    if (isRead && (!walk.reliable || usesSlotLater(walk.distinct, patch))) space.slots.release(tracee);
     else space.slots.giveBack(tracee);
   }
 
@@ -116,13 +130,6 @@ export class SlotPasses {
         () => why,
       );
     });
-  }
-
-  /** A stack that can't be proven could hold anything. */
-  #keepsSlot({ tracee, space }: TaskRecord, patch: RegisteredPatch): boolean {
-    if (space.slots.area.kind !== 'gsBase') return false;
-    const walk = space.inspector.walk(tracee);
-    return !walk.reliable || usesSlotLater(walk.frames, patch);
   }
 
   /** In the middle of an earlier patch's redirect, a thread would take the state that it is given now for that patch's. */

@@ -6,11 +6,13 @@ import {
   type Frame,
   findFrameIn,
   type StackLimits,
+  type WalkInput,
   type WalkResult,
   walkReliable,
 } from '../../unwind/walk-reliable.js';
 import type { Proof } from '../../validate/proof.js';
 import { ProofStore } from '../proof-store.js';
+import { DeepStack, isTooDeep, type StackCopy, type Walked } from './deep-stack.js';
 import type { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
 import { partsOf } from './patch-objects.js';
@@ -22,13 +24,6 @@ import type { Tracee } from './tracer.js';
 import { redirectsOf } from './trampolines.js';
 
 type ReadMemory = (address: number, into: Uint8Array) => number;
-
-/** What a walk of a stopped thread reads. */
-export interface StackCopy {
-  readonly registers: Buffer;
-  readonly start: number;
-  readonly bytes: Buffer;
-}
 
 /** Code of livegraft in the process. */
 export type KnownCode = Pick<Registry, 'patches' | 'doorbell'>;
@@ -48,6 +43,9 @@ export class StackInspector {
     return this.#copy === undefined ? count : readCopy(this.#copy, address, into);
   };
   readonly #findLimits = (address: number): StackLimits | undefined => this.#stackLimits(address);
+  /** Of deep stacks, what was found below; it holds for the code that was known then. */
+  readonly #learned = new WeakMap<Tracee, { readonly walk: DeepStack; readonly map: ModuleMap }>();
+  readonly #copies = new WeakMap<Tracee, number>();
   /** By the last check. */
   framesWalked = 0;
   /** What is walked now in place of the thread's memory. */
@@ -108,13 +106,61 @@ export class StackInspector {
   }
 
   /** The walk of a stopped thread whose registers have been fetched. */
-  walk(tracee: Tracee): WalkResult {
-    const first = this.#walkOnce(tracee.registers);
+  walk(tracee: Tracee): Walked {
+    return this.#walkUpTo(tracee, undefined);
+  }
+
+  /**
+   * The same, but where it would take long the thread need not be held for all of it: then the answer is a copy of its stack, to be
+   * given to {@link learn} when the thread runs again. What was learned makes the next walk short.
+   */
+  walkOrCopy(tracee: Tracee): Walked | StackCopy {
+    const copies = this.#copies.get(tracee) ?? 0;
+    if (copies >= MOST_COPIES) return this.walk(tracee);
+    const result = this.#walkUpTo(tracee, DEEP_FRAMES);
+    if (!isTooDeep(result)) return result;
+    const limits = this.#stackLimits(readRegister(tracee.registers, RSP));
+    const sizeBytes = limits === undefined ? 0 : limits.high - readRegister(tracee.registers, RSP);
+    if (sizeBytes <= 0 || sizeBytes > MOST_COPIED_BYTES) return this.walk(tracee);
+    this.#copies.set(tracee, copies + 1);
+    return this.#copyStack(tracee, 0, Buffer.allocUnsafeSlow(sizeBytes));
+  }
+
+  /** Walks a copy of a thread's stack. `attend` is called now and then. */
+  learn(tracee: Tracee, copy: StackCopy, attend: () => void): void {
+    const map = this.#map;
+    const walk = DeepStack.of(
+      copy,
+      ({ registers }, restAt) =>
+        walkReliable({
+          registers: toDwarfRegisters(registers, new Float64Array(17)),
+          readMemory: (address, into) => readCopy(copy, address, into),
+          stackLimits: this.#findLimits,
+          modules: map,
+          restAt,
+        }),
+      attend,
+    );
+    if (walk !== undefined && map === this.#map) this.#learned.set(tracee, { walk, map });
+  }
+
+  #walkUpTo(tracee: Tracee, maxFrames: number | undefined): Walked {
+    const first = this.#walkKnown(tracee, maxFrames);
     if (first.reliable || (first.reason.code !== 'unknown-code' && first.reason.code !== 'outside-stack'))
       return first;
     // Code or a stack that was mapped after the last look.
     this.refresh();
-    return this.#walkOnce(tracee.registers);
+    return this.#walkKnown(tracee, maxFrames);
+  }
+
+  #walkKnown(tracee: Tracee, maxFrames: number | undefined): Walked {
+    const learned = this.#learned.get(tracee);
+    if (learned?.map !== this.#map) {
+      const result = this.#walkOnce(tracee.registers, maxFrames);
+      return { ...result, distinct: result.frames };
+    }
+    const { restAt, finish } = learned.walk.begin(this.#readMemory);
+    return finish(this.#walkOnce(tracee.registers, maxFrames, restAt));
   }
 
   /**
@@ -122,19 +168,22 @@ export class StackInspector {
    * then, when the thread need not be held any more.
    */
   check(tracee: Tracee, ranges: readonly MemoryRange[]): (() => StragglerReason) | undefined {
-    const result = this.walk(tracee);
+    return this.judge(this.walk(tracee), ranges);
+  }
+
+  /** What {@link check} says of a walk. */
+  judge(result: Walked, ranges: readonly MemoryRange[]): (() => StragglerReason) | undefined {
     this.framesWalked = result.frames.length;
     if (!result.reliable) {
       const { code, detail } = result.reason;
       return () => ({ kind: 'unreliable', cause: code, detail, frames: this.reportFrames(result.frames) });
     }
-    const index = findFrameIn(result.frames, ranges);
-    const frame = result.frames[index];
+    const frame = result.distinct[findFrameIn(result.distinct, ranges)];
     if (frame === undefined) return undefined;
     return () => ({
       kind: 'busy',
       function: this.#symbolizer.find(frame.lookup)?.name ?? frame.module.name,
-      frame: index,
+      frame: findFrameIn(result.frames, ranges),
       frames: this.reportFrames(result.frames),
     });
   }
@@ -147,9 +196,12 @@ export class StackInspector {
 
   /** The registers of a stopped thread, which have been fetched, and the top of its stack, as they are now. */
   copyStack(tracee: Tracee): StackCopy {
+    return this.#copyStack(tracee, RED_ZONE_BYTES, Buffer.allocUnsafe(COPIED_BYTES));
+  }
+
+  #copyStack(tracee: Tracee, belowBytes: number, bytes: Buffer): StackCopy {
     const registers = Buffer.from(tracee.registers);
-    const start = readRegister(registers, RSP) - RED_ZONE_BYTES;
-    const bytes = Buffer.allocUnsafe(COPIED_BYTES);
+    const start = readRegister(registers, RSP) - belowBytes;
     return { registers, start, bytes: bytes.subarray(0, this.#memory.read(start, bytes)) };
   }
 
@@ -202,12 +254,14 @@ export class StackInspector {
       : `${module.name}+0x${(address - module.bias).toString(16)}`;
   }
 
-  #walkOnce(registers: Buffer): WalkResult {
+  #walkOnce(registers: Buffer, maxFrames?: number, restAt?: WalkInput['restAt']): WalkResult {
     return walkReliable({
       registers: toDwarfRegisters(registers, this.#registers),
       readMemory: this.#readMemory,
       stackLimits: this.#findLimits,
       modules: this.#map,
+      ...(maxFrames === undefined ? {} : { maxFrames }),
+      ...(restAt === undefined ? {} : { restAt }),
     });
   }
 
@@ -271,6 +325,12 @@ function readCopy({ start, bytes }: StackCopy, address: number, into: Uint8Array
 }
 
 const MAX_REPORTED_FRAMES = 64;
+/** Walked in about a millisecond. */
+const DEEP_FRAMES = 2000;
+/** A stack that changes too fast is walked in one piece after so many. */
+const MOST_COPIES = 3;
+/** A larger one would take longer to copy than others to walk. */
+const MOST_COPIED_BYTES = 64 * 2 ** 20;
 const PREPARE_MS = 30;
 /** `stack_guard_gap` of the kernel (mm/mmap.c): nothing else is mapped so near below a stack that grows. */
 const STACK_GAP_BYTES = 2 ** 20;

@@ -1,7 +1,7 @@
 import { type StragglerReason, type TaskId, taskId } from '../../engine/target.js';
+import type { StackCopy } from './deep-stack.js';
 import { readBlockingSyscall, readThreadStat, readTimeslices } from './proc.js';
 import type { ProcessSpace } from './process-space.js';
-import type { StackCopy } from './stack-inspector.js';
 import type { Tracee } from './tracer.js';
 
 /** A thread as a task of the transition. */
