@@ -73,8 +73,8 @@ describe('status --explain', () => {
     expect(text).toMatch(/> #\d+ 0x[0-9a-f]+ hold\+0x[0-9a-f]+ \(parked\) {2}<- blocks/);
     expect(text).toContain(`livegraft apply --pid ${target.pid} ${parked.patch} to complete it`);
     const again = await startUntilBusy('apply', '--pid', String(target.pid), parked.patch);
-    // While it works, another one tells what it has seen.
-    await pause(1200);
+    // While it works, another one tells what it has seen. After so many looks it must still see the thread leave.
+    await pause(3300);
     const held = statusOf(target, '--explain').transition;
     expect(held).toMatchObject({ isHeld: true, stragglers: [{ tid: first.tid, reason: { kind: 'busy' } }] });
     expect(held?.stragglers?.[0]?.seenAt).not.toBe('now');

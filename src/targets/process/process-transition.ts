@@ -215,6 +215,7 @@ export class ProcessTransition implements TransitionTarget {
     const { tracee, space } = record;
     for (;;) {
       const timeslices = readTimeslices(space.pid, tracee.tid);
+      const isOwnStop = tracee.state === 'stopped';
       if (tracee.state === 'running') {
         if (record.refusal !== undefined && !record.mayHaveMoved(performance.now())) {
           this.#log.noteAgain(record);
@@ -243,8 +244,8 @@ export class ProcessTransition implements TransitionTarget {
       }
       const reason = walk === undefined || typeof walk === 'function' ? walk : this.#judge(record, walk);
       if (reason !== undefined) {
-        tracee.syscallStopsWanted =
-          tracee.stop.kind === 'syscallStop' ? tracee.syscallStopsWanted : WATCHED_STOPS;
+        // Our interrupt, too, ends a watched call in a system-call stop: by the kind of stop the watch would run out.
+        if (!isOwnStop) tracee.syscallStopsWanted = WATCHED_STOPS;
         this.#tracer.resume(tracee);
         this.#noteCheck(record, since);
         return this.#refuse(record, reason(), timeslices);
