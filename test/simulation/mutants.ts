@@ -291,11 +291,11 @@ export const MUTANTS: readonly Mutant[] = [
     replace: '',
   },
   {
-    name: 'answers-before-it-has-written',
+    name: 'runs-before-all-is-written',
     breaks: 'the task that loads an object waits until its entries are written',
-    file: LIBRARY,
-    find: "if (machine.library !== 'coming') return;\n",
-    replace: "if (machine.library !== 'coming') return;\n    machine.answer();\n",
+    file: PROGRAM,
+    find: "this.library === 'here' ? ALL_FUNCTIONS",
+    replace: "this.library !== 'gone' ? ALL_FUNCTIONS",
   },
   {
     name: 'opens-the-gate-first',

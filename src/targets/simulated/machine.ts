@@ -109,6 +109,8 @@ export class SimulatedMachine {
   library: 'gone' | 'coming' | 'here' = 'gone';
   /** How often it has been loaded. */
   loads = 0;
+  /** Redirects may go by the states of tasks. */
+  areStatesGiven = false;
   /** A tool lives that looks at what is loaded. */
   isAnswered = false;
   /** What a task that passes the barrier gets, undefined for nothing. */
@@ -308,10 +310,19 @@ export class SimulatedMachine {
     const entry = this.entries.get(name);
     if (entry === undefined) return;
     if (entry.kind === 'fixed') task.stack.push(frameOf(name, 'body', entry.version));
-    else task.stack.push(frameOf(name, 'entry', isLedToNew(entry, task) ? entry.patched : entry.unpatched));
+    else
+      task.stack.push(
+        frameOf(name, 'entry', this.#isLedToNew(entry, task) ? entry.patched : entry.unpatched),
+      );
     const frame = task.stack[task.stack.length - 1] as SimulatedFrame;
     this.log(() => `task ${task.id} calls ${name}@${frame.version ?? 'original'}`);
     this.oracle.noteCall(task, frame);
+  }
+
+  #isLedToNew(entry: Exclude<SimulatedEntry, { kind: 'fixed' }>, task: SimulatedTask): boolean {
+    if (entry.kind === 'gated' && entry.gate.gate !== 'choosing') return entry.gate.gate === 'open';
+    this.oracle.noteStateRead(task);
+    return stateOf(task);
   }
 
   #sleep(task: SimulatedTask): void {
@@ -405,11 +416,6 @@ export class SimulatedMachine {
       for (const other of this.alive) if (other.vforkChild === task) other.vforkChild = undefined;
     this.onEvent('exited', task);
   }
-}
-
-function isLedToNew(entry: Exclude<SimulatedEntry, { kind: 'fixed' }>, task: SimulatedTask): boolean {
-  if (entry.kind === 'choosing' || entry.gate.gate === 'choosing') return stateOf(task);
-  return entry.gate.gate === 'open';
 }
 
 function isInLibrary(task: SimulatedTask): boolean {

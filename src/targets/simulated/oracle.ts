@@ -66,12 +66,16 @@ export class Oracle {
 
   /** From now on tasks that call the library get what they have of the rest of the patch. Nobody has called it yet. */
   noteArrived(patch: SimulatedPatch): void {
-    const { change } = this.#machine;
+    const { change, patches } = this.#machine;
     const isIn = change?.patch === patch.id && change.objects?.includes(LIBRARY) !== false;
     if (isIn && change.phase === 'running') {
       this.#findSides(patch);
       return;
     }
+    const isFirst = ({ functions, id }: SimulatedPatch) =>
+      functions.some(({ name }) => objectOf(name) === LIBRARY) && !this.#isThere(id, 'x');
+    const older = patches.slice(0, patches.indexOf(patch)).find(isFirst);
+    if (older !== undefined && !patch.replaces) fail(`${patch.id} comes to the library before ${older.id}`);
     const haveNew = !isIn || (change.phase === 'finishing') === (change.direction === 'patch');
     if (this.#library.has(patch.id)) fail(`${patch.id} comes to a library that has run`);
     this.#library.set(patch.id, haveNew ? 'new' : 'old');
@@ -80,6 +84,11 @@ export class Oracle {
   /** Of an object that has gone no callback runs any more. */
   noteLeft(patch: SimulatedPatch): void {
     this.#ran.delete(keyOf(patch.id, LIBRARY));
+  }
+
+  /** Of a redirect that goes by the state of the task. */
+  noteStateRead(task: SimulatedTask): void {
+    if (!this.#machine.areStatesGiven) fail(`a state that nobody has given is read: ${describe(task)}`);
   }
 
   #findSides(patch: SimulatedPatch): void {

@@ -118,6 +118,7 @@ export class SimulatedTransition implements TransitionTarget {
       machine.change ??= { ...of, direction, phase: 'installing' };
       this.#mayDie();
       for (const task of machine.alive) setState(task, runsNew);
+      machine.areStatesGiven = true;
       this.#mayDie();
       machine.oracle.noteBegun(patch, runsNew ? 'unpatch' : 'patch');
     } else machine.change = { ...before, direction };
@@ -229,6 +230,7 @@ export class SimulatedTransition implements TransitionTarget {
     }
     // Nothing asks for states any more: they are given back.
     for (const task of machine.alive) setState(task, false);
+    machine.areStatesGiven = false;
     this.#mayDie();
     machine.oracle.noteFinished(direction);
     this.#log(`finished: ${direction}`);
