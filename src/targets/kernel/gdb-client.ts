@@ -47,6 +47,11 @@ function addStop({ stops, longestMs, totalMs, longStops }: StopStatistics, ms: n
   };
 }
 
+export interface MemoryPiece {
+  readonly address: number;
+  readonly sizeBytes: number;
+}
+
 /** What can be done to a stopped guest in one piece with other such things. */
 export type GuestChange =
   | { readonly kind: 'write'; readonly address: number; readonly bytes: Uint8Array }
@@ -208,6 +213,21 @@ export class GdbClient {
   async readMemory(address: number, sizeBytes: number): Promise<Uint8Array> {
     await this.#usePhysical(false);
     return this.#read(unsigned(address), sizeBytes);
+  }
+
+  /** Several pieces, each of which fits a packet, with one wait for all answers. Rejects when one of them can't be read. */
+  async readPieces(pieces: readonly MemoryPiece[]): Promise<readonly Uint8Array[]> {
+    await this.#usePhysical(false);
+    const places = pieces.map(({ address, sizeBytes }) => ({ address: unsigned(address), sizeBytes }));
+    const answers = await this.#requestAll(
+      places.map(({ address, sizeBytes }) => `m${address.toString(16)},${sizeBytes.toString(16)}`),
+    );
+    return places.map(({ address, sizeBytes }, i) => {
+      const answer = answers[i] as string;
+      if (!/^[0-9a-f]+$/i.test(answer) || answer.length !== 2 * sizeBytes)
+        throw memoryError('read', address, answer);
+      return fromHex(answer);
+    });
   }
 
   async writeMemory(address: number, bytes: Uint8Array): Promise<void> {

@@ -60,6 +60,20 @@ describe('GdbClient', () => {
     expect(await client.vcpus()).toEqual(['01', '02']);
   });
 
+  it('reads several pieces, and answers the next request rightly when one can not be read', async () => {
+    const { stub, client } = await connect();
+    stub.memory.set([1, 2, 3, 4]);
+    const piece = (address: number, sizeBytes: number) => ({ address, sizeBytes });
+    const found = await client.readPieces([piece(0x1002, 2), piece(0x1000, 1)]);
+    expect(found.map((bytes) => [...bytes])).toEqual([[3, 4], [1]]);
+    // The last byte of the stub's memory, and one behind it.
+    for (const bad of [piece(0, 4), piece(0x1fff, 2)])
+      await expect(client.readPieces([bad, piece(0x1000, 1)])).rejects.toMatchObject({
+        code: 'guest-memory',
+      });
+    expect([...(await client.readMemory(0x1001, 2))]).toEqual([2, 3]);
+  });
+
   it('runs, is stopped, and tells which vCPU stopped', async () => {
     const { stub, client } = await connect((s) =>
       s.answers.set('vCont;c', undefined).set('break', 'T02thread:02;'),

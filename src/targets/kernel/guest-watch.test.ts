@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { LivegraftError } from '../../base/errors.js';
+import type { MemoryPiece } from './gdb-client.js';
 import { GuestWatch } from './guest-watch.js';
 import { KernelRegistryStore } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
@@ -16,9 +17,13 @@ class Guest {
   runs = 0;
 
   async readMemory(address: number, sizeBytes: number): Promise<Uint8Array> {
-    if (this.unmapped-- > 0) throw new LivegraftError('guest-memory', 'not mapped');
     if (address === PANIC_CPU) return new Uint8Array(Int32Array.of(this.panicCpu).buffer);
     return Uint8Array.from({ length: sizeBytes }, (_, i) => this.bytes.get(address + i) ?? 0);
+  }
+
+  readPieces(pieces: readonly MemoryPiece[]): Promise<readonly Uint8Array[]> {
+    if (this.unmapped-- > 0) return Promise.reject(new LivegraftError('guest-memory', 'not mapped'));
+    return Promise.all(pieces.map(({ address, sizeBytes }) => this.readMemory(address, sizeBytes)));
   }
 
   async writeMemory(address: number, bytes: Uint8Array): Promise<void> {

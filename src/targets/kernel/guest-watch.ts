@@ -16,8 +16,8 @@ const MAX_TRIES = 50;
  */
 export class GuestWatch {
   readonly #session: Pick<KernelSession, 'resume' | 'stop'>;
-  readonly #client: Pick<GdbClient, 'readMemory'>;
-  readonly #store: Pick<KernelRegistryStore, 'isPresent'>;
+  readonly #client: Pick<GdbClient, 'readPieces'>;
+  readonly #store: Pick<KernelRegistryStore, 'anchorPlace' | 'isAnchor'>;
   readonly #panicCpu: number | undefined;
 
   constructor(session: KernelSession, store: KernelRegistryStore) {
@@ -35,10 +35,7 @@ export class GuestWatch {
     for (let attempt = 1; ; attempt++) {
       await this.#session.stop();
       try {
-        if (!(await this.#store.isPresent()))
-          throw guestEnded('what livegraft wrote into it is not there any more: it was started again');
-        if (await this.#hasPanicked()) throw guestEnded('its kernel has panicked');
-        return;
+        return await this.#look();
       } catch (error) {
         if (!(error instanceof LivegraftError) || error.code !== 'guest-memory') throw error;
         if (attempt >= MAX_TRIES) throw guestEnded('its kernel is not there any more: it was started again');
@@ -57,10 +54,19 @@ export class GuestWatch {
     }
   }
 
-  async #hasPanicked(): Promise<boolean> {
-    if (this.#panicCpu === undefined) return false;
-    const bytes = await this.#client.readMemory(this.#panicCpu, 4);
-    return new DataView(bytes.buffer, bytes.byteOffset, 4).getInt32(0, true) !== NO_CPU;
+  /** With one wait for the stub: each is as long as the scheduler of this machine makes it. */
+  async #look(): Promise<void> {
+    const { anchorPlace } = this.#store;
+    const panicked = this.#panicCpu === undefined ? [] : [{ address: this.#panicCpu, sizeBytes: 4 }];
+    const found = await this.#client.readPieces([
+      ...panicked,
+      ...(anchorPlace === undefined ? [] : [anchorPlace]),
+    ]);
+    const [cpu, anchor] = panicked.length === 0 ? [undefined, found[0]] : found;
+    if (anchor !== undefined && !this.#store.isAnchor(anchor))
+      throw guestEnded('what livegraft wrote into it is not there any more: it was started again');
+    if (cpu !== undefined && new DataView(cpu.buffer, cpu.byteOffset, 4).getInt32(0, true) !== NO_CPU)
+      throw guestEnded('its kernel has panicked');
   }
 }
 

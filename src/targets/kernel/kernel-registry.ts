@@ -176,10 +176,13 @@ export class KernelRegistryStore implements BorrowRecord {
     return JSON.parse(decodeText(text)) as KernelRegistry;
   }
 
-  /** In a stopped guest: whether the anchor is what it was when it was read or written last. */
-  async isPresent(): Promise<boolean> {
-    if (!this.hasMemory) return true;
-    const found = await this.#stopped.readMemory(this.#place, ANCHOR_BYTES);
+  /** Where the anchor is, which stays as it is written; undefined before there is any. */
+  get anchorPlace(): { readonly address: number; readonly sizeBytes: number } | undefined {
+    return this.hasMemory ? { address: this.#place, sizeBytes: ANCHOR_BYTES } : undefined;
+  }
+
+  /** Whether what was found there is what was read or written last. */
+  isAnchor(found: Uint8Array): boolean {
     return encodeAnchor(this.#anchor).every((byte, i) => found[i] === byte);
   }
 

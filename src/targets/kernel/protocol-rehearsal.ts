@@ -22,6 +22,7 @@ export async function rehearseProtocol(): Promise<void> {
       const vcpus = await client.vcpus();
       const [registers] = await client.readAllRegisters(vcpus);
       const bytes = await client.readMemory(MEMORY, 512);
+      await client.readPieces([{ address: MEMORY, sizeBytes: 4 }]);
       await client.writeMemory(MEMORY, bytes);
       await client.insertBreakpoints([MEMORY]);
       await client.change([
