@@ -21,6 +21,7 @@ const TASKS = {
   'demo:kernel': ['--import', 'tsx', 'examples/kernel/demo.ts'],
   'bench:kernel': ['--import', 'tsx', 'bench/kernel.ts'],
   verdicts: ['--import', 'tsx', 'test/oracle/verdicts.ts'],
+  'oracle:objtool': ['--import', 'tsx', 'test/oracle/objtool-agreement.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
   simulate: ['--import', 'tsx', 'test/simulation/simulate.ts'],
   faults: ['--import', 'tsx', 'test/faults/run.ts'],

@@ -150,7 +150,7 @@ function keepProof(
 }
 
 /** A linked kernel's release and function names, which its ORC table and its stripped code don't tell. */
-function readKernel(elf: ElfFile) {
+export function readKernel(elf: ElfFile) {
   const data = elf.findSection('.rodata')?.data;
   if (elf.type === ET_REL || data === undefined || elf.findSection('.orc_unwind') === undefined)
     return undefined;
