@@ -76,6 +76,11 @@ export interface Redirector {
    */
   encodeStateTest(at: number, patched: number, slot: StateSlotLocation): StateTest;
   /**
+   * Code at `at`, {@link GATE_BYTES} of it, that reads the byte at `gate` and jumps to `below` for {@link GATE.shut}, to `patched` for {@link GATE.open},
+   * and falls through for {@link GATE.choosing}. It clobbers nothing but the flags.
+   */
+  encodeGate(at: number, gate: number, below: number, patched: number): Uint8Array;
+  /**
    * Code in which a task sets its own state and no other's, and falls through. It clobbers nothing but the flags.
    * Position-independent. At the GS base it needs FSGSBASE, and a slot of the layout below.
    */
@@ -99,6 +104,10 @@ export interface Redirector {
  * The lowest bit of the byte at this offset is the state that was last set.
  */
 export const GS_SLOT_NOTE_OFFSET = 2;
+
+/** What the redirects of an object that comes go by until all are written: one byte, so that they change together. */
+export const GATE = { shut: 0, choosing: 1, open: 2 } as const;
+export const GATE_BYTES = 19;
 
 export type StateSlotLocation =
   | { readonly kind: 'gsBase' }

@@ -29,8 +29,8 @@ __attribute__((noinline, noipa)) int library_version(void) { return VERSION + ze
 
 __attribute__((noinline, noipa)) static int helper(const char *text) { return (int)strlen(text) * zero; }
 
-/* Needs symbols of other objects: bound by name when the patch comes. */
-__attribute__((noinline, noipa)) int library_text(char *into, size_t size) {
+/* Needs symbols of other objects: bound by name when the patch comes. On another page than library_version: no write reaches both. */
+__attribute__((noinline, noipa, aligned(4096))) int library_text(char *into, size_t size) {
   return snprintf(into, size, "library %d", VERSION + helper(into));
 }
 

@@ -9,7 +9,7 @@ import { linkAddress } from '../../base/brand.js';
 import { STT_FUNC } from '../../elf/constants.js';
 import type { ElfFile, ElfSymbol } from '../../elf/elf-file.js';
 import { parseElf } from '../../elf/reader.js';
-import type { RedirectSite, StateSlotLocation } from '../architecture.js';
+import { GATE_BYTES, type RedirectSite, type StateSlotLocation } from '../architecture.js';
 import { redirector } from './redirector.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-redirector-'));
@@ -378,6 +378,20 @@ describe('encodeBorrowedCall', () => {
       'returning:',
       `jmp 0x00000000${(at + bytes.indexOf(0xb8)).toString(16)}`,
     ]);
+  });
+});
+
+describe('encodeGate', () => {
+  it('leads below, on, or to the new version, by one byte', () => {
+    const at = 0x7000_0000;
+    const bytes = redirector.encodeGate(at, at + 0x2000, at + 0x40, at - 0x1000);
+    expect(bytes).toHaveLength(GATE_BYTES);
+    const decoder = new iced.Decoder(64, bytes, iced.DecoderOptions.None);
+    decoder.ip = BigInt(at);
+    const formatter = new iced.Formatter(iced.FormatterSyntax.Gas);
+    const lines: string[] = [];
+    while (decoder.canDecode) lines.push(formatter.format(decoder.decode()));
+    expect(lines).toEqual(['cmpb $1,0x70002000', 'jb 0x0000000070000040', 'ja 0x000000006FFFF000']);
   });
 });
 

@@ -3,6 +3,8 @@ import {
   BORROWED_CALL_RETURNED,
   type BorrowedCall,
   type DisplacedCode,
+  GATE,
+  GATE_BYTES,
   GS_SLOT_NOTE_OFFSET,
   type Redirector,
   type RedirectRefusal,
@@ -61,6 +63,17 @@ export const redirector: Redirector = {
 
   encodeStateTest(at, patched, slot): StateTest {
     return slot.kind === 'gsBase' ? testGsBase(at, patched) : testThreadPointerTable(at, patched, slot);
+  },
+
+  encodeGate(at, gate, below, patched): Uint8Array {
+    const out = new ByteWriter(GATE_BYTES);
+    out.writeU8(0x80).writeU8(0x3d); // cmpb $choosing, gate
+    out.writeI32(expectRel32(gate - (at + 7))).writeU8(GATE.choosing);
+    out.writeU8(0x0f).writeU8(0x82); // jb below
+    out.writeI32(expectRel32(below - (at + 13)));
+    out.writeU8(0x0f).writeU8(0x87); // ja patched
+    out.writeI32(expectRel32(patched - (at + 19)));
+    return out.toBytes();
   },
 
   encodeStateStore(slot): StateStore {

@@ -1,12 +1,13 @@
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
+import type { EntryState } from '../../engine/objects.js';
 import type { ProcessMemory } from './memory.js';
 import { PAGE_BYTES } from './placement.js';
 import { fromHex } from './redirect-plan.js';
 import type { MemoryRange, Redirect, RegisteredFunction } from './registry.js';
 
-/** What a function's entry can hold with respect to one patch. */
-export type EntryState = 'below' | 'choosing' | 'direct';
+/** What a function's entry can hold with respect to one patch: `gated` goes by a byte of the patch's part for the object. */
+export type HeldEntry = EntryState | 'gated';
 
 export interface EntryWrite {
   readonly function: string;
@@ -25,7 +26,7 @@ export interface EntryWrite {
 export function planEntryWrites(
   memory: ProcessMemory,
   functions: readonly Pick<RegisteredFunction, 'name' | 'redirect' | 'restores'>[],
-  to: EntryState,
+  to: HeldEntry,
 ): readonly EntryWrite[] {
   const writes: EntryWrite[] = [];
   for (const { name, redirect, restores } of functions) {
@@ -44,15 +45,16 @@ export function planEntryWrites(
 export function entryState(
   memory: ProcessMemory,
   { redirect }: Pick<RegisteredFunction, 'redirect'>,
-): EntryState | 'foreign' {
+): HeldEntry | 'foreign' {
   const holds = (site: MemoryRange) => memory.readExactly(site.address, site.sizeBytes).toString('hex');
   const { hop } = redirect;
   const jump = hop ?? redirect;
   const now = holds(jump.site);
   if (now === jump.below) return 'below';
-  if (now !== jump.choosing && now !== jump.direct) return 'foreign';
+  if (now !== jump.choosing && now !== jump.direct && now !== jump.gated) return 'foreign';
   // The long jump in the padding counts only once the short one leads there.
   if (hop !== undefined && holds(redirect.site) !== redirect.choosing) return 'below';
+  if (now === jump.gated) return 'gated';
   return now === jump.choosing ? 'choosing' : 'direct';
 }
 
@@ -132,13 +134,15 @@ function expectKnownEntry(
   memory: ProcessMemory,
   name: string,
   site: MemoryRange,
-  states: Pick<Redirect, EntryState>,
-  to: EntryState,
+  states: Pick<Redirect, HeldEntry>,
+  to: HeldEntry,
 ): EntryWrite | undefined {
   const before = memory.readExactly(site.address, site.sizeBytes);
   const now = before.toString('hex');
-  if (now === states[to]) return undefined;
-  if (now !== states.below && now !== states.choosing && now !== states.direct) {
+  const wanted = states[to];
+  if (wanted === undefined) throw new Error(`${name} has no gate`);
+  if (now === wanted) return undefined;
+  if (![states.below, states.choosing, states.direct, states.gated].includes(now)) {
     throw new LivegraftError(
       'entry-changed',
       `function ${name}: its entry at ${hex(site.address)} holds ${now}, which livegraft did not put there (expected ${states.below})`,
@@ -148,5 +152,5 @@ function expectKnownEntry(
       },
     );
   }
-  return { function: name, site, before, bytes: fromHex(states[to]) };
+  return { function: name, site, before, bytes: fromHex(wanted) };
 }

@@ -1,8 +1,9 @@
+import { GATE } from '../../arch/architecture.js';
 import { LivegraftError, ParseError } from '../../base/errors.js';
+import { type EntryState, planArrival } from '../../engine/objects.js';
 import type { Patch } from '../../patch/content.js';
 import { Doorbell, mapDoorbell } from './doorbell.js';
 import { planEntryWrites, writeByPages } from './entry-writer.js';
-import { HoldLog } from './hold-log.js';
 import type { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
 import { hasIdentity } from './patch-loader.js';
@@ -14,15 +15,12 @@ import {
   restrictTo,
   withoutParts,
 } from './patch-objects.js';
-import { prepareArrived, settleObjects, writeRegistry } from './patch-register.js';
+import { objectTransition, prepareArrived, settleObjects, writeRegistry } from './patch-register.js';
 import { readMappings } from './proc.js';
 import { moduleKey, type ProcessSession } from './process-session.js';
-import { ProcessSpace } from './process-space.js';
-import type { RegisteredDoorbell, RegisteredObject, RegisteredPatch, Registry } from './registry.js';
+import type { RegisteredDoorbell, RegisteredObject, RegisteredPatch } from './registry.js';
 import { findRegistryMapping, RegistryStore } from './registry-store.js';
-import { writeWhileStopped } from './stopped-write.js';
-import { TaskRoster } from './task-roster.js';
-import { afterTransition } from './trampolines.js';
+import { writeEntriesStopped } from './stopped-entries.js';
 
 /** What was done when a process told that it had loaded or unloaded something. */
 export interface ObjectChanges {
@@ -63,35 +61,10 @@ export function removeDoorbell(session: ProcessSession): void {
   writeRegistry(session, { ...registry, doorbell: undefined });
 }
 
-/** How long to try to stop all threads. */
-const ENTRY_TIMEOUT_MS = 3000;
-
 function writeEntry(session: ProcessSession, doorbell: RegisteredDoorbell, to: 'direct' | 'below'): void {
-  const { pid, memory, tracer, store, registry } = session;
-  if (store === undefined || registry === undefined) throw new Error('no registry');
-  const inspector = session.inspector();
-  const space = new ProcessSpace({ pid, memory, inspector, store, registry, isFork: false });
-  const roster = new TaskRoster({
-    tracer,
-    space,
-    isInTransition: () => false,
-    onForget: () => {},
-    onStranger: () => {},
-  });
-  const keepOut = to === 'below' ? { keepOut: doorbell.redirect.trampoline } : {};
-  writeWhileStopped({
-    tracer,
-    space,
-    plan: () => planEntryWrites(memory, [doorbell], to).map((write) => ({ ...write, ...keepOut })),
-    stays: () => true,
-    expectAlive: () => roster.pump(),
-    timeoutMs: ENTRY_TIMEOUT_MS,
-    // One entry, of a function that is called when a library is loaded: nothing waits for it.
-    holds: new HoldLog(),
-    notice: () => {},
-    whenStopped: () => {},
-    letGo: (record) => tracer.resume(record.tracee),
-  });
+  writeEntriesStopped(session, [doorbell], to, () =>
+    to === 'below' ? doorbell.redirect.trampoline : undefined,
+  );
 }
 
 /**
@@ -182,23 +155,41 @@ function patchFresh(
 ): Pick<ObjectChanges, 'patched' | 'refused'> {
   const patched: { patch: RegisteredPatch; object: string }[] = [];
   const refused: { patch: RegisteredPatch; object: string; error: LivegraftError }[] = [];
-  for (const patch of session.registry?.patches ?? []) {
-    for (const object of pendingObjects(patch)) {
-      if (!fresh.some((module) => isOf(module, object))) continue;
+  const patches = session.registry?.patches ?? [];
+  const isFresh = (object: RegisteredObject) => fresh.some((module) => isOf(module, object));
+  for (const object of new Set(
+    patches
+      .flatMap(pendingObjects)
+      .filter(isFresh)
+      .map(({ name }) => name),
+  )) {
+    const pending = patches.filter((patch) => pendingObjects(patch).some(({ name }) => name === object));
+    for (const { patch, entries } of planArrival(pending, object, objectTransition(session))) {
       try {
-        patchObject(session, contentOf(patch), patch, object.name);
-        patched.push({ patch, object: object.name });
+        patchObject(session, contentOf(patch), patch, object, entries);
+        patched.push({ patch, object });
       } catch (error) {
         if (!(error instanceof LivegraftError)) throw error;
-        refused.push({ patch, object: object.name, error });
+        refused.push({ patch, object, error });
+        break;
       }
     }
   }
   return { patched, refused };
 }
 
-/** Brings a patch to an object that no thread is in. */
-function patchObject(session: ProcessSession, content: Patch, patch: RegisteredPatch, name: string): void {
+/**
+ * Brings a patch to an object that no thread is in. Entries lead through a gate until all are written, which one byte
+ * opens for them together: killed before that, a run has changed nothing for who runs the object, and killed behind it, all. The next
+ * one takes it back, or completes it (`settleObjects`).
+ */
+function patchObject(
+  session: ProcessSession,
+  content: Patch,
+  patch: RegisteredPatch,
+  name: string,
+  entries: EntryState,
+): void {
   if (content.manifest.objects.some((object) => object.name === name && object.callbacks !== undefined)) {
     // Callbacks may use the object, which the dynamic linker has not made ready yet.
     throw new LivegraftError('callbacks-wait', `${name}: its callbacks can't run before it is loaded`, {
@@ -206,47 +197,36 @@ function patchObject(session: ProcessSession, content: Patch, patch: RegisteredP
     });
   }
   prepareArrived(session, content, patch, [name]);
-  const { registry } = session;
-  if (registry === undefined) throw new Error('no registry');
-  const { transition } = registry;
-  const part = registry.patches.filter(({ id }) => id === patch.id).map((now) => restrictTo(now, [name]));
-  const functions = part.flatMap((one) => one.functions);
-  const isChoosing = transition?.patchId === patch.id && transition.objects?.includes(name) !== false;
+  if (entries === 'below') return;
+  const { registry, memory } = session;
+  const [part] = (registry?.patches ?? [])
+    .filter(({ id }) => id === patch.id)
+    .map((now) => restrictTo(now, [name]));
+  const gate = part?.objects[0]?.part?.gate;
+  if (registry === undefined || part === undefined || gate === undefined) throw new Error('no part');
+  const turn = (to: number) => memory.write(gate, Uint8Array.of(to));
+  const withPatch = (change: (p: RegisteredPatch) => RegisteredPatch) => ({
+    ...registry,
+    patches: registry.patches.map((p) => (p.id === patch.id ? change(p) : p)),
+  });
   try {
-    if (isChoosing) {
-      // The part becomes final with the others.
-      writeByPages(session.memory, planEntryWrites(session.memory, functions, 'choosing'));
-      return;
-    }
-    // Killed in the middle, it is left as a transition that has begun: continued, or taken back, it is consistent.
-    if (transition === undefined)
-      writeRegistry(session, { ...registry, transition: startOf(patch.id, name) });
-    writeByPages(session.memory, planEntryWrites(session.memory, functions, 'direct'));
+    writeByPages(memory, planEntryWrites(memory, part.functions, 'gated'));
+    turn(entries === 'direct' ? GATE.open : GATE.choosing);
+    writeByPages(memory, planEntryWrites(memory, part.functions, entries));
   } catch (error) {
     // Nobody has run it yet: what was written is taken back, and nothing leads into the part any more.
-    writeByPages(session.memory, planEntryWrites(session.memory, functions, 'below'));
-    const patches = registry.patches.map((p) => (p.id === patch.id ? withoutParts(p, [name]) : p));
-    writeRegistry(session, { ...registry, patches });
+    turn(GATE.shut);
+    writeByPages(memory, planEntryWrites(memory, part.functions, 'below'));
+    writeRegistry(
+      session,
+      withPatch((p) => withoutParts(p, [name])),
+    );
     session.cleanUpAfterFailure();
     throw error;
   }
-  const after =
-    transition === undefined
-      ? { ...registry, ...afterTransition(registry, patch.id, [name], 'patch') }
-      : {
-          ...registry,
-          patches: registry.patches.map((p) => (p.id === patch.id ? asInstalled(p, [name]) : p)),
-        };
-  writeRegistry(session, after);
-}
-
-function startOf(patchId: string, object: string): NonNullable<Registry['transition']> {
-  return {
-    patchId,
-    objects: [object],
-    direction: 'patch',
-    model: 'hybrid',
-    phase: 'installing',
-    startedAt: new Date().toISOString(),
-  };
+  if (entries === 'direct')
+    writeRegistry(
+      session,
+      withPatch((p) => asInstalled(p, [name])),
+    );
 }

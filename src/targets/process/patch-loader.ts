@@ -162,7 +162,8 @@ export function loadPart(
     object.functions.length * (replaces ? 2 : 1) +
     restored.length +
     (barrierName === undefined ? 0 : 1) +
-    callbacks.length;
+    callbacks.length +
+    1;
   session.tracer.attend();
   const layout = layoutPatch(
     patch,
@@ -181,11 +182,13 @@ export function loadPart(
   session.tracer.attend();
   let used = 0;
   const nextTrampoline = () => base + layout.redirectOffset + used++ * TRAMPOLINE_BYTES;
+  /** Shut: zero. */
+  const gate = nextTrampoline();
   const place = (trampoline: number, bytes: Uint8Array) => image.bytes.set(bytes, trampoline - base);
   const functions = object.functions.map((fn): RegisteredFunction => {
     const plan = (below: Registry) => {
       const trampoline = nextTrampoline();
-      const planned = planFunction(session, below, module, object, fn, image, trampoline);
+      const planned = planFunction(session, below, module, object, fn, image, trampoline, gate);
       place(trampoline, planned.trampolineBytes);
       return planned.registered;
     };
@@ -204,6 +207,7 @@ export function loadPart(
       old,
       ...around,
       trampoline,
+      gate,
       slots: registry.slots,
       earlier,
     });
@@ -272,6 +276,7 @@ export function loadPart(
         address: base + layout.ehFrame.offset,
         sizeBytes: layout.ehFrame.sizeBytes,
       },
+      gate,
       symbols: image.functions,
       ...(calls.length === 0 ? {} : { callbacks: { object: object.name, record, calls } }),
       ...(states.length === 0 ? {} : { states }),
@@ -414,6 +419,7 @@ function planFunction(
   fn: PatchFunction,
   image: LinkedImage,
   trampoline: number,
+  gate: number,
 ): { registered: RegisteredFunction; trampolineBytes: Uint8Array } {
   const find = (name: string) => functionIn(image, name);
   const link = Number(fn.old.address);
@@ -425,6 +431,7 @@ function planFunction(
     newAddress: newRange.address,
     ...codeAround(module, fn.name, old),
     trampoline,
+    gate,
     slots: registry.slots,
     earlier: versionStack(registry.patches).newest(old.address),
   });

@@ -1,6 +1,9 @@
+import { GATE } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
+import { type ObjectTransition, settlePart } from '../../engine/objects.js';
 import type { Patch } from '../../patch/content.js';
 import type { PatchObject } from '../../patch/manifest.js';
+import { type EntryWrite, entryState } from './entry-writer.js';
 import type { LoadedModule } from './modules.js';
 import {
   expectOldCode,
@@ -11,6 +14,7 @@ import {
   notLoadedError,
 } from './patch-loader.js';
 import {
+  asInstalled,
   findLeft,
   type LeftObject,
   partsOf,
@@ -21,7 +25,16 @@ import {
   withParts,
 } from './patch-objects.js';
 import type { ProcessSession } from './process-session.js';
-import type { RegisteredPatch, Registry, SlotArea } from './registry.js';
+import type {
+  MemoryRange,
+  RegisteredPart,
+  RegisteredPatch,
+  Registry,
+  RetiredImage,
+  SlotArea,
+} from './registry.js';
+import { writeEntriesStopped } from './stopped-entries.js';
+import { retire } from './trampolines.js';
 
 /** Brings patches, and their objects as they come, into a process and its registry, and takes out what has gone. */
 
@@ -121,7 +134,7 @@ export function prepareArrived(
       0,
       registry.patches.findIndex(({ id }) => id === patch.id),
     );
-    const options = { barrier: registered.barrierName, replaces: false };
+    const options = { barrier: registered.barrierName, replaces: registered.replaces === true };
     const parts = loadParts(session, patch, found, { ...registry, patches: below }, options);
     writeRegistry(session, {
       ...registry,
@@ -201,15 +214,81 @@ export function settleObjects(
   session.refreshModules();
   const left = findLeft(registry, session.memory, session.mappings);
   if (left.length > 0) writeRegistry(session, withoutLeft(registry, left));
-  if (registry.transition !== undefined) return left;
   for (const patch of session.registry?.patches ?? []) {
-    if (patch.state === 'applying') continue;
-    const names = patch.objects.flatMap(({ name, part }) => (part?.state === 'loaded' ? [name] : []));
-    if (names.length === 0) continue;
-    giveUp(restrictTo(patch, names));
-    unload(session, patch.id, names);
+    if (patch.state === 'applying' && registry.transition?.patchId !== patch.id) continue;
+    for (const { name, part } of patch.objects)
+      if (part !== undefined) settleOne(session, patch, name, part, giveUp);
   }
   return left;
+}
+
+function settleOne(
+  session: ProcessSession,
+  patch: RegisteredPatch,
+  object: string,
+  part: RegisteredPart,
+  giveUp: (part: RegisteredPatch) => void,
+): void {
+  const { memory } = session;
+  const only = restrictTo(patch, [object]);
+  if (part.state === 'installed') return;
+  const isOpen = part.gate !== undefined && memory.readExactly(part.gate, 1)[0] !== GATE.shut;
+  const states = only.functions.map((fn) => entryState(memory, fn));
+  const isShut = !states.some(
+    (state) => state === 'choosing' || state === 'direct' || (state === 'gated' && isOpen),
+  );
+  const found = { patch: patch.id, object, isInstalled: false, isShut };
+  const change = (to: (p: RegisteredPatch) => RegisteredPatch, retired: readonly RetiredImage[] = []) => {
+    const registry = session.registry as Registry;
+    const patches = registry.patches.map((p) => (p.id === patch.id ? to(p) : p));
+    writeRegistry(session, { ...registry, patches, retired: [...registry.retired, ...retired] });
+  };
+  switch (settlePart(found, objectTransition(session))) {
+    case 'keep':
+      return;
+    case 'complete':
+      writeEntriesStopped(session, only.functions, 'direct');
+      change((p) => asInstalled(p, [object]));
+      return;
+    case 'takeBack': {
+      giveUp(only);
+      const wasEntered = states.includes('gated');
+      if (wasEntered) writeEntriesStopped(session, only.functions, 'below', (write) => gateOf(only, write));
+      // A signal may have interrupted a thread in a gate: then its memory is kept until it has left.
+      change((p) => withoutParts(p, [object]), wasEntered ? retire(only) : []);
+      if (!wasEntered) session.cleanUpAfterFailure();
+    }
+  }
+}
+
+/** The gate and trampoline that the function's entry leads into. */
+function gateOf({ functions }: RegisteredPatch, write: EntryWrite): MemoryRange | undefined {
+  const trampoline = functions.find(({ name }) => name === write.function)?.redirect.trampoline;
+  if (trampoline?.gateAt === undefined) return undefined;
+  return {
+    address: trampoline.gateAt,
+    sizeBytes: trampoline.address + trampoline.sizeBytes - trampoline.gateAt,
+  };
+}
+
+/** The transition that runs, as far as objects go. While an install is under way, states count once all entries go by them. */
+export function objectTransition({ registry, memory }: ProcessSession): ObjectTransition | undefined {
+  const { transition } = registry ?? {};
+  const patch = registry?.patches.find(({ id }) => id === transition?.patchId);
+  if (transition === undefined || patch === undefined) return undefined;
+  const { patchId, objects, direction, phase } = transition;
+  const { functions } = restrictTo(patch, objects);
+  const chooses =
+    phase === 'installing' &&
+    functions.length > 0 &&
+    functions.every((fn) => entryState(memory, fn) === 'choosing');
+  return {
+    patchId,
+    ...(objects === undefined ? {} : { objects }),
+    direction,
+    phase: chooses ? 'running' : phase,
+    ...(patch.replaces === true ? { replaces: true } : {}),
+  };
 }
 
 /** Of a patch none of whose objects is there: all is done. */

@@ -1,5 +1,6 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { CallbackObject } from '../../engine/callbacks.js';
+import type { EntryState } from '../../engine/objects.js';
 import {
   type ConsistencyModel,
   type Direction,
@@ -12,7 +13,7 @@ import {
   type TransitionTarget,
 } from '../../engine/target.js';
 import type { Walked } from './deep-stack.js';
-import { type EntryState, type EntryWrite, entryState, planEntryWrites } from './entry-writer.js';
+import { type EntryWrite, entryState, planEntryWrites } from './entry-writer.js';
 import { beginHold, HoldLog, type HoldStart } from './hold-log.js';
 import { collectGarbage } from './own-runtime.js';
 import { callbackObjectsOf } from './patch-callbacks.js';
@@ -142,7 +143,8 @@ export class ProcessTransition implements TransitionTarget {
     this.#tracer.attend();
     const before = space.registry.transition;
     const from = stateWithoutSlot(before, direction);
-    if (before?.phase !== 'running') space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
+    // What states mean that a killed run has given out is on record until they count again.
+    if (before === undefined) space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
     this.#aimBarrier(space);
     seizeAllThreads(this.#tracer, space.pid);
     this.#roster.adoptThreads(space);

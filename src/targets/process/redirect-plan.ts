@@ -1,4 +1,9 @@
-import type { Redirector, RedirectSite, StateSlotLocation } from '../../arch/architecture.js';
+import {
+  GATE_BYTES,
+  type Redirector,
+  type RedirectSite,
+  type StateSlotLocation,
+} from '../../arch/architecture.js';
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { MemoryRange, Redirect, RegisteredBarrier, RegisteredFunction, SlotArea } from './registry.js';
@@ -15,8 +20,10 @@ export interface RedirectRequest {
   /** Original code around the function, as the file has it; `code[functionStart]` is its first byte. */
   readonly code: Uint8Array;
   readonly functionStart: number;
-  /** Where the trampoline goes: {@link TRAMPOLINE_BYTES} of the patch's own code memory. */
+  /** Where the trampoline goes, its gate first: {@link TRAMPOLINE_BYTES} of the patch's own code memory. */
   readonly trampoline: number;
+  /** The byte that the gate reads. */
+  readonly gate: number;
   readonly slots: SlotArea;
   /** The newest version before this one, when an earlier patch has redirected the function already. */
   readonly earlier: RegisteredFunction | undefined;
@@ -29,7 +36,9 @@ export interface PlannedRedirect {
 
 /** Decides how one function's entry is redirected. Throws `not-redirectable` naming the function and why. */
 export function planRedirect(redirector: Redirector, request: RedirectRequest): PlannedRedirect {
-  const { old, code, functionStart, trampoline, earlier } = request;
+  const { old, code, functionStart, earlier } = request;
+  const gateAt = request.trampoline;
+  const trampoline = gateAt + GATE_BYTES;
   const refuse = (why: string): never => {
     throw new LivegraftError(
       'not-redirectable',
@@ -58,18 +67,18 @@ export function planRedirect(redirector: Redirector, request: RedirectRequest): 
   } else {
     below = redirector.encodeJump(belowEntry, earlier.new.address, 5);
   }
-  const trampolineBytes = new Uint8Array(test.bytes.length + below.length);
-  trampolineBytes.set(test.bytes);
-  trampolineBytes.set(below, test.bytes.length);
+  const gate = redirector.encodeGate(gateAt, request.gate, belowEntry, request.newAddress);
+  const trampolineBytes = Buffer.concat([gate, test.bytes, below]);
   if (trampolineBytes.length > TRAMPOLINE_BYTES) return refuse('its first instructions are too long to move');
 
   return {
     trampolineBytes,
     redirect: {
-      ...encodeEntry(redirector, request, chosen),
+      ...encodeEntry(redirector, { ...request, trampoline }, chosen, gateAt),
       trampoline: {
         address: trampoline,
-        sizeBytes: trampolineBytes.length,
+        sizeBytes: trampolineBytes.length - GATE_BYTES,
+        gateAt,
         stateReadAt: test.stateReadAt,
         belowEntry,
         displaced,
@@ -86,7 +95,9 @@ export function planRestore(
   redirector: Redirector,
   request: Omit<RedirectRequest, 'newAddress'> & { readonly earlier: RegisteredFunction },
 ): PlannedRedirect & { readonly copy: MemoryRange } {
-  const { name, old, code, functionStart, trampoline, earlier, slots } = request;
+  const { name, old, code, functionStart, earlier, slots } = request;
+  const gateAt = request.trampoline;
+  const trampoline = gateAt + GATE_BYTES;
   const refuse = (why: string): never => {
     throw new LivegraftError(
       'not-redirectable',
@@ -106,13 +117,15 @@ export function planRestore(
   if ('refused' in copy) return refuse(copy.refused);
   const test = redirector.encodeStateTest(trampoline, copyAt, slotLocation(slots));
   const trampolineBytes = Buffer.concat([
+    redirector.encodeGate(gateAt, request.gate, belowEntry, copyAt),
     test.bytes,
     redirector.encodeJump(belowEntry, earlier.new.address, 5),
     copy.bytes,
   ]);
   if (trampolineBytes.length > TRAMPOLINE_BYTES) return refuse('its first instructions are too long to move');
-  const entry = encodeEntry(redirector, { ...request, newAddress: copyAt }, chosen);
-  const original = encodeEntry(redirector, { ...request, newAddress: copyAt, earlier: undefined }, chosen);
+  const led = { ...request, trampoline, newAddress: copyAt };
+  const entry = encodeEntry(redirector, led, chosen, gateAt);
+  const original = encodeEntry(redirector, { ...led, earlier: undefined }, chosen, gateAt);
   return {
     trampolineBytes,
     copy: { address: copyAt, sizeBytes: copy.bytes.length },
@@ -122,7 +135,8 @@ export function planRestore(
       hop: entry.hop && original.hop && { ...entry.hop, direct: original.hop.below },
       trampoline: {
         address: trampoline,
-        sizeBytes: trampolineBytes.length,
+        sizeBytes: trampolineBytes.length - GATE_BYTES,
+        gateAt,
         stateReadAt: test.stateReadAt,
         belowEntry,
         displaced: copy.map.map((pair) => ({
@@ -134,7 +148,9 @@ export function planRestore(
   };
 }
 
-export type BarrierRequest = Omit<RedirectRequest, 'newAddress' | 'earlier'> & { readonly object: string };
+export type BarrierRequest = Omit<RedirectRequest, 'newAddress' | 'earlier' | 'gate'> & {
+  readonly object: string;
+};
 
 /** Decides how the entry of a barrier leads its callers through the code that sets their state. Throws as {@link planRedirect}. */
 export function planBarrier(
@@ -193,8 +209,9 @@ export function planBarrier(
 
 function encodeEntry(
   redirector: Redirector,
-  request: RedirectRequest,
+  request: Omit<RedirectRequest, 'gate'>,
   site: RedirectSite,
+  gateAt?: number,
 ): Omit<Redirect, 'trampoline'> {
   const { old, code, functionStart, earlier } = request;
   const siteAddress = old.address + site.offset;
@@ -203,6 +220,7 @@ function encodeEntry(
   const jumps = (at: number) => ({
     choosing: toHex(redirector.encodeJump(at, request.trampoline, 5)),
     direct: toHex(redirector.encodeJump(at, request.newAddress, 5)),
+    ...(gateAt === undefined ? {} : { gated: toHex(redirector.encodeJump(at, gateAt, 5)) }),
   });
   if (site.hopOffset === undefined) {
     return {
@@ -219,6 +237,7 @@ function encodeEntry(
     below: earlier?.redirect.direct ?? original(site.offset, 2),
     choosing: short,
     direct: short,
+    ...(gateAt === undefined ? {} : { gated: short }),
     hop: {
       site: { address: hopAddress, sizeBytes: 5 },
       below: earlier?.redirect.hop?.direct ?? original(site.hopOffset, 5),

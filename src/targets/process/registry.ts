@@ -94,6 +94,8 @@ export interface RegisteredPart {
   /** Code, stubs and trampolines: everything executable. */
   readonly text: MemoryRange;
   readonly ehFrame: MemoryRange | undefined;
+  /** The byte that its gates read: `GATE` of `src/arch/architecture.ts`. */
+  readonly gate?: number;
   readonly symbols: readonly {
     readonly name: string;
     readonly address: number;
@@ -159,6 +161,8 @@ export interface Redirect {
   readonly choosing: string;
   /** Jump straight to the new function. */
   readonly direct: string;
+  /** Jump to the gate, through which an object that comes is led until all of its entries are written. */
+  readonly gated?: string;
   /** Five bytes of padding that hold the long jump when `site` has only room for a short one. */
   readonly hop: Hop | undefined;
   readonly trampoline: Trampoline;
@@ -170,9 +174,12 @@ export interface Hop {
   readonly below: string;
   readonly choosing: string;
   readonly direct: string;
+  readonly gated?: string;
 }
 
 export interface Trampoline extends MemoryRange {
+  /** Where its gate begins, right before it. */
+  readonly gateAt?: number;
   /** Offset after which the state byte has been read. */
   readonly stateReadAt: number;
   /** Where the version below starts: displaced instructions in the trampoline, or an earlier patch's function. */

@@ -376,8 +376,12 @@ function patchModule(memory: ProcessMemory, name: string, { text, ehFrame }: Reg
  */
 function displacedRange(old: MemoryRange, trampoline: Trampoline): DisplacedRange {
   return {
-    start: trampoline.address,
+    start: trampoline.gateAt ?? trampoline.address,
     end: trampoline.address + trampoline.sizeBytes,
-    map: [{ copy: trampoline.address, original: old.address }, ...trampoline.displaced],
+    map: [
+      ...(trampoline.gateAt === undefined ? [] : [{ copy: trampoline.gateAt, original: old.address }]),
+      { copy: trampoline.address, original: old.address },
+      ...trampoline.displaced,
+    ],
   };
 }

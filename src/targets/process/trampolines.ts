@@ -51,14 +51,17 @@ export function rangesLeaving(
 
 /** Behind the reading of a thread's state, in the trampolines: a thread that a signal has interrupted there has decided. */
 function decidedRanges(patch: RegisteredPatch): readonly MemoryRange[] {
-  return redirectsOf(patch).map(({ redirect: { trampoline } }) => ({
-    address: trampoline.address + 1,
-    sizeBytes: trampoline.belowEntry - trampoline.address - 1,
-  }));
+  return redirectsOf(patch).flatMap(({ redirect: { trampoline } }) => {
+    const { address, belowEntry, gateAt = address } = trampoline;
+    return [
+      { address: gateAt, sizeBytes: address - gateAt },
+      { address: address + 1, sizeBytes: belowEntry - address - 1 },
+    ];
+  });
 }
 
 /** The record of a removed patch's memory; `inUse` until each thread has been looked at. */
-function retire(patch: RegisteredPatch): readonly RetiredImage[] {
+export function retire(patch: RegisteredPatch): readonly RetiredImage[] {
   return partsOf(patch).map((part) => ({
     ...retirePart(part, patch.forced),
     displaced: redirectsOf(patch)
@@ -122,7 +125,8 @@ export function redirectsOf(
 export function decidedFunction(tracee: Tracee, patch: RegisteredPatch): string | undefined {
   const ip = readRegister(tracee.registers, RIP);
   return redirectsOf(patch).find(({ redirect: { trampoline } }) => {
-    return ip > trampoline.address && ip < trampoline.belowEntry;
+    const { address, belowEntry, gateAt = address } = trampoline;
+    return ip >= gateAt && ip < belowEntry && ip !== address;
   })?.name;
 }
 

@@ -2,6 +2,7 @@ import type { CallbackKind, CallbackStage } from '../../engine/callbacks.js';
 import type { SystemState } from '../../engine/states.js';
 import { VersionStack } from '../../engine/version-stack.js';
 import type { Choices } from './choices.js';
+import { ALL_FUNCTIONS, FUNCTIONS, LIBRARY, LIBRARY_FUNCTIONS, objectOf, PROGRAM } from './objects.js';
 import { Oracle } from './oracle.js';
 import { frameOf, type SimulatedFrame, type SimulatedTask, stateOf } from './task.js';
 
@@ -74,18 +75,6 @@ export interface MachineOptions {
   readonly calls?: readonly string[];
   /** Told what happens, for people. */
   readonly log?: ((line: string) => void) | undefined;
-}
-
-const FUNCTIONS: readonly string[] = ['f', 'g', 'h', 'leaf', 'other', 'asm'];
-/** Of the library. */
-const LIBRARY_FUNCTIONS: readonly string[] = ['x', 'y'];
-const ALL_FUNCTIONS: readonly string[] = [...FUNCTIONS, ...LIBRARY_FUNCTIONS];
-export const PROGRAM = 'program';
-export const LIBRARY = 'library';
-export const OBJECTS: readonly string[] = [PROGRAM, LIBRARY];
-
-export function objectOf(name: string): string {
-  return LIBRARY_FUNCTIONS.includes(name) ? LIBRARY : PROGRAM;
 }
 
 /** Walks do not get through it. */

@@ -1,13 +1,7 @@
 import type { CallbackKind } from '../../engine/callbacks.js';
 import { VersionStack } from '../../engine/version-stack.js';
-import {
-  LIBRARY,
-  OBJECTS,
-  objectOf,
-  type SimulatedFunction,
-  type SimulatedMachine,
-  type SimulatedPatch,
-} from './machine.js';
+import type { SimulatedFunction, SimulatedMachine, SimulatedPatch } from './machine.js';
+import { LIBRARY, OBJECTS, objectOf } from './objects.js';
 import { type SimulatedFrame, type SimulatedTask, stateOf } from './task.js';
 
 /** Something that live patching must rule out has happened. */

@@ -1,13 +1,8 @@
 import { LivegraftError } from '../../base/errors.js';
 import { passMomentAtOnce } from '../../engine/callbacks.js';
 import { type EntryState, planArrival, settlePart } from '../../engine/objects.js';
-import {
-  LIBRARY,
-  objectOf,
-  type SimulatedMachine,
-  type SimulatedPart,
-  type SimulatedPatch,
-} from './machine.js';
+import type { SimulatedMachine, SimulatedPart, SimulatedPatch } from './machine.js';
+import { LIBRARY, objectOf } from './objects.js';
 import { SimulatedCallbacks } from './simulated-callbacks.js';
 
 /** What a function's entry in the library leads to with a patch, and without. */

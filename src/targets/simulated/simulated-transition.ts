@@ -11,15 +11,13 @@ import {
   taskId,
 } from '../../engine/target.js';
 import {
-  LIBRARY,
   type MachineEvent,
-  OBJECTS,
   OPAQUE,
-  objectOf,
   type SimulatedEntry,
   type SimulatedMachine,
   type SimulatedPatch,
 } from './machine.js';
+import { LIBRARY, OBJECTS, objectOf } from './objects.js';
 import { ConsistencyViolation } from './oracle.js';
 import { SimulatedCallbacks } from './simulated-callbacks.js';
 import { changesOf, type Sides, SimulatedObjects } from './simulated-objects.js';
