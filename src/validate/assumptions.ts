@@ -21,22 +21,31 @@ export class UnfollowedJumps {
   static readonly transferMask = 1 << FlowCode.indirectJump;
 
   readonly #given: Assumptions;
+  readonly #registers: readonly number[];
   /** By index; undefined for a jump that leaves its function as a sibling call does. */
   readonly #derived = new Map<number, string | undefined>();
 
-  constructor(given: Assumptions) {
+  /** `registers`: those that a function gives back, of those that the proof follows. */
+  constructor(given: Assumptions, registers: readonly number[]) {
     this.#given = given;
+    this.#registers = registers;
+  }
+
+  /** Whether one was come to in another frame than that of a sibling call. */
+  get hasFound(): boolean {
+    for (const derived of this.#derived.values()) if (derived !== undefined) return true;
+    return false;
   }
 
   /** `register`: what a register holds there. */
   look(i: number, register: (number: number) => Value): void {
     const { architecture, jumpTables } = this.#given;
     if (!jumpTables.unfollowed.has(i) || this.#derived.get(i) !== undefined) return;
-    const { stackPointer, framePointer, idioms, calleeSaved } = architecture;
+    const { stackPointer, framePointer, idioms } = architecture;
     const name = (number: number) => idioms.registerName(number);
     const isWayOut =
       register(stackPointer) === cfaValue(-8) &&
-      calleeSaved.every((number) => register(number) === entryValue(number));
+      this.#registers.every((number) => register(number) === entryValue(number));
     const describe = (number: number) => `${name(number)}=${describeValue(register(number), name)}`;
     this.#derived.set(i, isWayOut ? undefined : `${describe(stackPointer)}, ${describe(framePointer)}`);
   }

@@ -129,13 +129,9 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   for (const [index, { source, read }] of tables.entries()) {
     const done = FLOW_READ + portion * index;
     const prove = (isBrief: boolean) => {
-      const returns = new ReturnCheck(
-        architecture,
-        program,
-        source === 'orc' ? [architecture.framePointer] : architecture.calleeSaved,
-        noReturn,
-      );
-      const jumps = new UnfollowedJumps(assumptions);
+      const registers = source === 'orc' ? [architecture.framePointer] : architecture.calleeSaved;
+      const returns = new ReturnCheck(architecture, program, registers, noReturn);
+      const jumps = new UnfollowedJumps(assumptions, isBrief ? registers : architecture.calleeSaved);
       const result = proveFlow({
         architecture,
         name: source,
@@ -157,9 +153,9 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
       return { result, returns, jumps };
     };
     // Modules seldom have findings; when one has, they say all that is known. A linked kernel has some.
-    const isBrief = source === 'orc' && space.isRelocatable && jumpTables.unfollowed.size === 0;
+    const isBrief = source === 'orc' && space.isRelocatable;
     let { result, returns, jumps } = prove(isBrief);
-    if (isBrief && (result.contradictions.length > 0 || returns.hasFound))
+    if (isBrief && (result.contradictions.length > 0 || returns.hasFound || jumps.hasFound))
       ({ result, returns, jumps } = prove(false));
     for (const { text, position } of read.problems) {
       findings.push(
