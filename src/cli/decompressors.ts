@@ -4,7 +4,8 @@ import { Decompress as ZstdStream } from 'fzstd';
 import { joinBytes } from '../base/join-bytes.js';
 import type { ElfReaderOptions } from '../elf/reader.js';
 import type { Decompressors } from '../kernel-image/decompress.js';
-import { MAX_UNPACKED_BYTES } from '../kernel-image/limits.js';
+import { MAX_UNPACKED_BYTES, MAX_WINDOW_BYTES } from '../kernel-image/limits.js';
+import { largestZstdWindow } from '../kernel-image/zstd-window.js';
 
 /** The libraries behind packed kernels and modules. */
 export const decompressors: Decompressors = {
@@ -20,8 +21,16 @@ export const sectionDecompressors: ElfReaderOptions = {
   zstd: unpackZstd,
 };
 
+/** The library makes the window at once, whatever its size. */
+function expectWindow(bytes: Uint8Array): void {
+  const window = largestZstdWindow(bytes);
+  if (window > MAX_WINDOW_BYTES)
+    throw new RangeError(`asks for a window of ${window} bytes, more than ${MAX_WINDOW_BYTES}`);
+}
+
 /** In pieces, so that what is larger than promised is noticed before it is all there. */
 function unpackZstd(bytes: Uint8Array, sizeBytes: number): Uint8Array {
+  expectWindow(bytes);
   const unpacked = new Uint8Array(sizeBytes);
   let at = 0;
   const stream = new ZstdStream((piece) => {
@@ -34,6 +43,7 @@ function unpackZstd(bytes: Uint8Array, sizeBytes: number): Uint8Array {
 
 /** The same where nothing promises a size. */
 function unpackBounded(bytes: Uint8Array): Uint8Array {
+  expectWindow(bytes);
   const pieces: Uint8Array[] = [];
   let total = 0;
   const stream = new ZstdStream((piece) => {
