@@ -48,7 +48,7 @@ export const MUTANTS: readonly Mutant[] = [
     name: 'never-tries-again',
     breaks: 'a refused task is retried with back-off',
     file: ENGINE,
-    find: '    this.#pending.set(task, task.backoff.dueMs);',
+    find: '    this.#pending.set(task, this.#now() + task.delayMs);',
     replace: '    this.#pending.set(task, Number.POSITIVE_INFINITY);',
   },
   {
@@ -160,8 +160,8 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: 'replaces-and-forgets-the-older',
     breaks: 'a cumulative patch also takes away what only the older ones changed',
-    file: TARGET,
-    find: '    if (patch.replaces) for (const older of patches) for (const fn of older.functions) names.add(fn.name);\n',
+    file: LIBRARY,
+    find: '  if (patch.replaces) for (const older of patches) for (const fn of older.functions) names.add(fn.name);\n',
     replace: '',
   },
   {
@@ -182,8 +182,8 @@ export const MUTANTS: readonly Mutant[] = [
     name: 'arms-the-barrier-first',
     breaks: 'the barrier switches nobody before every redirect is written',
     file: TARGET,
-    find: '    this.#changed = this.#findChanged();\n',
-    replace: '    this.#changed = this.#findChanged();\n    this.#armBarrier();\n',
+    find: '    this.#updateChanged();\n    this.#log(',
+    replace: '    this.#updateChanged();\n    this.#armBarrier();\n    this.#log(',
   },
   {
     name: 'keeps-the-barrier-of-the-other-way',
