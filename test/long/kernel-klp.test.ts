@@ -19,7 +19,9 @@ import { livegraft } from '../support/live.js';
 /** One change, two engines: livegraft from outside in one guest, the kernel's own livepatch inside the other. */
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-kernel-klp-'));
 const vmlinux = join(folder, 'vmlinux');
-const SOURCES = ['cmdline', 'schedule-timeout', 'loadavg'];
+const SOURCES = ['cmdline', 'schedule-timeout', 'loadavg', 'callbacks'];
+/** For the last one. */
+const FLAGS = ['-DPREFIX="with callbacks: "', '-DCALLBACKS="both"'];
 let outside: Guest;
 let inside: Guest;
 
@@ -28,7 +30,8 @@ beforeAll(async () => {
   const image = parseKernelImage(readFileSync(vmlinux), 'vmlinux');
   const createdAt = new Date().toISOString();
   for (const name of SOURCES) {
-    const object = parseElf(readFileSync(compileKernelObject(folder, `${name}.c`)), name);
+    const flags = name === 'callbacks' ? FLAGS : [];
+    const object = parseElf(readFileSync(compileKernelObject(folder, `${name}.c`, ...flags)), name);
     const options = { name, description: '', digest: sha256, createdAt };
     const { bytes } = buildReplacement(object, image, options);
     writeFileSync(join(folder, `${name}.lgp`), bytes);
@@ -139,6 +142,25 @@ describe('a patch and the same change as a livepatch module', () => {
       ...['--guest-memory', outside.memoryFile as string, '--json'],
     );
     expect(back.lines.at(-1)).toMatchObject({ result: { kind: 'complete', direction: 'unpatch' } });
+  });
+
+  it('run the same callbacks in the same order', async () => {
+    const name = 'livegraft_callbacks';
+    await insert('callbacks');
+    await settled(name);
+    await inside.run(`echo 0 > /sys/kernel/livepatch/${name}/enabled`);
+    for (let i = 0; i < 50 && (await livepatches()).some((each) => each.name === name); i++);
+    expect(apply('callbacks', '30').lines.at(-1)).toMatchObject({ result: { kind: 'complete' } });
+    const back = livegraft(
+      ...['revert', 'callbacks', '--timeout', '30', '--gdb', outside.gdb, '--vmlinux', vmlinux, '--json'],
+    );
+    expect(back.lines.at(-1)).toMatchObject({ result: { kind: 'complete', direction: 'unpatch' } });
+    for (const guest of [inside, outside]) {
+      const log = await guest.run('dmesg | grep "callback both"');
+      expect(log.match(/(?<=callback both )\w+/g)).toEqual([
+        ...['pre_patch', 'post_patch', 'pre_unpatch', 'post_unpatch'],
+      ]);
+    }
   });
 
   it('never show a mix of two functions that change together, under fork load', async () => {
