@@ -58,6 +58,23 @@ describe('combinePatches and partOf', () => {
   const read = parsePatch(writePatch(combined, digest), 'both.lgp', digest);
   const [, second] = read.manifest.objects as [PatchObject, PatchObject];
 
+  it('name a kernel once that all of them name and one changes', () => {
+    const kernel = (functions: PatchObject['functions'], hex = 'ab'): PatchObject => ({
+      ...{ name: 'vmlinux', identity: { kind: 'buildId', hex }, functions, symbols: [] },
+    });
+    const [first, changed] = [patchFor('ext4'), patchFor('vmlinux')];
+    const withKernel = (object: PatchObject): Patch => {
+      const { manifest } = first;
+      return { ...first, manifest: { ...manifest, objects: [object, ...manifest.objects] } };
+    };
+    const { objects } = combinePatches([withKernel(kernel([])), changed], ABOUT).manifest;
+    expect(objects.map(({ name, functions }) => [name, functions.length])).toEqual([
+      ['vmlinux', 1],
+      ['ext4', 1],
+    ]);
+    expect(() => combinePatches([withKernel(kernel([], 'cd')), changed], ABOUT)).toThrow('different builds');
+  });
+
   it('tells names apart that both define, in a file that reads back', () => {
     expect(read.manifest.objects.map(({ name }) => name)).toEqual(['a.so', 'b.so']);
     expect(second.functions[0]?.newSymbol).toBe('f.1.combined');

@@ -11,7 +11,9 @@ export function combinePatches(
   about: Pick<PatchManifest, 'name' | 'createdAt' | 'tool'>,
 ): Omit<Patch, 'id'> {
   const manifests = patches.map(({ manifest }) => manifest);
-  const objects = manifests.flatMap((manifest) => manifest.objects.map(({ name }) => name));
+  // A patch of a kernel's module names the kernel, too, by its build.
+  const changed = manifests.map((manifest) => manifest.objects.filter(isChanged));
+  const objects = changed.flatMap((each) => each.map(({ name }) => name));
   const twice = objects.find((name, index) => objects.indexOf(name) < index);
   if (twice !== undefined) throw conflict(`two of the patches are for ${twice}`);
   const barriers = new Set(manifests.flatMap(({ barrier }) => barrier ?? []));
@@ -22,7 +24,7 @@ export function combinePatches(
 
   const sections: PatchSection[] = [];
   const symbols: PatchSymbol[] = [];
-  const combined: PatchObject[] = [];
+  const combined = new Map<string, PatchObject>();
   const combinedStates: typeof states = [];
   const taken = new Set<string>();
   for (const { manifest, ...patch } of patches) {
@@ -42,7 +44,10 @@ export function combinePatches(
         symbols.push({ ...symbol, name: nameOf(symbol.name), section });
       }
     }
-    combined.push(...manifest.objects.map((object) => renameIn(object, nameOf)));
+    for (const object of manifest.objects) {
+      const known = combined.get(object.name);
+      combined.set(object.name, mergeObjects(known, renameIn(object, nameOf)));
+    }
     combinedStates.push(
       ...(manifest.states ?? []).map((state) => ({ ...state, symbol: nameOf(state.symbol) })),
     );
@@ -58,7 +63,7 @@ export function combinePatches(
         .map(({ description }) => description)
         .filter((text) => text !== '')
         .join('\n'),
-      objects: combined,
+      objects: [...combined.values()],
       ...(manifests.some(({ replace }) => replace === true) ? { replace: true } : {}),
       ...(barrier === undefined ? {} : { barrier }),
       ...(combinedStates.length === 0 ? {} : { states: combinedStates }),
@@ -69,6 +74,20 @@ export function combinePatches(
     sections,
     symbols,
   };
+}
+
+function isChanged({ functions, callbacks }: PatchObject): boolean {
+  return functions.length > 0 || callbacks !== undefined;
+}
+
+/** The same object in two patches, of which one changes it at most. */
+function mergeObjects(first: PatchObject | undefined, second: PatchObject): PatchObject {
+  if (first === undefined) return second;
+  if (JSON.stringify(first.identity) !== JSON.stringify(second.identity))
+    throw conflict(`two of the patches are for different builds of ${second.name}`);
+  const known = new Set(first.symbols.map(({ name, sympos }) => `${name},${sympos}`));
+  const added = second.symbols.filter(({ name, sympos }) => !known.has(`${name},${sympos}`));
+  return { ...(isChanged(second) ? second : first), symbols: [...first.symbols, ...added] };
 }
 
 function renameIn(object: PatchObject, nameOf: (name: string) => string): PatchObject {
