@@ -6,10 +6,12 @@ import { expect, it } from 'vitest';
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const read = (path: string) => readFileSync(join(root, path), 'utf8');
 
-/** The codes of errors that the sources make with `new LivegraftError('code', …)`. */
+/** The codes of errors that the sources make with `new LivegraftError('code', …)`; nobody meets those of the simulated target. */
 function codesInSources(): Set<string> {
   const files = readdirSync(join(root, 'src'), { recursive: true, encoding: 'utf8' });
-  const sources = files.filter((file) => file.endsWith('.ts') && !file.endsWith('.test.ts'));
+  const sources = files.filter(
+    (file) => file.endsWith('.ts') && !file.endsWith('.test.ts') && !file.startsWith('targets/simulated/'),
+  );
   const texts = sources.map((file) => read(join('src', file)));
   const made = texts.flatMap((text) => [...text.matchAll(/new LivegraftError\(\s*'([a-z0-9-]+)'/g)]);
   return new Set(made.map((match) => match[1] as string));
