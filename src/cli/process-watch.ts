@@ -106,10 +106,12 @@ class ProcessWatch {
     const bell = this.#bell;
     if (bell === undefined) return;
     try {
-      const isRinging = bell.rings !== bell.answered;
+      // Read once: it may ring between two looks, and what comes with that is not known yet.
+      const { rings } = bell;
+      const isRinging = rings !== bell.answered;
       if (!isRinging && bell.isArmed) {
         // A command that held the threads meanwhile has attended to it.
-        if (this.#objects?.rings !== bell.rings) this.#catchUp(bell.rings);
+        if (this.#objects?.rings !== rings) this.#catchUp(rings);
         return;
       }
       if (isRinging && this.#objects?.passOver(this.#memory) === true) return;
