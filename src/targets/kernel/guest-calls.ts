@@ -103,17 +103,19 @@ export class GuestCalls {
       await this.#client.removeBreakpoints(breakpoints);
       throw error;
     }
-    const wayBack = new Uint8Array(WAY_BACK.length * 8);
+    // Below it lies the place of the call's return address: until it is called, where it has been led.
+    const wayBack = new Uint8Array(8 + WAY_BACK.length * 8);
     const view = new DataView(wayBack.buffer);
+    view.setBigInt64(0, BigInt(to), true);
     WAY_BACK.forEach((name, i) => {
-      view.setBigUint64(i * 8, registers.get(name), true);
+      view.setBigUint64(8 + i * 8, registers.get(name), true);
     });
     const top = registers.address('rsp') - STACK_GAP_BYTES - wayBack.length;
     const stackPointer = Math.floor(top / 64) * 64;
     const eflags = registers.get('eflags') & ~DIRECTION_FLAG;
     await this.#client.change([
       ...breakpoints.map((address): GuestChange => ({ kind: 'removeBreakpoint', address })),
-      { kind: 'write', address: stackPointer, bytes: wayBack },
+      { kind: 'write', address: stackPointer - 8, bytes: wayBack },
       note(stackPointer),
       { kind: 'registers', vcpu, registers: registers.with({ rip: to, rsp: stackPointer, eflags }) },
     ]);

@@ -35,6 +35,10 @@ const [FIRST_LOOK_MS, LONGEST_LOOK_MS] = [1, 50];
 /** To list all tasks for the one that was led away takes a longer stop. */
 const TASK_LOOK_MS = 500;
 const STACK_BYTES = 16_384;
+/** Of the call instruction that the code of a callback's call begins with. */
+const CALL_BYTES = 5;
+/** What an interrupt saves in the same place when it comes before the call: the kernel's stack segment. */
+const KERNEL_DS = 0x18;
 
 type Outcome =
   | { readonly kind: 'returned'; readonly result: number }
@@ -165,7 +169,7 @@ export class KernelCallbacks implements AwaitableCallbackObject {
       if (phase === BORROWED_CALL_RETURNED) return { kind: 'returned', result };
       const now = performance.now();
       if (now - taskSeenAt > TASK_LOOK_MS) {
-        if (!(await this.#isTaskThere(stackPointer))) return this.#outcomeOfEnded();
+        if (!(await this.#isTaskThere(kind, stackPointer))) return this.#outcomeOfEnded();
         taskSeenAt = now;
       }
       if (now - startedAt > CALLBACK_TIMEOUT_MS) throw this.#running(kind);
@@ -182,13 +186,21 @@ export class KernelCallbacks implements AwaitableCallbackObject {
     return phase === BORROWED_CALL_RETURNED ? { kind: 'returned', result } : { kind: 'crashed' };
   }
 
-  /** Whether there is a task with a stack that this address lies on. */
-  async #isTaskThere(address: number): Promise<boolean> {
+  /**
+   * Whether there is a task that is still to come back: with a stack that this address lies on, and the return address of the call on it,
+   * or what lies there before.
+   * The stack of one that has ended is soon another task's, which gets it cleared.
+   */
+  async #isTaskThere(kind: CallbackKind, address: number): Promise<boolean> {
     const { session } = this.#kernel;
+    const call = this.#callbacks.calls.find((each) => each.kind === kind);
     await session.stop();
     try {
       const tasks = await session.tasks.tasks(await session.tasks.cpus());
-      return tasks.some(({ stack }) => address >= stack && address < stack + STACK_BYTES);
+      if (!tasks.some(({ stack }) => address >= stack && address < stack + STACK_BYTES)) return false;
+      const word = await session.memory.read(address - 8, 8);
+      const returnsTo = Number(new DataView(word.buffer, word.byteOffset, 8).getBigInt64(0, true));
+      return call !== undefined && [call.at, call.at + CALL_BYTES, KERNEL_DS].includes(returnsTo);
     } catch (error) {
       if (error instanceof LivegraftError && error.code === 'guest-inconsistent') return true;
       throw error;
