@@ -26,7 +26,7 @@ import { sha256 } from '../targets/process/patch-loader.js';
 import type { SoakOptions, SoakReport } from '../targets/soak.js';
 import { blockingFrame, releasedBy, type StragglerReport } from '../targets/straggler-report.js';
 import { decompressors } from './decompressors.js';
-import { readPatchFile, stepsOf } from './operation-support.js';
+import { expectOnTop, readPatchFile, stepsOf } from './operation-support.js';
 import type { ApplyOptions, ApplyOutcome, ForceOptions, RevertOptions } from './operations.js';
 
 /** How a command names a running kernel. */
@@ -184,14 +184,7 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
     }
     if (registry.transition !== undefined && registry.transition.patchId !== patch.id)
       throw inTransition(registry);
-    const [above] = kernelVersions(enabledPatches(registry)).above(patch.id);
-    if (above !== undefined) {
-      throw new LivegraftError(
-        'not-on-top',
-        `patch ${patch.name} lies below ${above.name}, which changes the same functions`,
-        { remedy: `revert ${above.name} first`, details: { patch: patch.id, above: above.id } },
-      );
-    }
+    expectOnTop(patch, kernelVersions(enabledPatches(registry)).above(patch.id));
     if (registry.transition === undefined && patch.state === 'applying') {
       // It was loaded, and no entry was changed.
       await patcher.complete(patch.id, 'unpatch', false);

@@ -16,6 +16,19 @@ export function stepsOf(onEvent: (event: OperationEvent) => void): {
   };
 }
 
+/** Throws `not-on-top` for a patch that can't be removed before others: `above` are these, the newest first ({@link VersionStack.above}). */
+export function expectOnTop(
+  patch: { readonly id: string; readonly name: string },
+  [above]: readonly { readonly id: string; readonly name: string }[],
+): void {
+  if (above === undefined) return;
+  throw new LivegraftError(
+    'not-on-top',
+    `patch ${patch.name} lies below ${above.name}, which changes the same functions`,
+    { remedy: `revert ${above.name} first`, details: { patch: patch.id, above: above.id } },
+  );
+}
+
 export function readPatchFile(path: string): Uint8Array {
   try {
     return readFileSync(path);

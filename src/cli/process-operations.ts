@@ -23,7 +23,7 @@ import type { RegisteredPatch, Registry } from '../targets/process/registry.js';
 import { expectNoSuspendedContext } from '../targets/process/suspended-contexts.js';
 import { isGsInUse } from '../targets/process/task-slots.js';
 import { rangesBelow, versionStack } from '../targets/process/trampolines.js';
-import { readPatchFile, stepsOf } from './operation-support.js';
+import { expectOnTop, readPatchFile, stepsOf } from './operation-support.js';
 import type {
   ApplyOptions,
   ApplyOutcome,
@@ -321,17 +321,7 @@ async function revert(options: RevertOptions): Promise<ApplyOutcome> {
     if (registry.transition !== undefined && registry.transition.patchId !== patch.id) {
       throw transitionInProgress(session, registry);
     }
-    const [above] = versionStack(registry.patches).above(patch.id);
-    if (above !== undefined) {
-      throw new LivegraftError(
-        'not-on-top',
-        `patch ${patch.name} lies below ${above.name}, which changes the same functions`,
-        {
-          remedy: `revert ${above.name} first`,
-          details: { patch: patch.id, above: above.id },
-        },
-      );
-    }
+    expectOnTop(patch, versionStack(registry.patches).above(patch.id));
     session.seize();
     if (registry.transition === undefined && patch.state === 'applying') {
       // It was loaded and never installed: nothing runs it.

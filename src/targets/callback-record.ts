@@ -1,6 +1,6 @@
 import { BORROWED_CALL_RECORD_BYTES } from '../arch/architecture.js';
 import { LivegraftError } from '../base/errors.js';
-import type { CallbackKind, CallbackStage } from '../engine/callbacks.js';
+import { type CallbackKind, type CallbackStage, stageAfter } from '../engine/callbacks.js';
 
 /** Four 32-bit words: phase and result (as a borrowed call keeps them), the callback that these are of, the object's stage. */
 export const CALLBACK_RECORD_BYTES = BORROWED_CALL_RECORD_BYTES + 8;
@@ -46,9 +46,18 @@ export function parseCallbackRecord(bytes: Uint8Array): CallbackRecord {
   };
 }
 
-/** What other callbacks than pre-patch ones return is not even defined. */
-export function isVeto(kind: CallbackKind, result: number): boolean {
+/** `result`: undefined when it did not return. What other callbacks than pre-patch ones return is not even defined. */
+export function isVeto(kind: CallbackKind, result: number | undefined): boolean {
   return kind === 'prePatch' && result !== 0;
+}
+
+/** The stage of an object behind a callback: a veto leaves it where it was, and any other callback has had its turn. */
+export function stageBehind(
+  kind: CallbackKind,
+  stage: CallbackStage,
+  result: number | undefined,
+): CallbackStage {
+  return isVeto(kind, result) ? stage : stageAfter(kind);
 }
 
 export function vetoError(

@@ -45,12 +45,10 @@ export async function findBarrier(
   if (replaced.some((range) => entry >= range.address && entry < range.address + range.sizeBytes))
     return refuse('the patch replaces it');
   if (isPatched(entry)) return refuse('an earlier patch replaces it');
-  let caller: KernelRange | undefined;
-  for (const range of replaced) {
-    const code = await data.readMemory(range.address, range.sizeBytes);
-    if (callsDirectly(decoder, code, range.address, entry)) caller = range;
+  for (const { name: caller, address, sizeBytes } of replaced) {
+    const code = await data.readMemory(address, sizeBytes);
+    if (callsDirectly(decoder, code, address, entry)) return refuse(`${caller}, which is replaced, calls it`);
   }
-  if (caller !== undefined) return refuse(`${caller.name}, which is replaced, calls it`);
   if (isUsed(entry)) return refuse('the code of the patch calls it');
   const code = await sliced.readMemory(entry, 16);
   const offset = findFentryNop(code);

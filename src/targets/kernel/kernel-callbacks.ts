@@ -1,11 +1,6 @@
 import { BORROWED_CALL_RETURNED } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
-import {
-  type AwaitableCallbackObject,
-  type CallbackKind,
-  type CallbackStage,
-  stageAfter,
-} from '../../engine/callbacks.js';
+import type { AwaitableCallbackObject, CallbackKind, CallbackStage } from '../../engine/callbacks.js';
 import type { Patch } from '../../patch/content.js';
 import type { PatchLayout } from '../../patch/layout.js';
 import type { LinkedImage } from '../../patch/link.js';
@@ -16,12 +11,15 @@ import {
   encodeCallbackRecord,
   isVeto,
   parseCallbackRecord,
+  stageBehind,
   vetoError,
 } from '../callback-record.js';
 import { type GuestCalls, guestEnded } from './guest-calls.js';
 import type { GuestWatch } from './guest-watch.js';
+import { addressOf } from './kernel-layout.js';
 import type { RegisteredKernelCallbacks, RegisteredKernelPatch } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
+import { contains, stackOf } from './kernel-stacks.js';
 import { encodeCallAndReturn, REDIRECT_BYTES } from './kernel-trampoline.js';
 
 /** A callback record, and the stack pointer that the task had which was led to a callback last. */
@@ -34,16 +32,10 @@ const CALLBACK_TIMEOUT_MS = 3000;
 const [FIRST_LOOK_MS, LONGEST_LOOK_MS] = [1, 50];
 /** To list all tasks for the one that was led away takes a longer stop. */
 const TASK_LOOK_MS = 500;
-const STACK_BYTES = 16_384;
 /** Of the call instruction that the code of a callback's call begins with. */
 const CALL_BYTES = 5;
 /** What an interrupt saves in the same place when it comes before the call: the kernel's stack segment. */
 const KERNEL_DS = 0x18;
-
-type Outcome =
-  | { readonly kind: 'returned'; readonly result: number }
-  /** The task has ended inside of it: it crashed. */
-  | { readonly kind: 'crashed' };
 
 /** What callbacks need of a running kernel. */
 export interface CallbackKernel {
@@ -90,9 +82,8 @@ export class KernelCallbacks implements AwaitableCallbackObject {
     const { phase, kind, stage } = await readRecord(kernel.session, callbacks.record);
     const opened = new KernelCallbacks(kernel, patch, callbacks, stage);
     if (phase !== CALLBACK_IDLE && kind !== undefined) {
-      const outcome = await opened.#waitForReturn(kind);
-      const isRefused = outcome.kind === 'crashed' ? kind === 'prePatch' : isVeto(kind, outcome.result);
-      await opened.setStage(isRefused ? stage : stageAfter(kind));
+      const result = await opened.#waitForReturn(kind);
+      await opened.setStage(stageBehind(kind, stage, result));
     }
     return [opened];
   }
@@ -117,14 +108,12 @@ export class KernelCallbacks implements AwaitableCallbackObject {
   async run(kind: CallbackKind): Promise<LivegraftError | undefined> {
     const stage = this.#stage;
     await this.#begin(kind, stage);
-    const outcome = await this.#waitForReturn(kind);
-    if (outcome.kind === 'returned') {
-      const refuses = isVeto(kind, outcome.result);
-      await this.setStage(refuses ? stage : stageAfter(kind));
-      if (refuses) throw vetoError(this.#patch, `it returned ${outcome.result}`);
+    const result = await this.#waitForReturn(kind);
+    await this.setStage(stageBehind(kind, stage, result));
+    if (result !== undefined) {
+      if (isVeto(kind, result)) throw vetoError(this.#patch, `it returned ${result}`);
       return undefined;
     }
-    await this.setStage(kind === 'prePatch' ? stage : stageAfter(kind));
     const crashed = new LivegraftError(
       'callback-crashed',
       `the ${kind} callback of ${this.#patch.name} did not return: the task that ran it has ended`,
@@ -140,13 +129,12 @@ export class KernelCallbacks implements AwaitableCallbackObject {
 
   async #begin(kind: CallbackKind, stage: CallbackStage): Promise<void> {
     const { session, calls, watch } = this.#kernel;
-    const call = this.#callbacks.calls.find((each) => each.kind === kind);
-    if (call === undefined) throw new Error(`the patch has no ${kind} callback`);
+    const at = this.#callAt(kind);
     session.client.phase = 'callback';
     await session.stop();
     await calls.lead(
       TASK_TIMEOUT_MS,
-      call.at,
+      at,
       () => watch.expectAlive(),
       (stackPointer) => {
         const bytes = new Uint8Array(KERNEL_CALLBACK_RECORD_BYTES);
@@ -158,18 +146,24 @@ export class KernelCallbacks implements AwaitableCallbackObject {
     session.resume();
   }
 
-  /** Leaves the guest running. */
-  async #waitForReturn(kind: CallbackKind): Promise<Outcome> {
+  #callAt(kind: CallbackKind): number {
+    const call = this.#callbacks.calls.find((each) => each.kind === kind);
+    if (call === undefined) throw new Error(`the patch has no ${kind} callback`);
+    return call.at;
+  }
+
+  /** Its result; undefined when the task has ended inside of it: it crashed. Leaves the guest running. */
+  async #waitForReturn(kind: CallbackKind): Promise<number | undefined> {
     const { session } = this.#kernel;
     const startedAt = performance.now();
     let taskSeenAt = startedAt;
     for (let lookMs = FIRST_LOOK_MS; ; lookMs = Math.min(2 * lookMs, LONGEST_LOOK_MS)) {
       const { phase, result, stackPointer } = await readRecord(session, this.#callbacks.record);
       session.resume();
-      if (phase === BORROWED_CALL_RETURNED) return { kind: 'returned', result };
+      if (phase === BORROWED_CALL_RETURNED) return result;
       const now = performance.now();
       if (now - taskSeenAt > TASK_LOOK_MS) {
-        if (!(await this.#isTaskThere(kind, stackPointer))) return this.#outcomeOfEnded();
+        if (!(await this.#isTaskThere(kind, stackPointer))) return this.#resultOfEnded();
         taskSeenAt = now;
       }
       if (now - startedAt > CALLBACK_TIMEOUT_MS) throw this.#running(kind);
@@ -179,28 +173,26 @@ export class KernelCallbacks implements AwaitableCallbackObject {
   }
 
   /** A task may also have returned, and ended behind that, since its record was read. */
-  async #outcomeOfEnded(): Promise<Outcome> {
+  async #resultOfEnded(): Promise<number | undefined> {
     const { session } = this.#kernel;
     const { phase, result } = await readRecord(session, this.#callbacks.record);
     session.resume();
-    return phase === BORROWED_CALL_RETURNED ? { kind: 'returned', result } : { kind: 'crashed' };
+    return phase === BORROWED_CALL_RETURNED ? result : undefined;
   }
 
   /**
    * Whether there is a task that is still to come back: with a stack that this address lies on, and the return address of the call on it,
-   * or what lies there before.
-   * The stack of one that has ended is soon another task's, which gets it cleared.
+   * or what lies there before. The stack of one that has ended is soon another task's, which gets it cleared.
    */
   async #isTaskThere(kind: CallbackKind, address: number): Promise<boolean> {
     const { session } = this.#kernel;
-    const call = this.#callbacks.calls.find((each) => each.kind === kind);
+    const at = this.#callAt(kind);
     await session.stop();
     try {
       const tasks = await session.tasks.tasks(await session.tasks.cpus());
-      if (!tasks.some(({ stack }) => address >= stack && address < stack + STACK_BYTES)) return false;
-      const word = await session.memory.read(address - 8, 8);
-      const returnsTo = Number(new DataView(word.buffer, word.byteOffset, 8).getBigInt64(0, true));
-      return call !== undefined && [call.at, call.at + CALL_BYTES, KERNEL_DS].includes(returnsTo);
+      if (!tasks.some((task) => contains(stackOf(task), address))) return false;
+      const returnsTo = addressOf(await session.memory.read(address - 8, 8));
+      return [at, at + CALL_BYTES, KERNEL_DS].includes(returnsTo);
     } catch (error) {
       if (error instanceof LivegraftError && error.code === 'guest-inconsistent') return true;
       throw error;

@@ -3,6 +3,7 @@ import type { Patch } from '../../patch/content.js';
 import type { PatchLayout } from '../../patch/layout.js';
 import { type LinkedImage, linkPatch, type SymbolSource } from '../../patch/link.js';
 import { applyAlternatives, hasAlternatives } from './kernel-alternatives.js';
+import { addressOf } from './kernel-layout.js';
 import type { KernelSession } from './kernel-session.js';
 
 const RETURN_THUNK = '__x86_return_thunk';
@@ -18,7 +19,7 @@ export async function linkForKernel(
 ): Promise<LinkedImage> {
   // Kernels that have several ways to return keep the chosen one there (apply_returns).
   const [chosen] = kernel.image.symbols.findAll('x86_return_thunk');
-  const thunk = chosen && pointerIn(await data.readMemory(kernel.relocate(chosen.address), 8));
+  const thunk = chosen && addressOf(await data.readMemory(kernel.relocate(chosen.address), 8));
   const source: SymbolSource = {
     ...symbols,
     resolve: (symbol) => (symbol.name === RETURN_THUNK ? thunk : undefined) ?? symbols.resolve(symbol),
@@ -30,8 +31,4 @@ export async function linkForKernel(
     applyAlternatives(image, patch, layout, new Uint32Array(bytes.slice().buffer));
   }
   return image;
-}
-
-function pointerIn(bytes: Uint8Array): number {
-  return Number(new DataView(bytes.buffer, bytes.byteOffset, 8).getBigInt64(0, true));
 }

@@ -33,6 +33,7 @@ import {
   type KernelRegistry,
   KernelRegistryStore,
   REGISTRY_BYTES,
+  type RegisteredKernelFunction,
   type RegisteredKernelPatch,
   type RegisteredKernelStraggler,
 } from './kernel-registry.js';
@@ -280,8 +281,9 @@ export class KernelPatcher {
    */
   async expectEntries(patch: RegisteredKernelPatch): Promise<void> {
     const entries = new KernelEntries(this.#session);
+    const versions = this.versionsOf(patch);
     for (const fn of patch.functions) {
-      const state = await entries.state(this.versionsOf(patch), fn);
+      const state = await entries.state(versions, fn);
       if (state === 'redirected') continue;
       if (state === 'original') {
         throw new LivegraftError(
@@ -317,7 +319,7 @@ export class KernelPatcher {
    * lead them back.
    */
   async #plan(patch: Patch, replaces: boolean): Promise<LoadPlan> {
-    const older = enabledPatches(this.#registry).filter((each) => each.id !== patch.id);
+    const older = this.#enabledBeside(patch);
     const states = older.map((each) => ({ name: each.name, states: each.states ?? [] }));
     const { release } = this.#session.kernel.image;
     expectCompatibleStates(`kernel ${release}`, patch, states, replaces);
@@ -330,11 +332,11 @@ export class KernelPatcher {
         functions.push({ replaced, entry, ...(await this.#site(replaced, entry)), below });
         continue;
       }
-      const owner = older.find((each) => each.functions.includes(below)) as RegisteredKernelPatch;
-      await this.expectEntries(owner);
       const { site, original, isDisplaced } = below;
       functions.push({ replaced, entry, site, original, isDisplaced, below });
     }
+    const isBelow = (fn: RegisteredKernelFunction) => functions.some(({ below }) => below === fn);
+    for (const each of older) if (each.functions.some(isBelow)) await this.expectEntries(each);
     const own = new Set(functions.map(({ entry }) => entry));
     const restored = older
       .flatMap((each) => each.functions)
@@ -355,6 +357,10 @@ export class KernelPatcher {
         : functions,
       places: [...places.values()],
     };
+  }
+
+  #enabledBeside({ id }: Patch): readonly RegisteredKernelPatch[] {
+    return enabledPatches(this.#registry).filter((each) => each.id !== id);
   }
 
   /** The symbols of the running kernel, and {@link BELOW_OBJECT}. */
@@ -391,10 +397,8 @@ export class KernelPatcher {
       ...(replaced === undefined ? [] : oldRanges(replaced, entry)),
       ...(below?.new ?? []),
     ]);
-    const isPatched = (entry: number) => {
-      const others = enabledPatches(this.#registry).filter(({ id }) => id !== patch.id);
-      return others.some((each) => each.functions.some((fn) => entryOf(fn.old) === entry));
-    };
+    const others = kernelVersions(this.#enabledBeside(patch));
+    const isPatched = (entry: number) => others.newest(entry) !== undefined;
     const name = declared ?? patch.manifest.barrier;
     const source = this.#objects.symbols;
     const isUsed = (entry: number) =>

@@ -43,11 +43,11 @@ const BETWEEN_CPUS: KernelWalk = {
   reason: { code: 'between-cpus', detail: 'a CPU is just switching to it or away from it' },
 };
 
-function stackOf(task: KernelTask): StackLimits {
+export function stackOf(task: KernelTask): StackLimits {
   return { low: task.stack, high: task.stack + THREAD_BYTES };
 }
 
-function contains({ low, high }: StackLimits, address: number): boolean {
+export function contains({ low, high }: StackLimits, address: number): boolean {
   return address >= low && address <= high;
 }
 

@@ -1,11 +1,6 @@
 import { BORROWED_CALL_RETURNED } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
-import {
-  type CallbackKind,
-  type CallbackObject,
-  type CallbackStage,
-  stageAfter,
-} from '../../engine/callbacks.js';
+import type { CallbackKind, CallbackObject, CallbackStage } from '../../engine/callbacks.js';
 import {
   CALLBACK_BEGUN,
   CALLBACK_IDLE,
@@ -14,6 +9,7 @@ import {
   encodeCallbackRecord,
   isVeto,
   parseCallbackRecord,
+  stageBehind,
   vetoError,
 } from '../callback-record.js';
 import type { ProcessMemory } from './memory.js';
@@ -83,18 +79,15 @@ export class ProcessCallbacks implements CallbackObject {
       result = this.#call(kind, stage);
     } catch (error) {
       if (!(error instanceof LivegraftError) || !FAILURES.has(error.code)) throw error;
-      this.setStage(kind === 'prePatch' ? stage : stageAfter(kind));
+      this.setStage(stageBehind(kind, stage, undefined));
       if (kind === 'prePatch') throw vetoError(this.#patch, error.message, error);
       return new LivegraftError(error.code, `the ${kind} callback of ${this.#patch.name}: ${error.message}`, {
         ...(error.remedy === undefined ? {} : { remedy: error.remedy }),
         details: error.details,
       });
     }
-    if (isVeto(kind, result)) {
-      this.setStage(stage);
-      throw vetoError(this.#patch, `it returned ${result}`);
-    }
-    this.setStage(stageAfter(kind));
+    this.setStage(stageBehind(kind, stage, result));
+    if (isVeto(kind, result)) throw vetoError(this.#patch, `it returned ${result}`);
     return undefined;
   }
 
@@ -129,7 +122,7 @@ export class ProcessCallbacks implements CallbackObject {
       // The record is read behind the look at the threads: one that is in neither was never led there.
       const { phase, result } = this.#read();
       if (phase === BORROWED_CALL_RETURNED) {
-        this.setStage(isVeto(kind, result) ? stage : stageAfter(kind));
+        this.setStage(stageBehind(kind, stage, result));
         return;
       }
       if (!isInside) {
