@@ -26,7 +26,7 @@ import { parsePatch } from '../src/patch/file.js';
 import { encodeProof, parseProof } from '../src/validate/proof.js';
 import { Scratch } from '../src/validate/scratch.js';
 import { validateElf } from '../src/validate/validate-file.js';
-import { KALLSYMS_SHAPES, layOutKallsyms } from '../test/support/kallsyms-image.js';
+import { KALLSYMS_SHAPES, KALLSYMS_TABLES, layOutKallsyms } from '../test/support/kallsyms-image.js';
 
 /** Something that reads bytes which may be anything. */
 export interface FuzzTarget {
@@ -198,7 +198,7 @@ const patchDigest = once(() => {
   return digest;
 });
 
-const ORC_FORMATS: readonly OrcFormat[] = ['4.14', '4.18', '5.12', '6.3', '6.4'];
+const ORC_FORMATS: readonly OrcFormat[] = ['4.14', '4.18', '5.12', '6.3', '6.4', '7.2'];
 const scratch = new Scratch();
 
 export const TARGETS: readonly FuzzTarget[] = [
@@ -358,7 +358,7 @@ export const TARGETS: readonly FuzzTarget[] = [
     name: 'kallsyms',
     cases: 100,
     seeds: once(() => KALLSYMS_SHAPES.map(layOutKallsyms)),
-    read: (bytes) => void parseKallsyms(bytes, 'case'),
+    read: (bytes) => void parseKallsyms(bytes, KALLSYMS_TABLES, 'case'),
   },
   {
     name: 'btf',

@@ -151,13 +151,13 @@ function keepProof(
 
 /** A linked kernel's release and function names, which its ORC table and its stripped code don't tell. */
 export function readKernel(elf: ElfFile) {
-  const data = elf.findSection('.rodata')?.data;
-  if (elf.type === ET_REL || data === undefined || elf.findSection('.orc_unwind') === undefined)
+  const section = elf.findSection('.rodata');
+  if (elf.type === ET_REL || section === undefined || elf.findSection('.orc_unwind') === undefined)
     return undefined;
-  const release = findRelease(data);
+  const release = findRelease(section.data);
   if (elf.symbols.length > 1) return { release, symbols: [] };
   try {
-    const { names, types, addresses } = parseKallsyms(data, elf.source);
+    const { names, types, addresses } = parseKallsyms(section.data, section.address, elf.source);
     const symbols: { name: string; address: number }[] = [];
     names.forEach((name, i) => {
       if ('tTwW'.includes(types.charAt(i)) || name.startsWith('__st'))

@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import {
   KALLSYMS_BASE,
   KALLSYMS_SHAPES,
+  KALLSYMS_TABLES,
   type KallsymsShape,
   kallsymsSymbols,
   layOutKallsyms,
@@ -11,7 +12,7 @@ import { KernelSymbolTable } from './symbol-table.js';
 
 describe('parseKallsyms', () => {
   it.each(KALLSYMS_SHAPES)('reads $layout with $addresses addresses, aligned to $alignment', (shape) => {
-    const found = parseKallsyms(layOutKallsyms(shape), 'made');
+    const found = parseKallsyms(layOutKallsyms(shape), KALLSYMS_TABLES, 'made');
     const symbols = kallsymsSymbols(shape);
     expect(found.layout).toBe(shape.layout);
     expect(found.names).toEqual(symbols.map((s) => s.name));
@@ -20,7 +21,9 @@ describe('parseKallsyms', () => {
   });
 
   it('says that a file without tables has none', () => {
-    expect(() => parseKallsyms(new Uint8Array(5000), 'zeros')).toThrow('no kallsyms token table');
+    expect(() => parseKallsyms(new Uint8Array(5000), KALLSYMS_TABLES, 'zeros')).toThrow(
+      'no kallsyms token table',
+    );
   });
 
   it('gives up on bytes that look like tables everywhere', () => {
@@ -37,15 +40,15 @@ describe('parseKallsyms', () => {
     for (let at = 0; at + 4 <= made.length; at += 4)
       if (view.getUint32(at, true) === numSyms) view.setUint32(at, 0, true);
     const crafted = Buffer.concat([new Uint8Array(markers.buffer), made]);
-    expect(() => parseKallsyms(crafted, 'crafted')).toThrow('a layout that is not known');
+    expect(() => parseKallsyms(crafted, KALLSYMS_TABLES, 'crafted')).toThrow('a layout that is not known');
     const digits = new Uint8Array(2 ** 21).map((_, i) => (i % 2 === 0 ? 0x30 + ((i / 2) % 10) : 0));
-    expect(() => parseKallsyms(digits, 'digits')).toThrow('no kallsyms token table');
+    expect(() => parseKallsyms(digits, KALLSYMS_TABLES, 'digits')).toThrow('no kallsyms token table');
   });
 });
 
 describe('KernelSymbolTable', () => {
   const shape = KALLSYMS_SHAPES[0] as KallsymsShape;
-  const { names, types, addresses } = parseKallsyms(layOutKallsyms(shape), 'made');
+  const { names, types, addresses } = parseKallsyms(layOutKallsyms(shape), KALLSYMS_TABLES, 'made');
   const table = new KernelSymbolTable(names, types, addresses);
 
   it('finds same-named symbols in the order of sympos', () => {

@@ -15,8 +15,9 @@ export interface Kallsyms {
  * - `4.20`: offsets or addresses, relative_base, num_syms, names, markers, token_table, token_index.
  * - `6.2`: the same with seqs_of_names between markers and token_table (60443c88f3a8; in stable 6.1 too).
  * - `6.4`: num_syms, names, markers, token_table, token_index, offsets, relative_base, seqs_of_names (404bad70fcf7).
+ * - `7.2`: the same without relative_base: each offset counts from its own place. (Seen in Debian's 7.2.)
  */
-export type KallsymsLayout = '4.20' | '6.2' | '6.4';
+export type KallsymsLayout = '4.20' | '6.2' | '6.4' | '7.2';
 
 const TOKENS = 256;
 /** Each marker stands for this many names. */
@@ -33,10 +34,10 @@ const MAX_NAME_BYTES = 1024;
 /**
  * Finds and decodes the kallsyms tables in the bytes of a kernel's `.rodata`, which no symbol points to: the token
  * table is recognised by its digits, and everything else is held against it and against each other (the token index,
- * the markers, ascending addresses). The bytes begin at an address that is a multiple of 8.
+ * the markers, ascending addresses). `address` is where the bytes lie, a multiple of 8.
  * Throws a ParseError when there are none, or none of a known layout.
  */
-export function parseKallsyms(bytes: Uint8Array, source: string): Kallsyms {
+export function parseKallsyms(bytes: Uint8Array, address: number, source: string): Kallsyms {
   const name = `${source}(kallsyms)`;
   const tokens = findTokens(bytes);
   if (tokens === undefined) {
@@ -45,7 +46,7 @@ export function parseKallsyms(bytes: Uint8Array, source: string): Kallsyms {
     });
   }
   for (const table of findNameTables(bytes, tokens.start)) {
-    const found = findAddresses(bytes, table, tokens);
+    const found = findAddresses(bytes, address, table, tokens);
     if (found === undefined) continue;
     const { names, types } = expandNames(bytes, table, tokens.texts, name);
     return { layout: found.layout, names, types, addresses: found.addresses };
@@ -248,6 +249,7 @@ function expandNames(
 
 function findAddresses(
   bytes: Uint8Array,
+  address: number,
   table: NameTable,
   tokens: Tokens,
 ): { layout: KallsymsLayout; addresses: Float64Array } | undefined {
@@ -274,9 +276,15 @@ function findAddresses(
   if (older === '6.2') return undefined;
   for (const offsetsAt of alignments(tokens.end)) {
     for (const baseAt of alignments(offsetsAt + 4 * count)) {
+      if (!areSequences(bytes, baseAt + 8, count)) continue;
       const addresses = readOffsets(bytes, offsetsAt, baseAt, count);
       if (addresses !== undefined) return { layout: '6.4', addresses };
     }
+  }
+  for (const offsetsAt of alignments(tokens.end)) {
+    if (!alignments(offsetsAt + 4 * count).some((at) => areSequences(bytes, at, count))) continue;
+    const addresses = readPlaceRelative(bytes, address, offsetsAt, count);
+    if (addresses !== undefined) return { layout: '7.2', addresses };
   }
   return undefined;
 }
@@ -302,6 +310,42 @@ function readOffsets(
     addresses[i] = !absolutePercpu ? base + (offset >>> 0) : offset >= 0 ? offset : base - 1 - offset;
   }
   return isAscending(addresses) ? addresses : undefined;
+}
+
+/**
+ * Whether seqs_of_names lies here: the number of each symbol once, in 3 bytes, the highest first (60443c88f3a8). It tells where the table
+ * before it begins, whose own bytes would be ascending a word later, too.
+ */
+function areSequences(bytes: Uint8Array, at: number, count: number): boolean {
+  if (at + 3 * count > bytes.length) return false;
+  const seen = new Uint8Array(count);
+  for (let place = at; place < at + 3 * count; place += 3) {
+    const [high, middle, low] = [bytes[place], bytes[place + 1], bytes[place + 2]] as [
+      number,
+      number,
+      number,
+    ];
+    const number = (high << 16) | (middle << 8) | low;
+    if (number >= count || seen[number] === 1) return false;
+    seen[number] = 1;
+  }
+  return true;
+}
+
+/** Offsets from where each of them lies. */
+function readPlaceRelative(
+  bytes: Uint8Array,
+  address: number,
+  at: number,
+  count: number,
+): Float64Array | undefined {
+  if (at + 4 * count > bytes.length) return undefined;
+  const view = new DataView(bytes.buffer, bytes.byteOffset + at, 4 * count);
+  const addresses = Float64Array.from(
+    { length: count },
+    (_, i) => address + at + 4 * i + view.getInt32(4 * i, true),
+  );
+  return (addresses[0] as number) < 0 && isAscending(addresses) ? addresses : undefined;
 }
 
 function readAbsolute(bytes: Uint8Array, at: number, count: number): Float64Array | undefined {

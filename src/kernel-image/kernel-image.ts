@@ -66,7 +66,7 @@ function readSymbols(elf: ElfFile): Pick<KernelImage, 'symbols' | 'symbolSource'
   const section = elf.findSection('.rodata');
   let kallsyms: Kallsyms | undefined;
   try {
-    kallsyms = section && parseKallsyms(section.data, elf.source);
+    kallsyms = section && parseKallsyms(section.data, section.address, elf.source);
   } catch (error) {
     if (!(error instanceof ParseError) || elf.symbols.length === 0) throw error;
   }

@@ -14,9 +14,16 @@ export interface ExportedSymbol {
 /** `struct kernel_symbol` with place-relative words (include/linux/export.h, CONFIG_HAVE_ARCH_PREL32_RELOCATIONS). */
 const EXPORT_BYTES = 12;
 
-/** The symbols that modules may use: `__ksymtab` and `__ksymtab_gpl` of a vmlinux. Throws a ParseError when damaged. */
+/** `KSYM_FLAG_GPL_ONLY`, in the byte that `__kflagstab` has for each symbol. (Seen in Debian's 7.2, which has one `__ksymtab`.) */
+const FLAG_GPL_ONLY = 1;
+
+/**
+ * The symbols that modules may use: `__ksymtab` and `__ksymtab_gpl` of a vmlinux, or the first of them with flags beside it.
+ * Throws a ParseError when damaged.
+ */
 export function parseExports(elf: ElfFile): ReadonlyMap<string, ExportedSymbol> {
   const strings = elf.findSection('__ksymtab_strings');
+  const flags = elf.findSection('__kflagstab')?.data;
   const exports = new Map<string, ExportedSymbol>();
   for (const sectionName of ['__ksymtab', '__ksymtab_gpl']) {
     const section = elf.findSection(sectionName);
@@ -24,13 +31,14 @@ export function parseExports(elf: ElfFile): ReadonlyMap<string, ExportedSymbol> 
     if (strings === undefined)
       throw new ParseError(elf.source, 0, `${sectionName} without __ksymtab_strings`);
     const reader = new ByteReader(section.data, `${elf.source}(${sectionName})`, section.offset);
-    while (reader.remaining >= EXPORT_BYTES) {
+    for (let index = 0; reader.remaining >= EXPORT_BYTES; index++) {
       const address = relativeAddress(reader, section);
       const name = stringAt(elf, strings, relativeAddress(reader, section));
       const namespaceAt = reader.readI32();
       const namespace =
         namespaceAt === 0 ? '' : stringAt(elf, strings, section.address + reader.offset - 4 + namespaceAt);
-      exports.set(name, { name, address, isGplOnly: sectionName.endsWith('_gpl'), namespace });
+      const isGplOnly = sectionName.endsWith('_gpl') || ((flags?.[index] ?? 0) & FLAG_GPL_ONLY) !== 0;
+      exports.set(name, { name, address, isGplOnly, namespace });
     }
   }
   return exports;

@@ -11,12 +11,13 @@ import { ParseError } from '../base/errors.js';
  * | 5.12 | as 4.18; `SP_INDIRECT` adds the offset behind the load instead of before it | 87ccc826bf1c |
  * | 6.3 | … type 2, signal 1, end 1 | ffb1b4a41016 |
  * | 6.4 | … type 3, signal 1; "undefined" and "end of stack" are types | fb799447ae29 |
+ * | 7.2 | as 6.4, with other numbers for the registers | seen in Debian's 7.2, by its `.orc_header` |
  */
-export type OrcFormat = '4.14' | '4.18' | '5.12' | '6.3' | '6.4';
+export type OrcFormat = '4.14' | '4.18' | '5.12' | '6.3' | '6.4' | '7.2';
 
 export const ORC_ENTRY_BYTES = 6;
 
-/** `ORC_REG_…` */
+/** `ORC_REG_…`, numbered as in 6.4. */
 export const ORC_REG_UNDEFINED = 0;
 export const ORC_REG_PREV_SP = 1;
 export const ORC_REG_DX = 2;
@@ -27,6 +28,16 @@ export const ORC_REG_R10 = 6;
 export const ORC_REG_R13 = 7;
 export const ORC_REG_BP_INDIRECT = 8;
 export const ORC_REG_SP_INDIRECT = 9;
+
+/**
+ * The same registers by their numbers in 7.2, `ORC_REG_UNDEFINED` first. 1 is a new one (AX), which no entry of Debian's kernel has: as
+ * for a number that no register has, nothing is claimed.
+ */
+const NO_REGISTER = 15;
+const REGISTERS_OF_7_2 = [
+  ...[ORC_REG_UNDEFINED, NO_REGISTER, ORC_REG_DX, ORC_REG_SP, ORC_REG_BP, ORC_REG_DI, ORC_REG_R10],
+  ...[ORC_REG_R13, ORC_REG_PREV_SP, ORC_REG_SP_INDIRECT, ORC_REG_BP_INDIRECT],
+];
 
 /** `ORC_TYPE_…`, numbered as in 6.4. Other formats are converted. */
 export const ORC_TYPE_UNDEFINED = 0;
@@ -47,6 +58,7 @@ export const SIGNAL_BIT = 0x800;
  * (b9f174c811e3) and in stable 6.3.10 and 6.4.
  */
 const FORMAT_OF_HEADER: ReadonlyMap<string, OrcFormat> = new Map([
+  ['137c36ad7627c4dd55932176bb0ecdbd5041fc82', '7.2'],
   ['fe5d32bf581bd63b2ca9a5c65ba5a625eab3fe24', '6.4'],
   ['db84aed4103b31dd51e017f8f79783ca985c2c51', '6.3'],
 ]);
@@ -89,9 +101,13 @@ export function orcFormatOf(origin: OrcOrigin, source: string): OrcFormat {
   return number < 6004 ? '6.3' : '6.4';
 }
 
-/** The 16 bits of fields of any format in the layout of 6.4. */
+/** The 16 bits of fields of any format in the layout and with the numbers of 6.4. */
 export function normalizeOrcFields(fields: number, format: OrcFormat): number {
   if (format === '6.4') return fields & 0xfff;
+  if (format === '7.2') {
+    const numbered = (shift: number) => (REGISTERS_OF_7_2[(fields >> shift) & 0xf] ?? NO_REGISTER) << shift;
+    return (fields & 0xf00) | numbered(BP_REG_SHIFT) | numbered(0);
+  }
   const registers = fields & 0xff;
   const oldType = (fields >> 8) & 3;
   const hasEnd = (fields & (format === '6.3' ? 0x800 : 0x400)) !== 0;

@@ -43,12 +43,38 @@ describe('parseOrc', () => {
     expect(row?.registers.get(10)).toEqual({ kind: 'undefined' });
   });
 
+  it('knows registers by the numbers of 7.2', () => {
+    // DI, DX and the indirect ones: what an entry says in 6.4, and the same in 7.2.
+    const pairs: [old: number, renumbered: number][] = [
+      ...([
+        [BP, 4],
+        [SP, 3],
+        [R10, 6],
+        [BP_INDIRECT, 10],
+        [SP_INDIRECT, 9],
+        [2, 2],
+        [3, 5],
+        [7, 7],
+      ] as const),
+    ].map(([old, renumbered]) => [old, renumbered]);
+    for (const [old, renumbered] of pairs) {
+      const expected = table('6.4', [[0, 16, -16, old, PREV_SP, 2]]).find(0);
+      expect(expected).toBeDefined();
+      expect(table('7.2', [[0, 16, -16, renumbered, 8, 2]]).find(0)).toEqual(expected);
+    }
+    const saved = table('6.4', [[0, 16, 8, SP, BP, 0xb]]).find(0);
+    expect(table('7.2', [[0, 16, 8, 3, 4, 0xb]]).find(0)).toEqual(saved);
+    for (const unknown of [1, 11, 15])
+      expect(table('7.2', [[0, 16, 0, unknown, 0, 2]]).find(0)).toBeUndefined();
+  });
+
   it('knows the end of the stack and unknown code of each format', () => {
     const ends: [OrcFormat, number, number][] = [
       ['4.18', 0x4, 0],
       ['5.12', 0x4, 0],
       ['6.3', 0x8, 0x4],
       ['6.4', 0x1, 0],
+      ['7.2', 0x1, 0],
     ];
     for (const [format, end, unknown] of ends) {
       const orc = table(format, [

@@ -3,11 +3,13 @@ import { ByteWriter } from '../../src/base/byte-writer.js';
 /** Kallsyms tables as `scripts/kallsyms.c` lays them out, in every layout that was published. */
 
 export const KALLSYMS_BASE = -0x7f00_0000;
+/** Where the tables lie themselves. */
+export const KALLSYMS_TABLES = -0x7e00_0000;
 const COUNT = 1500;
 
 export interface KallsymsShape {
-  readonly layout: '4.20' | '6.2' | '6.4';
-  readonly addresses: 'absolute' | 'relative' | 'absolute-percpu';
+  readonly layout: '4.20' | '6.2' | '6.4' | '7.2';
+  readonly addresses: 'absolute' | 'relative' | 'absolute-percpu' | 'place-relative';
   readonly alignment: 4 | 8;
   readonly longName?: boolean;
 }
@@ -23,7 +25,7 @@ export function kallsymsSymbols(shape: KallsymsShape): Symbol[] {
   return Array.from({ length: COUNT }, (_, i) => ({
     type: i % 3 === 0 ? 'T' : 't',
     name: i === 700 && shape.longName === true ? `very_${'long_'.repeat(60)}name` : `sys_fn_${i % 1400}`,
-    address: i < 12 && shape.addresses !== 'relative' ? 8 * i : KALLSYMS_BASE + 16 * i,
+    address: i < 12 && shape.addresses.startsWith('absolute') ? 8 * i : KALLSYMS_BASE + 16 * i,
   }));
 }
 
@@ -41,9 +43,11 @@ export function layOutKallsyms(shape: KallsymsShape): Uint8Array {
     for (const { address } of symbols) {
       if (shape.addresses === 'absolute') writer.writeU64(BigInt(address));
       else if (shape.addresses === 'relative') writer.writeU32(address - KALLSYMS_BASE);
+      else if (shape.addresses === 'place-relative')
+        writer.writeI32(address - (KALLSYMS_TABLES + writer.length));
       else writer.writeU32((address >= 0 ? address : KALLSYMS_BASE - 1 - address) >>> 0);
     }
-    if (shape.addresses === 'absolute') return;
+    if (shape.addresses === 'absolute' || shape.addresses === 'place-relative') return;
     align();
     writer.writeU64(BigInt(KALLSYMS_BASE));
   };
@@ -66,7 +70,8 @@ export function layOutKallsyms(shape: KallsymsShape): Uint8Array {
     align();
     for (const at of index) writer.writeU16(at);
   };
-  if (shape.layout !== '6.4') writeOffsets();
+  const hasAddressesBehind = shape.layout === '6.4' || shape.layout === '7.2';
+  if (!hasAddressesBehind) writeOffsets();
   align();
   writer.writeU32(COUNT);
   align();
@@ -83,7 +88,7 @@ export function layOutKallsyms(shape: KallsymsShape): Uint8Array {
   for (const marker of markers) writer.writeU32(marker);
   if (shape.layout === '6.2') writeSequences();
   writeTokens();
-  if (shape.layout === '6.4') {
+  if (hasAddressesBehind) {
     writeOffsets();
     writeSequences();
   }
@@ -100,4 +105,6 @@ export const KALLSYMS_SHAPES: KallsymsShape[] = [
   { layout: '6.4', addresses: 'absolute-percpu', alignment: 8, longName: true },
   { layout: '6.4', addresses: 'relative', alignment: 8 },
   { layout: '6.4', addresses: 'relative', alignment: 4 },
+  { layout: '7.2', addresses: 'place-relative', alignment: 4, longName: true },
+  { layout: '7.2', addresses: 'place-relative', alignment: 8 },
 ];
