@@ -90,6 +90,7 @@ export type WalkResult =
       readonly pc: number;
     };
 
+const RBP = 6;
 const RSP = 7;
 const PC = 16;
 const DEFAULT_MAX_FRAMES = 200_000;
@@ -193,7 +194,7 @@ class Walk {
     // The handler may run on an alternate stack: the interrupted one lies wherever its saved registers say.
     if (row.isSignalFrame && nestedStacks === undefined) return this.#enter(cfa, 'interrupted stack', pc);
     // A kernel function that calls on another stack finds its own through a word saved there.
-    if (nestedStacks !== undefined && row.cfaExpression !== undefined) {
+    if (nestedStacks !== undefined && (row.cfaExpression !== undefined || this.#isLinkedBy(row))) {
       const isElsewhere = cfa <= this.#limits.low || cfa > this.#limits.high;
       const failure = isElsewhere ? this.#enter(cfa, 'calling stack', pc) : undefined;
       if (failure !== undefined) return failure;
@@ -209,6 +210,18 @@ class Walk {
       );
     }
     return undefined;
+  }
+
+  /**
+   * Whether the frame pointer leads to another stack, and the word at the top of this one does as well: so `asm_call_on_stack` of 5.8 to 5.11
+   * calls handlers of interrupts (arch/x86/entry/entry_64.S).
+   */
+  #isLinkedBy(row: UnwindRow): boolean {
+    if (row.cfaRegister !== RBP) return false;
+    const framePointer = this.#input.registers[RBP] as number;
+    const { low, high } = this.#limits;
+    const isElsewhere = framePointer < low || framePointer >= high;
+    return isElsewhere && this.#window.read64(high - 8) === framePointer;
   }
 
   /** The frame of `pc` was one of registers that an exception saved, right below `frameEnd`; they are restored. */
