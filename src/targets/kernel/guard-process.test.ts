@@ -19,7 +19,7 @@ async function guard(prepare: (stub: GdbStub) => void = () => {}) {
   return { stub, input, done: guardGuest(input, endpoint) };
 }
 
-const WATCH = `${JSON.stringify({ kind: 'watch', guest: { end: 0x1010, parking: 0x1100, safePoint: 0x1200 } })}\n`;
+const WATCH = `${JSON.stringify({ kind: 'watch', guest: { anchor: 0x1040, parking: 0x1100, safePoint: 0x1200 } })}\n`;
 
 describe('guardGuest', () => {
   it('does nothing while its input lasts, nor when it is dismissed', async () => {

@@ -46,8 +46,8 @@ export async function guardGuest(input: Readable, endpoint: GdbEndpoint): Promis
 }
 
 /** A task that is borrowed would stand in a loop otherwise, and take a CPU from others. */
-async function giveBack(client: GdbClient, { end, ...places }: GuardedGuest): Promise<void> {
-  const store = new KernelRegistryStore(client, client, end);
+async function giveBack(client: GdbClient, { anchor, ...places }: GuardedGuest): Promise<void> {
+  const store = new KernelRegistryStore(client, client, anchor);
   await store.read();
   if (store.borrowed === 0) return;
   await new GuestCalls(client, store, places).recover(store.borrowed);

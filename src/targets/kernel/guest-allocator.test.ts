@@ -1,9 +1,21 @@
 import { describe, expect, it } from 'vitest';
-import { GuestAllocator } from './guest-allocator.js';
+import { findCodeAllocator, GuestAllocator } from './guest-allocator.js';
 
-const NAMES = ['module_alloc', 'set_memory_ro', 'set_memory_rw', 'set_memory_x', 'set_memory_nx', 'vfree'];
+const NAMES = [
+  'module_alloc',
+  'execmem_alloc',
+  'execmem_free',
+  'set_memory_ro',
+  'set_memory_rw',
+  'set_memory_x',
+  'set_memory_nx',
+  'vfree',
+];
 const MEMORY = -0x3f00_0000;
 const ENOMEM = BigInt.asUintN(64, -12n);
+
+const placeOf = (name: string) => NAMES.indexOf(name);
+const OLDER = { allocate: placeOf('module_alloc'), kind: [], free: placeOf('vfree') };
 
 /** A kernel with one allocation at most, some of whose calls fail. */
 class Kernel {
@@ -14,7 +26,7 @@ class Kernel {
   constructor(readonly failing: (name: string) => boolean = () => false) {}
 
   expect(name: string): number {
-    return NAMES.indexOf(name);
+    return placeOf(name);
   }
 
   call = async (address: number, ...args: readonly number[]): Promise<bigint> => {
@@ -42,17 +54,33 @@ class Kernel {
     return 0n;
   };
 
+  get allocator(): GuestAllocator {
+    return new GuestAllocator(this, OLDER, this.call);
+  }
+
   allocate(): Promise<number> {
-    return new GuestAllocator(this, this.call).allocateCode(12345, 2);
+    return this.allocator.allocateCode(12345, 2);
   }
 }
 
 describe('memory for code in a guest', () => {
+  it('comes from the allocator of modules that the kernel has', () => {
+    const kernel = (...missing: string[]) => {
+      const find = (name: string) => (missing.includes(name) ? undefined : placeOf(name));
+      return { find, expect: (name: string) => find(name) ?? Number.NaN };
+    };
+    const layout = { enumValue: () => 4 };
+    expect(findCodeAllocator(kernel('execmem_alloc'), layout)).toEqual(OLDER);
+    expect(findCodeAllocator(kernel('module_alloc'), layout)).toEqual({
+      ...{ allocate: placeOf('execmem_alloc'), kind: [4], free: placeOf('execmem_free') },
+    });
+  });
+
   it('is read-only and executable', async () => {
     const kernel = new Kernel();
     expect(await kernel.allocate()).toBe(MEMORY);
     expect([...kernel.changed].sort()).toEqual(['ro', 'x']);
-    expect(await new GuestAllocator(kernel, kernel.call).freeCode(MEMORY, 2)).toBe(true);
+    expect(await kernel.allocator.freeCode(MEMORY, 2)).toBe(true);
     expect(kernel.isAllocated).toBe(false);
   });
 

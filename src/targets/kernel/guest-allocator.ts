@@ -1,21 +1,48 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { GuestCall } from './guest-calls.js';
+import type { KernelLayout } from './kernel-layout.js';
 import type { KernelAddresses } from './running-kernel.js';
+
+/** The functions by which modules get memory. All memory is writable at first, and not executable. */
+export interface CodeAllocator {
+  readonly allocate: number;
+  /** Arguments in front of the size. */
+  readonly kind: readonly number[];
+  readonly free: number;
+}
+
+/**
+ * `module_alloc` up to 6.9, `execmem_alloc` since (12af2b83d0b1). That of 6.13 and later may have text read-only from the start (5185e7f9f3bd), but
+ * not what is for the data of modules, which lies in the same range. Throws `kernel-unsupported`.
+ */
+export function findCodeAllocator(
+  kernel: Pick<KernelAddresses, 'find' | 'expect'>,
+  layout: Pick<KernelLayout, 'enumValue'>,
+): CodeAllocator {
+  const allocate = kernel.find('execmem_alloc');
+  const kind = layout.enumValue('execmem_type', 'EXECMEM_MODULE_DATA');
+  if (allocate !== undefined && kind !== undefined)
+    return { allocate, kind: [kind], free: kernel.expect('execmem_free') };
+  return { allocate: kernel.expect('module_alloc'), kind: [], free: kernel.expect('vfree') };
+}
 
 /** Memory for code from the allocator that modules use, near the kernel's text. What fails leaves nothing allocated. */
 export class GuestAllocator {
   readonly #kernel: Pick<KernelAddresses, 'expect'>;
+  readonly #allocator: CodeAllocator;
   readonly #call: GuestCall;
 
   /** `call` in a task that is borrowed. */
-  constructor(kernel: Pick<KernelAddresses, 'expect'>, call: GuestCall) {
+  constructor(kernel: Pick<KernelAddresses, 'expect'>, allocator: CodeAllocator, call: GuestCall) {
     this.#kernel = kernel;
+    this.#allocator = allocator;
     this.#call = call;
   }
 
   /** Rejects with `guest-no-memory`. */
   async allocate(sizeBytes: number): Promise<number> {
-    const result = await this.#call(this.#kernel.expect('module_alloc'), sizeBytes);
+    const { allocate, kind } = this.#allocator;
+    const result = await this.#call(allocate, ...kind, sizeBytes);
     const address = Number(BigInt.asIntN(64, result));
     if (address === 0) {
       throw new LivegraftError('guest-no-memory', `the guest has no ${sizeBytes} bytes for code`, {
@@ -50,7 +77,7 @@ export class GuestAllocator {
   async freeCode(address: number, textPages: number): Promise<boolean> {
     for (const name of ['set_memory_nx', 'set_memory_rw'])
       if ((await this.#change(name, address, textPages)) !== 0) return false;
-    await this.#call(this.#kernel.expect('vfree'), address);
+    await this.#call(this.#allocator.free, address);
     return true;
   }
 

@@ -6,8 +6,8 @@ import type { CallPlaces } from './call-places.js';
 
 /** What a guard must know to give a borrowed task back. */
 export interface GuardedGuest extends CallPlaces {
-  /** `_etext` in the running kernel, behind which the registry is. */
-  readonly end: number;
+  /** Where the registry's anchor is. */
+  readonly anchor: number;
 }
 
 /** What a guard is told, one JSON text a line. The end of its input without `dismiss` means that it is needed. */

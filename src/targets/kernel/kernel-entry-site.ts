@@ -16,7 +16,7 @@ export type EntrySite = Pick<RegisteredKernelFunction, 'site' | 'original' | 'is
  * task runs. */
 const NEEDED: ReadonlySet<string> = new Set([
   ...['copy_process', 'do_syscall_64', 'x64_sys_call', '__switch_to_asm', '__switch_to'],
-  ...['module_alloc', 'set_memory_ro', 'set_memory_x'],
+  ...['module_alloc', 'execmem_alloc', 'set_memory_ro', 'set_memory_x'],
 ]);
 
 /** Rejects `function-needed`. */

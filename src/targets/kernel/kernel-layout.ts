@@ -89,6 +89,14 @@ export class KernelLayout {
     return ranges;
   }
 
+  /** What a constant of an enumeration stands for; undefined when the kernel has none of that name. */
+  enumValue(name: string, constant: string): number | undefined {
+    const id = this.#btf.findType('enum', name);
+    const type = id === undefined ? undefined : this.#btf.type(id);
+    const value = type?.kind === 'enum' ? type.values.find((each) => each.name === constant) : undefined;
+    return value && Number(value.value);
+  }
+
   /** Names of the members of a structure that begin and end so, in order. */
   members(struct: string): readonly string[] {
     const id = this.#btf.findType('struct', struct);

@@ -10,7 +10,7 @@ import { BELOW_OBJECT, type SymbolSource } from '../../patch/link.js';
 import { expectCompatibleStates } from '../patch-states.js';
 import { collectGarbage } from '../process/own-runtime.js';
 import { findCallPlaces } from './call-places.js';
-import { GuestAllocator } from './guest-allocator.js';
+import { findCodeAllocator, GuestAllocator } from './guest-allocator.js';
 import { GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
 import { findBarrier, type PlannedBarrier } from './kernel-barrier.js';
@@ -29,6 +29,7 @@ import {
 } from './kernel-load-plan.js';
 import { KernelObjects, type ReplacedFunction, replacedFunctions } from './kernel-objects.js';
 import {
+  findAnchorPlace,
   type KernelRange,
   type KernelRegistry,
   KernelRegistryStore,
@@ -89,10 +90,11 @@ export class KernelPatcher {
   /** Reads the registry in the guest; gives back a task that a killed livegraft had borrowed. */
   static async open(session: KernelSession, arch: Architecture): Promise<KernelPatcher> {
     session.client.phase = 'registry';
-    const end = session.kernel.expect('_etext');
-    const places = findCallPlaces(session.kernel, arch);
-    session.guard?.watch({ end, ...places });
-    const store = new KernelRegistryStore(session.data, session.client, end);
+    const { kernel } = session;
+    const anchor = findAnchorPlace(kernel.expect('_etext'), (at, size) => kernel.imageBytes(at, size));
+    const places = findCallPlaces(kernel, arch);
+    session.guard?.watch({ anchor, ...places });
+    const store = new KernelRegistryStore(session.data, session.client, anchor);
     const registry = await store.read();
     const calls = new GuestCalls(session.client, store, places);
     if (store.borrowed !== 0) {
@@ -171,10 +173,11 @@ export class KernelPatcher {
   async #allocateFor(layout: PatchLayout, timeoutMs: number): Promise<number> {
     const session = this.#session;
     session.client.phase = 'allocate';
+    const found = findCodeAllocator(session.kernel, session.layout);
     collectGarbage();
     await session.stop();
     const address = await this.#calls.borrow(timeoutMs, async (call) => {
-      const allocator = new GuestAllocator(session.kernel, call);
+      const allocator = new GuestAllocator(session.kernel, found, call);
       const allocated = await allocator.allocateCode(layout.sizeBytes, textPagesOf(layout));
       if (this.#store.hasMemory) return allocated;
       try {
@@ -191,9 +194,11 @@ export class KernelPatcher {
   }
 
   async #free(address: number, layout: PatchLayout, timeoutMs: number): Promise<void> {
+    const { kernel, layout: structures } = this.#session;
+    const found = findCodeAllocator(kernel, structures);
     await this.#session.stop();
     await this.#calls.borrow(timeoutMs, (call) =>
-      new GuestAllocator(this.#session.kernel, call).freeCode(address, textPagesOf(layout)),
+      new GuestAllocator(kernel, found, call).freeCode(address, textPagesOf(layout)),
     );
     this.#session.resume();
   }

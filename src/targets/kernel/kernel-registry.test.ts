@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import { LivegraftError } from '../../base/errors.js';
-import { type KernelRegistry, KernelRegistryStore } from './kernel-registry.js';
+import { findAnchorPlace, type KernelRegistry, KernelRegistryStore } from './kernel-registry.js';
 
-const ETEXT = -0x7e1f_e10e;
+const ETEXT = -0x7e1f_e100;
 const MEMORY = -0x3fa0_0000;
 
 /** Sparse bytes that can be told to fail at the n-th write, as a killed livegraft would. */
@@ -77,9 +77,13 @@ describe('KernelRegistryStore', () => {
     });
   });
 
-  it('refuses a kernel whose text ends with its page', () => {
-    expect(() => new KernelRegistryStore(new FakeMemory(), new FakeMemory(), -0x7e1f_e010)).toThrow(
-      'no room is left',
-    );
+  it('has its anchor behind the text, or in what the text was filled up with to the end of its page', () => {
+    const image = (text: number[]) => (_: number, sizeBytes: number) =>
+      Uint8Array.from({ length: sizeBytes }, (_, i) => text[i] ?? 0xcc);
+    expect(findAnchorPlace(-0x7e1f_e10e, image([0x90]))).toBe(ETEXT);
+    expect(findAnchorPlace(-0x7e00_0000, image([]))).toBe(-0x7e00_0040);
+    expect(findAnchorPlace(-0x7e00_0010, image([]))).toBe(-0x7e00_0040);
+    for (const bytes of [image([0x90]), () => undefined])
+      expect(() => findAnchorPlace(-0x7e00_0000, bytes)).toThrow('no room is left');
   });
 });

@@ -118,9 +118,29 @@ interface Anchor {
   readonly borrowed: number;
 }
 
+const PAGE_BYTES = 4096;
+/** What the linker fills text with where there is none (`int3`). */
+const FILLING = 0xcc;
+
 /**
- * What livegraft has done to a kernel, kept in that kernel. An anchor lies behind the end of its text, in the rest of the
- * last page, which nothing uses; it names the memory that holds the registry, as text, in two copies. A new text is
+ * Where the anchor of a kernel's registry lies whose text ends at `end` (`_etext`, in the running kernel): in the rest of the last page or, where the
+ * text was filled up to its end, in that filling, which `imageBytes` shows. Nothing uses either. Throws `kernel-unsupported`.
+ */
+export function findAnchorPlace(
+  end: number,
+  imageBytes: (address: number, sizeBytes: number) => Uint8Array | undefined,
+): number {
+  const behind = Math.ceil(end / 64) * 64;
+  if (Math.ceil(end / PAGE_BYTES) * PAGE_BYTES - behind >= ANCHOR_BYTES) return behind;
+  const before = Math.floor((end - ANCHOR_BYTES) / 64) * 64;
+  if (imageBytes(before, end - before)?.every((byte) => byte === FILLING) === true) return before;
+  throw new LivegraftError('kernel-unsupported', 'no room is left behind the text of this kernel', {
+    remedy: 'report this kernel: livegraft keeps 40 bytes there',
+  });
+}
+
+/**
+ * What livegraft has done to a kernel, kept in that kernel. An anchor ({@link findAnchorPlace}) names the memory that holds the registry, as text, in two copies. A new text is
  * written to the copy that is not in use, then the anchor, in one packet.
  */
 export class KernelRegistryStore implements BorrowRecord {
@@ -130,18 +150,13 @@ export class KernelRegistryStore implements BorrowRecord {
   #anchor: Anchor = { address: 0, copy: 0, sizeBytes: 0, crc: 0, borrowed: 0 };
 
   /**
-   * `end` is `_etext`, where it is in the running kernel. Both sources must be able to change code pages. `memory` may let the
-   * guest run before and behind; `stopped` is for what happens to a guest that stands still.
+   * `place` is the anchor's. Both sources must be able to change code pages. `memory` may let the guest run before and
+   * behind; `stopped` is for what happens to a guest that stands still.
    */
-  constructor(memory: MemorySource, stopped: MemorySource, end: number) {
+  constructor(memory: MemorySource, stopped: MemorySource, place: number) {
     this.#memory = memory;
     this.#stopped = stopped;
-    this.#place = Math.ceil(end / 64) * 64;
-    if (Math.ceil(end / 4096) * 4096 - this.#place < ANCHOR_BYTES) {
-      throw new LivegraftError('kernel-unsupported', 'no room is left behind the text of this kernel', {
-        remedy: 'report this kernel: livegraft keeps 40 bytes there',
-      });
-    }
+    this.#place = place;
   }
 
   get hasMemory(): boolean {

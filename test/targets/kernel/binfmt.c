@@ -1,6 +1,11 @@
 /* /proc/sys/fs/binfmt_misc/status says that it is patched. `enabled` is the module's own, though the kernel has others. */
 struct file;
+#ifdef ANY_VERSION
+/* Newer ones keep it elsewhere. */
+#define enabled 1
+#else
 extern int enabled;
+#endif
 extern long simple_read_from_buffer(void *to, unsigned long count, long long *ppos, const void *from,
 				    unsigned long available);
 

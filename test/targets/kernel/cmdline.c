@@ -1,5 +1,5 @@
 struct seq_file;
-extern void seq_puts(struct seq_file *m, const char *s);
+extern void seq_printf(struct seq_file *m, const char *format, ...);
 extern char *saved_command_line;
 #ifndef PREFIX
 #define PREFIX "patched: "
@@ -10,8 +10,8 @@ char huge[1016u << 20];
 #endif
 int cmdline_proc_show(struct seq_file *m, void *v)
 {
-	seq_puts(m, PREFIX);
-	seq_puts(m, saved_command_line);
-	seq_puts(m, "\n");
+	seq_printf(m, "%s", PREFIX);
+	seq_printf(m, "%s", saved_command_line);
+	seq_printf(m, "\n");
 	return 0;
 }

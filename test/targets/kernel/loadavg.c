@@ -3,7 +3,7 @@
  * would print the mark as a load of 740171, and the new one says so when it is not given the mark.
  */
 struct seq_file;
-extern void seq_puts(struct seq_file *m, const char *s);
+extern void seq_printf(struct seq_file *m, const char *format, ...);
 
 #define MARK 0x5a5a5a5aul
 
@@ -21,6 +21,6 @@ int loadavg_proc_show(struct seq_file *m, void *v)
 
 	(void)v;
 	callee(loads, 10, 0);
-	seq_puts(m, loads[0] == MARK * 2048 ? "both are new\n" : "MIX\n");
+	seq_printf(m, "%s", loads[0] == MARK * 2048 ? "both are new\n" : "MIX\n");
 	return 0;
 }
