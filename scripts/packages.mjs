@@ -46,6 +46,7 @@ export const PACKAGES = {
   'bench:validate': [...ORACLES, { name: 'libelf1' }, { name: 'libssl3' }],
   'test:kernel': [...COMPILER, ...GUEST, ...KERNEL_BUILD],
   'demo:kernel': [...COMPILER, ...GUEST, ...KERNEL_BUILD],
+  kernels: [...COMPILER, ...GUEST],
   'bench:kernel': [...COMPILER, ...GUEST],
   fuzz: [...COMPILER, ...ORACLES],
   'oracle:decoder': [{ name: 'libssl3' }],

@@ -78,6 +78,8 @@ while :; do sh; done
 `;
 
 export interface GuestOptions {
+  /** Another kernel than that of the machine's own packages. */
+  readonly kernel?: KernelPackage;
   readonly vcpus?: number;
   /** Programs and files to put into the guest, by path there. */
   readonly files?: (kernel: KernelPackage) => readonly { readonly path: string; readonly data: Uint8Array }[];
@@ -108,7 +110,7 @@ export interface Guest {
 
 /** Boots to a shell. The guest dies with this process, with `stop`, or by itself after a while. */
 export async function bootGuest(options: GuestOptions = {}): Promise<Guest> {
-  const kernel = fetchKernel();
+  const kernel = options.kernel ?? fetchKernel();
   const folder = mkdtempSync(join(tmpdir(), 'livegraft-guest-'));
   const socket = join(folder, 'gdb');
   const memoryFile = options.sharedMemory === true ? join(memoryFolder(folder), 'memory') : undefined;

@@ -1,0 +1,329 @@
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { basename, join } from 'node:path';
+import { pause } from '../../examples/support.js';
+import { x86_64 } from '../../src/arch/x86-64/index.js';
+import { hex } from '../../src/base/brand.js';
+import {
+  applyToKernel,
+  kernelStacks,
+  kernelStatus,
+  revertFromKernel,
+  soak,
+} from '../../src/cli/kernel-operations.js';
+import type { KernelImage } from '../../src/kernel-image/kernel-image.js';
+import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
+import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
+import type { Guest } from '../support/guest.js';
+import { compileKernelObject } from '../support/kernel-objects.js';
+import { livegraft, ROOT } from '../support/live.js';
+
+export interface Outcome {
+  readonly what: string;
+  readonly failed: boolean;
+  readonly text: string;
+}
+
+interface Subject {
+  readonly guest: Guest;
+  readonly image: KernelImage;
+  readonly vmlinux: string;
+  readonly headers: readonly string[];
+  readonly folder: string;
+}
+
+const ROUNDS = 25;
+const SOAK = { switches: 1000, timeoutMs: 60_000 };
+const LOAD = '(while :; do cat /proc/version; ls /proc; done >/dev/null 2>&1) & sleep 0';
+const TROUBLE = 'BUG:|WARNING:|Oops|Call Trace|general protection';
+
+/** As kbuild compiles a file of the kernel, as far as headers and code ask for it; sections stay what a patch may have. */
+const HEADER_FLAGS = [
+  ...['-O2', '-c', '-nostdinc', '-std=gnu11', '-fms-extensions', '-fshort-wchar', '-D__KERNEL__', '-w'],
+  ...['-fno-pic', '-mcmodel=kernel', '-mno-red-zone', '-mno-sse', '-mno-80387', '-fno-stack-protector'],
+  ...['-fcf-protection=none', '-mindirect-branch=thunk-extern', '-mfunction-return=thunk-extern'],
+  ...['-fno-strict-aliasing', '-fno-jump-tables', '-fasynchronous-unwind-tables'],
+  '-DKBUILD_MODNAME="patch"',
+];
+
+/** Tries on one booted kernel what livegraft does with kernels. Each step counts for itself. */
+export class KernelTrial {
+  readonly #subject: Subject;
+  readonly #outcomes: Outcome[] = [];
+
+  constructor(subject: Subject) {
+    this.#subject = subject;
+  }
+
+  async run(): Promise<readonly Outcome[]> {
+    const { guest } = this.#subject;
+    await this.#try('image', async () => this.#describeImage());
+    await guest.run('for m in /lib/*.ko; do insmod $m; done');
+    await this.#try('symbols', () => this.#compareSymbols());
+    await this.#try('modules', () => this.#compareModules());
+    await this.#try('stacks when idle', () => this.#compareStacks());
+    await guest.run(LOAD);
+    await this.#try('stacks under load', () => this.#walkUnderLoad());
+    await this.#try('soak', () => this.#soak());
+    await this.#try('patch from one C file', () => this.#patch('cmdline.c', this.#shown, /^patched: /));
+    await this.#try('patch against the headers package', () =>
+      this.#patch('with-headers.c', this.#shown, /^cat is task \d+ of user 0: /),
+    );
+    await this.#try('patch of two functions that change together', () => this.#patchTogether());
+    await this.#try('patch over displaced instructions', () =>
+      this.#patch('uname.c', () => guest.run(`uname -r | grep -c ${guest.kernel.release}`), /^0/),
+    );
+    await this.#try("patch of a module's function", () => this.#patchModule());
+    await this.#try("the kernel's log", async () => {
+      const log = (await guest.run(`dmesg | grep -E "${TROUBLE}" | head -3`)).trim();
+      if (log !== '') throw new Error(log);
+      return 'nothing';
+    });
+    return this.#outcomes;
+  }
+
+  async #try(what: string, use: () => Promise<string>): Promise<void> {
+    const startedAt = performance.now();
+    const note = (failed: boolean, text: string) => {
+      this.#outcomes.push({ what, failed, text });
+      const seconds = ((performance.now() - startedAt) / 1000).toFixed(1);
+      process.stderr.write(`${failed ? 'FAILED' : 'ok    '} ${what} (${seconds} s): ${text}\n`);
+    };
+    try {
+      note(false, await use());
+    } catch (error) {
+      const { code, message, stack } = error as { code?: string; message: string; stack?: string };
+      if (code === undefined) process.stderr.write(`${stack ?? ''}\n`);
+      note(true, `${code ?? 'error'}: ${message}`);
+    }
+  }
+
+  get #reference() {
+    const { guest, vmlinux } = this.#subject;
+    return { gdb: guest.gdb, vmlinux, guestMemory: guest.memoryFile };
+  }
+
+  async #session<T>(use: (session: KernelSession) => Promise<T>): Promise<T> {
+    const { guest, image } = this.#subject;
+    const endpoint = parseGdbEndpoint(guest.gdb);
+    if (endpoint === undefined) throw new Error('no endpoint');
+    const session = await KernelSession.open({ endpoint, image, arch: x86_64, timeoutMs: 10_000 });
+    try {
+      await session.stop();
+      return await use(session);
+    } finally {
+      await session.close();
+    }
+  }
+
+  #describeImage(): string {
+    const { image } = this.#subject;
+    const layout = image.symbolSource.kind === 'kallsyms' ? image.symbolSource.layout : 'symtab';
+    return `kallsyms ${layout}, ${image.btf.typeCount} types, ${image.exports.size} exports, ${image.exceptions.size} places that may fault`;
+  }
+
+  async #compareSymbols(): Promise<string> {
+    const { image, guest } = this.#subject;
+    const offset = await this.#session(async ({ kernel }) => kernel.offset);
+    const lines = Array.from({ length: image.symbols.size }, (_, i) => {
+      const { name, type, address } = image.symbols.at(i);
+      const at = hex(address < 0 ? address + offset : address);
+      return `${at.slice(2).padStart(16, '0')} ${type} ${name}\n`;
+    });
+    const ours = createHash('md5').update(lines.join('')).digest('hex');
+    const sum = (await guest.run("grep -v '\\[' /proc/kallsyms | md5sum", 60_000)).slice(0, 32);
+    if (ours !== sum) throw new Error(`${lines.length} symbols are not those of /proc/kallsyms`);
+    return `${lines.length}, as in /proc/kallsyms; moved by ${hex(offset)}`;
+  }
+
+  async #compareModules(): Promise<string> {
+    const { guest } = this.#subject;
+    const modules = await this.#session(async (session) => session.modules);
+    const listed = (await guest.run('cut -d" " -f1 /proc/modules')).trim().split('\n');
+    if (`${modules.map(({ name }) => name)}` !== `${listed}`)
+      throw new Error(`${modules.map(({ name }) => name)} are not ${listed}`);
+    const counts: string[] = [];
+    for (const { name, symbols, orc } of modules) {
+      const ours = Array.from({ length: symbols.size }, (_, i) => symbols.at(i))
+        .map((symbol) => `${hex(symbol.address).slice(2)} ${symbol.name}`)
+        .sort();
+      const text = await guest.run(`grep '\\[${name}' /proc/kallsyms`, 60_000);
+      const theirs = [...text.matchAll(/^(\S+) \S (\S+)\t/gm)].map(([, at, symbol]) => `${at} ${symbol}`);
+      if (`${ours}` !== `${theirs.sort()}`)
+        throw new Error(`${name}: ${ours.length} symbols are not the ${theirs.length} of /proc/kallsyms`);
+      if (orc.entries.length === 0) throw new Error(`${name} has no ORC table`);
+      counts.push(`${name} (${symbols.size} symbols, ${orc.entries.length / 6} ORC rows)`);
+    }
+    return counts.join(', ');
+  }
+
+  /** Every sleeping task has the frames that the kernel prints. */
+  async #compareStacks(): Promise<string> {
+    const { guest, image } = this.#subject;
+    const { tasks, cpus } = await kernelStacks(this.#reference);
+    const refused = tasks.filter((task) => !task.reliable);
+    if (refused.length > 0)
+      throw new Error(
+        refused.map(({ name, reason }) => `${name}: ${reason?.code} ${reason?.detail}`).join('; '),
+      );
+    const pids = tasks.filter((task) => task.pid > 1).map((task) => task.pid);
+    const printed = await guest.run(
+      `for p in ${pids.join(' ')}; do echo "task $p"; cat /proc/$p/stack; done`,
+      60_000,
+    );
+    const [low = 0, high = 0] = ['__sched_text_start', '__sched_text_end'].map(
+      (name) => image.symbols.findUnique(name)?.address ?? 0,
+    );
+    let compared = 0;
+    for (const part of printed.split(/^task /m).slice(1)) {
+      const task = tasks.find((each) => each.pid === Number.parseInt(part, 10));
+      // What has run in between has another stack now.
+      if (task === undefined || /^kworker|^rcu|^sh$/.test(task.name)) continue;
+      const theirs = [...part.matchAll(/^\[<0>\] (\S+)\/0x[0-9a-f]+/gm)].map(([, symbol]) => symbol);
+      const ours = task.frames
+        .map(({ symbol = '' }) => symbol)
+        .filter((symbol) => {
+          const address = image.symbols.findAll(symbol.replace(/\+.*/, ''))[0]?.address ?? 0;
+          return address < low || address >= high;
+        });
+      if (`${ours}` !== `${theirs}`)
+        throw new Error(`${task.name}: ${ours.join(' ')} is not ${theirs.join(' ')}`);
+      compared++;
+    }
+    if (compared < 20) throw new Error(`only ${compared} tasks were compared`);
+    return `${tasks.length} tasks on ${cpus} CPUs, all reliable; ${compared} of them as in /proc/PID/stack`;
+  }
+
+  async #walkUnderLoad(): Promise<string> {
+    let walked = 0;
+    let between = 0;
+    const refused: string[] = [];
+    await this.#session(async ({ client, tasks, stacks }) => {
+      for (let round = 0; round < ROUNDS; round++) {
+        const cpus = await tasks.cpus();
+        for (const task of await tasks.tasks(cpus)) {
+          const walk = await stacks.walk(task, cpus);
+          walked++;
+          if (walk.reliable) continue;
+          if (walk.reason.code === 'between-cpus') between++;
+          else refused.push(`${task.name}: ${walk.reason.code} ${walk.reason.detail}`);
+        }
+        client.resume();
+        await client.waitForStop(10 + round);
+        await client.interrupt();
+      }
+    });
+    if (refused.length > 0) throw new Error([...new Set(refused)].join('; '));
+    return `${walked} walks in ${ROUNDS} stops, 0 unreliable, ${between} between CPUs`;
+  }
+
+  async #soak(): Promise<string> {
+    const signal = new AbortController().signal;
+    const report = await soak(this.#reference, { ...SOAK, signal, onProgress: () => {} });
+    const { switches, unreliable, tasks, kthreads, findings } = report;
+    if (unreliable > 0) throw new Error(JSON.stringify(findings));
+    return `${switches} context switches of ${tasks} tasks (${kthreads} kernel threads), 0 unreliable`;
+  }
+
+  readonly #shown = () => this.#subject.guest.run('cat /proc/cmdline');
+
+  /** Compiles and builds a patch; returns its path and its name. */
+  #build(source: string, ...more: readonly string[]): { readonly path: string; readonly name: string } {
+    const { folder, vmlinux } = this.#subject;
+    const object =
+      source === 'with-headers.c'
+        ? this.#compileWithHeaders(source)
+        : compileKernelObject(folder, source, '-DANY_VERSION');
+    const path = object.replace(/\.o$/, '.lgp');
+    const run = livegraft('build', '--replacement', object, '--target', vmlinux, '-o', path, ...more);
+    if (run.code !== 0) throw new Error(`build: ${run.stdout}${run.stderr}`);
+    return { path, name: basename(path, '.lgp') };
+  }
+
+  #compileWithHeaders(source: string): string {
+    const { headers, folder } = this.#subject;
+    const [own, common] = headers as [string, string];
+    const includes = [common, own].flatMap((tree) =>
+      ['arch/x86/include', 'arch/x86/include/generated', 'include', 'arch/x86/include/uapi']
+        .concat(['arch/x86/include/generated/uapi', 'include/uapi', 'include/generated/uapi'])
+        .flatMap((path) => ['-I', join(tree, path)]),
+    );
+    const first = ['linux/compiler-version.h', 'linux/kconfig.h', 'linux/compiler_types.h'].flatMap(
+      (name) => [
+        '-include',
+        name === 'linux/compiler-version.h' ? 'generated/autoconf.h' : join(common, 'include', name),
+      ],
+    );
+    const object = join(folder, source.replace(/\.c$/, '.o'));
+    const path = join(ROOT, 'test/targets/kernel', source);
+    const command = [...HEADER_FLAGS, ...includes, ...first, '-o', object, path];
+    const { status, stderr } = spawnSync('gcc', command, { encoding: 'utf8' });
+    if (status !== 0) throw new Error(`gcc: ${stderr.split('\n').slice(0, 12).join('\n')}`);
+    return object;
+  }
+
+  #options() {
+    const signal = new AbortController().signal;
+    return { ...this.#reference, model: 'hybrid' as const, timeoutMs: 30_000, signal, onEvent: () => {} };
+  }
+
+  async #applied(path: string): Promise<string> {
+    const { result, guest } = await applyToKernel({ ...this.#options(), patchPath: path });
+    if (result.kind !== 'complete') throw new Error(`apply: ${JSON.stringify(result)}`);
+    return `${result.tasks} tasks in ${Math.round(result.durationMs)} ms, ${guest.stops} stops`;
+  }
+
+  async #revert(name: string): Promise<void> {
+    const { result } = await revertFromKernel({ ...this.#options(), patch: name });
+    if (result.kind !== 'complete') throw new Error(`revert: ${JSON.stringify(result)}`);
+  }
+
+  async #patch(source: string, look: () => Promise<string>, patched: RegExp): Promise<string> {
+    const patch = this.#build(source);
+    const before = await look();
+    const text = await this.#applied(patch.path);
+    const during = await look();
+    if (!patched.test(during)) throw new Error(`shows ${during}`);
+    const { patches } = await kernelStatus(this.#reference, false);
+    const entries = patches.flatMap(({ functions }) => functions.map(({ entry }) => entry));
+    if (!entries.every((entry) => entry === 'redirected')) throw new Error(`status: ${entries}`);
+    await this.#revert(patch.name);
+    const after = await look();
+    if (after !== before) throw new Error(`reverted, it shows ${after}`);
+    return `${text}; reverted`;
+  }
+
+  /** A task that sees one function old and the other new is counted by what it then prints. */
+  async #patchTogether(): Promise<string> {
+    const { guest } = this.#subject;
+    const { path, name } = this.#build('loadavg.c');
+    await guest.run(
+      'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen; touch /tmp/stopped) & sleep 0',
+    );
+    const text = await this.#applied(path);
+    await pause(300);
+    await this.#revert(name);
+    await guest.run('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done', 60_000);
+    const count = async (command: string) => Number.parseInt(await guest.run(`${command} /tmp/seen`), 10);
+    const [both, mixed] = [
+      await count('grep -c "both are new"'),
+      await count('grep -cvE "both are new|^[0-9]{1,3}\\.[0-9]+ "'),
+    ];
+    if (both === 0 || mixed !== 0) throw new Error(`${both} reads saw both, ${mixed} a mix`);
+    return `${text}; ${both} reads saw both new, 0 a mix`;
+  }
+
+  async #patchModule(): Promise<string> {
+    const { guest, folder } = this.#subject;
+    const file = join(folder, 'binfmt_misc.ko');
+    await guest.run('mkdir -p /tmp/m; mount -t binfmt_misc none /tmp/m');
+    const { path, name } = this.#build('binfmt.c', '--module', file);
+    const text = await this.#applied(path);
+    const shown = await guest.run('cat /tmp/m/status');
+    await this.#revert(name);
+    const after = await guest.run('cat /tmp/m/status');
+    if (!shown.startsWith('patched: ') || after.startsWith('patched'))
+      throw new Error(`shows ${shown}, then ${after}`);
+    return `${text}; reverted`;
+  }
+}
