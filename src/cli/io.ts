@@ -8,12 +8,13 @@ export interface Io {
   readonly columns: number;
   readonly rows: number;
   readonly noColor: boolean;
-  /** Calls back on the first SIGINT or SIGTERM; returns how to stop listening. */
+  /** Calls back on SIGINT, SIGTERM and SIGHUP (a terminal that was closed); returns how to stop listening. */
   onInterrupt(stop: () => void): () => void;
   /** Calls back on every SIGQUIT (Ctrl-\ on a terminal); returns how to stop listening. */
   onReverse(reverse: () => void): () => void;
 }
 
+const INTERRUPTS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 const STDOUT = 1;
 const STDERR = 2;
 
@@ -45,11 +46,9 @@ export function processIo(): ProcessIo {
     rows: terminal?.rows ?? 24,
     noColor: process.env.NO_COLOR !== undefined && process.env.NO_COLOR !== '',
     onInterrupt(stop) {
-      process.on('SIGINT', stop);
-      process.on('SIGTERM', stop);
+      for (const signal of INTERRUPTS) process.on(signal, stop);
       return () => {
-        process.off('SIGINT', stop);
-        process.off('SIGTERM', stop);
+        for (const signal of INTERRUPTS) process.off(signal, stop);
       };
     },
     onReverse(reverse) {

@@ -162,7 +162,7 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
     );
     return await transit(session, patcher, loaded, 'patch', options);
   };
-  return withSession(options, ['SIGHUP'], use, onImage);
+  return withSession(options, [], use, onImage);
 }
 
 /** Removes a patch from a running kernel (the newest by default), or turns a half-done apply around. */
@@ -196,7 +196,7 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
     }
     return await transit(session, patcher, patch, 'unpatch', options);
   };
-  return withSession(options, ['SIGHUP'], use, onImage);
+  return withSession(options, [], use, onImage);
 }
 
 /** The patches that a kernel carries, and what is at the entries of their functions. */
@@ -292,7 +292,7 @@ const REFUSALS: ReadonlySet<string> = new Set([
 
 /** Walks the stack at every context switch for a while. */
 export async function soak(reference: KernelReference, options: SoakOptions): Promise<SoakReport> {
-  return withSession(reference, ['SIGHUP'], async (session) => {
+  return withSession(reference, [], async (session) => {
     await KernelPatcher.open(session, x86_64);
     await session.stop();
     return soakKernel(session, options);
@@ -302,7 +302,7 @@ export async function soak(reference: KernelReference, options: SoakOptions): Pr
 /** Completes a half-done transition of a running kernel without looking at the tasks that hold it up. */
 export async function forceInKernel(options: KernelForceOptions): Promise<KernelOutcome> {
   const { step } = stepsOf(options.onEvent);
-  return withSession(options, ['SIGHUP'], async (session, image) => {
+  return withSession(options, [], async (session, image) => {
     step('check', `kernel ${image.release}`);
     const patcher = await KernelPatcher.open(session, x86_64);
     await patcher.watch.expectAlive();
@@ -418,7 +418,7 @@ export function readKernelImage(path: string): KernelImage {
 
 const LEAVING_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
-/** These signals end this process, after the guest was let go. */
+/** These signals end this process, after the guest was let go; those that `use` is told of by its options do not. */
 async function withSession<T>(
   reference: KernelReference,
   signals: readonly NodeJS.Signals[],

@@ -107,6 +107,28 @@ describe('a transition that a thread holds up', () => {
     expect(snapshot(target.pid)).toEqual(before);
   });
 
+  it('is left where it is at SIGHUP, SIGINT and SIGTERM, and it is said how to go on', async () => {
+    const target = await start();
+    const before = snapshot(target.pid);
+    const command = ['apply', '--pid', String(target.pid), parked.patch];
+    const run = startLivegraft(...command);
+    for (let i = 0; i < 500 && statusOf(target).transition === null; i++) await pause(10);
+    run.signal('SIGHUP');
+    const { code, stdout } = await run.done;
+    expect(code).toBe(3);
+    expect(stdout).toContain('every thread runs one consistent version; the process is safe as it is');
+    expect(stdout).toContain(`what to do: go on with livegraft apply --pid ${target.pid}`);
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+      const next = await startUntilBusy(...command);
+      next.signal(signal);
+      const { code, lines } = await next.done;
+      expect(code, signal).toBe(3);
+      expect(lines.at(-1)).toMatchObject({ result: { kind: 'incomplete', direction: 'patch' } });
+    }
+    expect(revert(target).code).toBe(0);
+    expect(snapshot(target.pid)).toEqual(before);
+  });
+
   it('is reversed by a later command, an apply by revert and a revert by apply', async () => {
     const target = await start();
     const before = snapshot(target.pid);
