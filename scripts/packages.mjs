@@ -29,6 +29,7 @@ export const PACKAGES = {
     ...COMPILER,
     { name: 'g++', command: 'g++' },
     { name: 'strace', command: 'strace' },
+    { name: 'musl-tools', command: 'musl-gcc' },
     ...ORACLES,
     ...GUEST,
   ],

@@ -50,6 +50,14 @@ const waiting = (id: number, attempts = 1): OperationEvent => ({
   reason: BUSY,
   atMs: 1,
 });
+const unproven = (detail: string): OperationEvent => ({
+  kind: 'taskWaiting',
+  task: taskId('11'),
+  name: 'worker-11',
+  attempts: 1,
+  reason: { kind: 'unreliable', cause: 'no-unwind-row', detail, frames: [] },
+  atMs: 1,
+});
 const switched = (id: number): OperationEvent => ({
   kind: 'taskSwitched',
   task: taskId(String(id)),
@@ -87,5 +95,19 @@ describe('the live view', () => {
   it('says each new reason of a thread once, off a terminal', () => {
     const lines = story(false, 24, [waiting(11), switched(12), waiting(11, 2), waiting(11, 3)]);
     expect(lines).toEqual(['waiting for thread 11 (worker-11): busy in serve']);
+  });
+
+  it('says one cause once, off a terminal, whichever calls a thread goes through meanwhile', () => {
+    const lines = story(false, 24, [
+      unproven('0x10'),
+      unproven('0x20'),
+      waiting(11),
+      unproven('0x10'),
+      waiting(11),
+    ]);
+    expect(lines).toEqual([
+      "waiting for thread 11 (worker-11): its stack can't be proven: no-unwind-row, 0x10",
+      'waiting for thread 11 (worker-11): busy in serve',
+    ]);
   });
 });

@@ -16,7 +16,6 @@ export function createTransitionView(
   return output.isLive ? new LiveView(output, nowMs) : new PlainView(output);
 }
 
-/** Off a terminal: milestones, and each new reason of a thread once. */
 function objectText(event: Extract<OperationEvent, { kind: 'object' }>): string {
   const { change, patch, object, detail } = event;
   switch (change) {
@@ -29,9 +28,10 @@ function objectText(event: Extract<OperationEvent, { kind: 'object' }>): string 
   }
 }
 
+/** Off a terminal: milestones, and each reason of a thread once. */
 class PlainView implements TransitionView {
   readonly #output: Output;
-  readonly #reported = new Map<string, string>();
+  readonly #reported = new Set<string>();
 
   constructor(output: Output) {
     this.#output = output;
@@ -57,8 +57,10 @@ class PlainView implements TransitionView {
       case 'taskWaiting': {
         const text =
           event.reason.kind === 'busy' ? `busy in ${event.reason.function}` : reasonText(event.reason);
-        if (this.#reported.get(event.task) === text) return;
-        this.#reported.set(event.task, text);
+        // A thread that goes from call to call is met at other addresses, unreliable for one cause.
+        const key = `${event.task} ${event.reason.kind === 'unreliable' ? event.reason.cause : text}`;
+        if (this.#reported.has(key)) return;
+        this.#reported.add(key);
         this.#output.text(`waiting for thread ${event.task} (${event.name}): ${text}`);
         return;
       }

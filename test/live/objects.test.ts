@@ -246,6 +246,44 @@ describe('a patch of a program and its library', () => {
   });
 });
 
+describe('a program with musl, a C library without unwind tables', () => {
+  // What musl-gcc gives to gcc.
+  const musl = '-specs=/usr/lib/x86_64-linux-musl/musl-gcc.specs';
+  const muslLibrary = compile('objects.c', 'library', ['-DLIBRARY', musl]);
+  const muslProgram = compile('objects.c', 'program', [musl]);
+  const patch = combine(
+    buildPatch(muslProgram, 'program', [musl]),
+    buildPatch(muslLibrary, 'library', ['-DLIBRARY', '-fPIC', musl]),
+  );
+
+  it('is not switched while it sleeps in there, but switches itself at a barrier; a library that comes is patched', async () => {
+    const target = await startForTest(muslProgram, '60', muslLibrary);
+    const pid = String(target.pid);
+    const unproven = apply(target, '--timeout', '0.3', patch);
+    expect(unproven.code).toBe(3);
+    expect(unproven.stdout).toContain('the tables of libc.so say nothing about it');
+    const without = revert(target);
+    expect(without.code).toBe(0);
+    expect(without.stdout).toContain('stay mapped: a thread may be inside of them');
+
+    const first = await startUntil('taskWaiting', 'apply', '--pid', pid, '--barrier', 'turn', patch);
+    process.kill(target.pid, 'SIGHUP');
+    expect((await first.done).code).toBe(0);
+    const watch = await startWatch(target);
+    await open(target);
+    await expectLibrary(target, 2);
+    expect(constructors(target)).toEqual([2]);
+    watch.signal('SIGTERM');
+    expect((await watch.done).code).toBe(0);
+
+    const back = await startUntil('taskWaiting', 'revert', '--pid', pid);
+    process.kill(target.pid, 'SIGHUP');
+    expect((await back.done).code).toBe(0);
+    await expectLibrary(target, 1);
+    expect(lineOf(target)).toMatchObject({ own: 1, mixes: 0 });
+  });
+});
+
 describe('callbacks of a library', () => {
   const callbacks = (target: LiveTarget) =>
     [...target.output().matchAll(/^callback (.*)$/gm)].map((match) => match[1]);

@@ -134,7 +134,11 @@ export function prepareArrived(
       0,
       registry.patches.findIndex(({ id }) => id === patch.id),
     );
-    const options = { barrier: registered.barrierName, replaces: registered.replaces === true };
+    // The barrier is a function of one object: of what comes later only while none had it.
+    const { barrierName: name } = registered;
+    const isToCome = name !== undefined && registered.barrier === undefined;
+    const barrier = isToCome && found.some(({ module }) => has(module, name)) ? name : undefined;
+    const options = { barrier, replaces: registered.replaces === true };
     const parts = loadParts(session, patch, found, { ...registry, patches: below }, options);
     writeRegistry(session, {
       ...registry,

@@ -239,7 +239,9 @@ export class ProcessSession {
       const why =
         range.forced === true
           ? 'the patch was forced, they stay for good'
-          : 'something still points into them';
+          : range.inUse
+            ? 'a thread may be inside of them, for all that can be proven of its stack'
+            : 'something still points into them';
       return `${range.sizeBytes} bytes of a removed patch stay mapped: ${why}`;
     });
   }
