@@ -49,6 +49,10 @@ describe('a target', () => {
     await expectThereAndBack(await startForTest(pair.program, '3', '120', 'dumpable'), undefined, 1);
   });
 
+  it('dies of a mapping that is writable and executable: none of ours is', async () => {
+    await expectThereAndBack(await startForTest(pair.program, '3', '120', 'hardened'), undefined, 1);
+  });
+
   it('has a leader that ended before its threads', async () => {
     const target = await startForTest(pair.program, '3', '120', 'leader');
     await pause(100);

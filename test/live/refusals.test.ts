@@ -262,8 +262,8 @@ describe('a patch that does not fit', () => {
 });
 
 describe('a target that resists', () => {
-  it.each(['seccomp-errno', 'seccomp-kill'])('forbids mapping memory: %s', async (mode) => {
-    const target = await startForTest(pair.program, mode === 'seccomp-kill' ? '0' : '1', '30', mode);
+  it.each(['seccomp-errno', 'seccomp-kill', 'seccomp-exec'])('forbids mapping memory: %s', async (mode) => {
+    const target = await startForTest(pair.program, mode === 'seccomp-errno' ? '1' : '0', '30', mode);
     await expectUntouched(target, pair.patch, 'seccomp-forbids');
   });
 

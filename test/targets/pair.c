@@ -1,6 +1,6 @@
 /* Threads call two functions whose contract changes together: outer() passes a version that inner() checks. A thread
  * that ever sees a mix of versions, in one call, ends the program with SIGABRT.
- *   pair THREADS SECONDS [fork|vfork|churn|exec|exit|seccomp-errno|seccomp-kill|gs|leader|dumpable|signals|handler|althandler|context|full|uring]
+ *   pair THREADS SECONDS [fork|vfork|churn|exec|exit|seccomp-errno|seccomp-kill|seccomp-exec|hardened|gs|leader|dumpable|signals|handler|althandler|context|full|uring]
  * Compiled with -DPATCHED for the new versions. Prints "ready PID", then once in 50 ms the version that main sees. */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
@@ -189,6 +189,23 @@ static void forbid(int number, unsigned action) {
   if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) abort();
 }
 
+/* Ends the process for mappings, and changes of them, that have all of these protections. */
+static void forbid_protection(unsigned protection) {
+  struct sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 1, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mprotect, 0, 4),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[2])),
+      BPF_STMT(BPF_ALU | BPF_AND | BPF_K, protection),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, protection, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+  prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) abort();
+}
+
 int main(int argc, char **argv) {
   int threads = argc > 1 ? atoi(argv[1]) : 4;
   alarm(argc > 2 ? (unsigned)atoi(argv[2]) : 60);
@@ -197,6 +214,8 @@ int main(int argc, char **argv) {
   pthread_t thread;
   if (strcmp(mode, "gs") == 0) syscall(SYS_arch_prctl, ARCH_SET_GS, own);
   if (strcmp(mode, "seccomp-errno") == 0) forbid(SYS_mmap, SECCOMP_RET_ERRNO | EPERM);
+  /* As systemd's MemoryDenyWriteExecute. */
+  if (strcmp(mode, "hardened") == 0) forbid_protection(PROT_WRITE | PROT_EXEC);
   int early = strncmp(mode, "seccomp", 7) == 0;
   for (int i = 0; i < threads && !early; i++) {
     if (pthread_create(&thread, NULL, i == 0 ? busy : napping, NULL)) abort();
@@ -216,6 +235,7 @@ int main(int argc, char **argv) {
     pthread_exit(NULL);
   }
   if (strcmp(mode, "seccomp-kill") == 0) forbid(SYS_mmap, SECCOMP_RET_KILL_PROCESS);
+  if (strcmp(mode, "seccomp-exec") == 0) forbid_protection(PROT_EXEC);
   printf("ready %d\n", getpid());
   fflush(stdout);
   if (strcmp(mode, "handler") == 0) stay_in_handler(0);

@@ -13,8 +13,8 @@ import type { ProcessSession } from './process-session.js';
 import { toHex } from './redirect-plan.js';
 import type { RegisteredDoorbell } from './registry.js';
 import { findLanding } from './remote-call.js';
-import { expectSyscallsAllowed } from './seccomp.js';
-import { SYS_futex, SYS_getpid, SYS_kill } from './syscalls.js';
+import { type PlannedCall, SeccompPolicy } from './seccomp.js';
+import { FUTEX_WAIT_PRIVATE, SYS_futex, SYS_getpid, SYS_kill } from './syscalls.js';
 import { PROT_EXEC, PROT_READ, PROT_WRITE } from './target-memory.js';
 import { PATIENT_TIMEOUT_MS } from './tracer.js';
 
@@ -175,6 +175,13 @@ function isDefined({ sectionIndex }: ElfSymbol): boolean {
   return sectionIndex !== SHN_UNDEF;
 }
 
+/** What the doorbell calls. */
+const CALLS: readonly PlannedCall[] = [
+  { number: SYS_getpid },
+  { number: SYS_kill, args: [1, 0] },
+  { number: SYS_futex, args: [0, FUTEX_WAIT_PRIVATE] },
+];
+
 /** Any thread may load something: a seccomp filter of one that forbids what the doorbell calls could kill the process. */
 function expectCallsAllowed(session: ProcessSession): void {
   const { tracer, pid } = session;
@@ -184,7 +191,8 @@ function expectCallsAllowed(session: ProcessSession): void {
     tracer.interrupt(tracee);
     if (tracer.collect(tracee, PATIENT_TIMEOUT_MS) !== 'stopped') continue;
     try {
-      expectSyscallsAllowed(tracee, [SYS_getpid, SYS_kill, SYS_futex], syscall);
+      const policy = SeccompPolicy.of(tracee);
+      for (const call of CALLS) policy.expectAllowed(call, syscall);
     } catch (cause) {
       if (cause instanceof LivegraftError)
         throw noDoorbell(session, 'a seccomp filter forbids what it calls', cause);

@@ -175,7 +175,7 @@ export class ProcessCallbacks implements CallbackObject {
 /** Of a callback that was begun: it has had its turn. */
 const FAILURES: ReadonlySet<string> = new Set(['callback-crashed', 'callback-stuck']);
 
-const TO_CALL: Purpose = { what: 'run a callback of the patch', syscalls: [], onlyWaiting: true };
+const TO_CALL: Purpose = { what: 'run a callback of the patch', calls: [], onlyWaiting: true };
 
 /** The objects of a patch that have callbacks. */
 export function callbackObjectsOf(

@@ -4,8 +4,8 @@ import type { ProcessMemory } from './memory.js';
 import * as native from './native.js';
 import type { Mapping } from './proc.js';
 import * as reg from './registers.js';
-import { expectSyscallsAllowed } from './seccomp.js';
-import { SYS_restart_syscall } from './syscalls.js';
+import { type PlannedCall, SeccompPolicy } from './seccomp.js';
+import { SYS_restart_syscall, SYS_rt_sigreturn } from './syscalls.js';
 import type { Tracee, Tracer } from './tracer.js';
 
 /**
@@ -26,24 +26,27 @@ export class RemoteCaller {
   readonly #frame: number;
   readonly #scratch: number;
   readonly #memory: ProcessMemory;
+  readonly #policy: SeccompPolicy;
   #hijacked = false;
 
   /**
-   * `tracee` must be stopped. `syscalls` lists every call that will be made: a seccomp filter that would refuse
-   * or kill is found here, before anything is changed.
+   * `tracee` must be stopped. `calls` lists every call that will be made, as far as it is known: a seccomp filter that would
+   * refuse or kill is found here, before anything is changed.
    */
   constructor(
     tracer: Tracer,
     tracee: Tracee,
     memory: ProcessMemory,
     landing: Landing,
-    syscalls: readonly number[],
+    calls: readonly PlannedCall[],
   ) {
     this.#tracer = tracer;
     this.#tracee = tracee;
     this.#memory = memory;
     this.#landing = landing;
-    expectSyscallsAllowed(tracee, syscalls, landing.syscall);
+    this.#policy = SeccompPolicy.of(tracee);
+    for (const call of calls) this.#policy.expectAllowed(call, landing.syscall);
+    this.#policy.expectAllowed({ number: SYS_rt_sigreturn }, landing.sigreturn);
     if (!tracer.fetchRegisters(tracee)) throw goneError(tracee);
     this.#saved = Buffer.from(tracee.registers);
     this.#savedMask = native.getSignalMask(tracee.tid);
@@ -81,8 +84,12 @@ export class RemoteCaller {
     return this.#scratch;
   }
 
-  /** Makes one system call; returns its result, negative errno included. Up to six integer arguments. */
+  /**
+   * Makes one system call; returns its result, negative errno included. Up to six integer arguments. Throws
+   * `seccomp-forbids` in place of a call that a filter would not let through.
+   */
   call(number: number, ...args: readonly number[]): number {
+    this.#policy.expectAllowed({ number, args }, this.#landing.syscall);
     const registers = Buffer.from(this.#saved);
     reg.writeRegister(registers, reg.RAX, number);
     reg.writeRegister(registers, reg.ORIG_RAX, -1);

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { runFilter } from './seccomp.js';
+import { runFilter, seccompData } from './seccomp.js';
 
 /** Assembles `[code, jt, jf, k]` rows as `struct sock_filter`. */
 function program(...rows: readonly (readonly [number, number, number, number])[]): Buffer {
@@ -13,12 +13,7 @@ function program(...rows: readonly (readonly [number, number, number, number])[]
   return bytes;
 }
 
-function data(number: number): DataView {
-  const view = new DataView(new ArrayBuffer(64));
-  view.setInt32(0, number, true);
-  view.setUint32(4, 0xc000003e, true);
-  return view;
-}
+const data = (number: number, ...args: number[]) => seccompData({ number, args }, 0x1000);
 
 const ALLOW = 0x7fff0000;
 const ERRNO_EPERM = 0x00050001;
@@ -39,6 +34,23 @@ describe('runFilter', () => {
   it('tells a forbidden call from an allowed one', () => {
     expect(runFilter(denyMmap, data(9)) >>> 0).toBe(ERRNO_EPERM);
     expect(runFilter(denyMmap, data(3)) >>> 0).toBe(ALLOW);
+  });
+
+  it('goes by arguments, of which it sees 32 bits at a time', () => {
+    const denyExecutable = program(
+      [0x20, 0, 0, 32],
+      [0x54, 0, 0, 4],
+      [0x15, 0, 1, 4],
+      [0x06, 0, 0, KILL],
+      [0x20, 0, 0, 20],
+      [0x15, 1, 0, 0x7fff],
+      [0x06, 0, 0, ALLOW],
+      [0x06, 0, 0, ERRNO_EPERM],
+    );
+    expect(runFilter(denyExecutable, data(9, 0x1000, 4096, 5)) >>> 0).toBe(KILL);
+    expect(runFilter(denyExecutable, data(9, 0x1000, 4096, 3)) >>> 0).toBe(ALLOW);
+    expect(runFilter(denyExecutable, data(9, 0x7fff_0000_1000, 4096, 3)) >>> 0).toBe(ERRNO_EPERM);
+    expect(runFilter(denyExecutable, data(9, -1, 4096, 3)) >>> 0).toBe(ALLOW);
   });
 
   it('computes with both registers, scratch memory and jumps', () => {

@@ -1,6 +1,8 @@
+import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import * as native from './native.js';
 import { readThreadStatus } from './proc.js';
+import { SYS_mmap } from './syscalls.js';
 import type { Tracee } from './tracer.js';
 
 /** Actions of a filter (include/uapi/linux/seccomp.h), by precedence: the lowest signed value wins. */
@@ -9,62 +11,82 @@ const SECCOMP_RET_ALLOW = 0x7fff0000;
 const SECCOMP_RET_LOG = 0x7ffc0000;
 const AUDIT_ARCH_X86_64 = 0xc000003e;
 
+/** A system call as it will be made; arguments that are left out are zero. Filters may go by any of them. */
+export interface PlannedCall {
+  readonly number: number;
+  readonly args?: readonly number[];
+}
+
 /**
- * Refuses when a seccomp filter of this stopped thread forbids one of the system calls. A filter may kill the
- * process for trying, so it is asked by running it here, on our side.
+ * The seccomp filters of a stopped thread. They may kill the process for trying, so they are asked by running them here,
+ * on our side.
  */
-export function expectSyscallsAllowed(
-  tracee: Tracee,
-  syscalls: readonly number[],
-  instruction: number,
-): void {
-  const mode = readThreadStatus(tracee.pid, tracee.tid)?.get('Seccomp');
-  if (mode === undefined || mode === '0') return;
-  if (mode === '1') throw forbidden(tracee, syscalls[0] ?? 0);
-  const filters: Buffer[] = [];
-  try {
-    for (;;) {
-      const filter = native.getSeccompFilter(tracee.tid, filters.length);
-      if (filter === undefined) break;
-      filters.push(filter);
-    }
-  } catch (cause) {
-    throw new LivegraftError(
-      'seccomp-unknown',
-      `process ${tracee.pid}: thread ${tracee.tid} runs under a seccomp filter that can't be read; it may kill the process for mapping memory`,
-      {
-        remedy: 'run livegraft as root (reading a filter needs CAP_SYS_ADMIN)',
-        details: { tid: tracee.tid },
-        cause,
-      },
-    );
+export class SeccompPolicy {
+  readonly #tracee: Tracee;
+  readonly #filters: readonly Buffer[];
+
+  private constructor(tracee: Tracee, filters: readonly Buffer[]) {
+    this.#tracee = tracee;
+    this.#filters = filters;
   }
-  for (const number of syscalls) {
-    for (const filter of filters) {
-      const action = runFilter(filter, seccompData(number, instruction)) & SECCOMP_RET_ACTION_FULL;
-      if (action !== SECCOMP_RET_ALLOW && action !== SECCOMP_RET_LOG) throw forbidden(tracee, number);
+
+  /** Throws `seccomp-unknown` where they can't be read, and `seccomp-forbids` in the strict mode, which has none. */
+  static of(tracee: Tracee): SeccompPolicy {
+    const mode = readThreadStatus(tracee.pid, tracee.tid)?.get('Seccomp');
+    if (mode === undefined || mode === '0') return new SeccompPolicy(tracee, []);
+    if (mode === '1') throw forbidden(tracee, { number: SYS_mmap });
+    const filters: Buffer[] = [];
+    try {
+      for (;;) {
+        const filter = native.getSeccompFilter(tracee.tid, filters.length);
+        if (filter === undefined) return new SeccompPolicy(tracee, filters);
+        filters.push(filter);
+      }
+    } catch (cause) {
+      throw new LivegraftError(
+        'seccomp-unknown',
+        `process ${tracee.pid}: thread ${tracee.tid} runs under a seccomp filter that can't be read; it may kill the process for mapping memory`,
+        {
+          remedy: 'run livegraft as root (reading a filter needs CAP_SYS_ADMIN)',
+          details: { tid: tracee.tid },
+          cause,
+        },
+      );
+    }
+  }
+
+  /** Throws `seccomp-forbids` for a call that would be refused, or worse, at the `syscall` instruction that is given. */
+  expectAllowed(call: PlannedCall, instruction: number): void {
+    const data = seccompData(call, instruction);
+    for (const filter of this.#filters) {
+      const action = runFilter(filter, data) & SECCOMP_RET_ACTION_FULL;
+      if (action !== SECCOMP_RET_ALLOW && action !== SECCOMP_RET_LOG) throw forbidden(this.#tracee, call);
     }
   }
 }
 
-function forbidden(tracee: Tracee, number: number): LivegraftError {
+function forbidden(tracee: Tracee, { number, args }: PlannedCall): LivegraftError {
+  const shown = args === undefined ? '' : ` (arguments ${args.map((value) => hex(value)).join(', ')})`;
   return new LivegraftError(
     'seccomp-forbids',
-    `process ${tracee.pid}: a seccomp filter of thread ${tracee.tid} forbids system call ${number}, which loading the patch needs`,
+    `process ${tracee.pid}: a seccomp filter of thread ${tracee.tid} forbids system call ${number}${shown}, which livegraft needs`,
     {
       remedy:
-        'allow memfd_create (319), mmap (9), munmap (11) and close (3) in the filter of at least one thread, or restart the program with the fix',
+        'allow memfd_create (319), mmap (9; code read-only and executable, data writable), munmap (11), close (3) and rt_sigreturn (15) in the filter of at least one thread, or restart the program with the fix',
       details: { pid: tracee.pid, tid: tracee.tid, syscall: number },
     },
   );
 }
 
-/** `struct seccomp_data` with every argument zero. */
-function seccompData(number: number, instruction: number): DataView {
+/** `struct seccomp_data`. */
+export function seccompData({ number, args = [] }: PlannedCall, instruction: number): DataView {
   const data = new DataView(new ArrayBuffer(64));
   data.setInt32(0, number, true);
   data.setUint32(4, AUDIT_ARCH_X86_64, true);
   data.setBigUint64(8, BigInt(instruction), true);
+  args.forEach((value, i) => {
+    data.setBigUint64(16 + i * 8, BigInt.asUintN(64, BigInt(value)), true);
+  });
   return data;
 }
 

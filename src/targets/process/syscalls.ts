@@ -3,6 +3,8 @@ export const SYS_mmap = 9;
 export const SYS_getpid = 39;
 export const SYS_kill = 62;
 export const SYS_futex = 202;
+/** The operation of a futex call that waits, within a process. */
+export const FUTEX_WAIT_PRIVATE = 128;
 export const SYS_munmap = 11;
 export const SYS_rt_sigreturn = 15;
 export const SYS_close = 3;

@@ -17,9 +17,20 @@ const MAP_PRIVATE = 2;
 const MAP_FIXED_NOREPLACE = 0x100000;
 const MFD_CLOEXEC = 1;
 
+const MAP_FLAGS = MAP_PRIVATE | MAP_FIXED_NOREPLACE;
+
+/** Code is never writable, nor made executable later: a filter that forbids both lets this through. */
 const TO_MAP: Purpose = {
   what: 'map memory',
-  syscalls: [SYS_memfd_create, SYS_mmap, SYS_munmap, SYS_close],
+  calls: [
+    { number: SYS_memfd_create, args: [0, MFD_CLOEXEC] },
+    ...[PROT_READ | PROT_EXEC, PROT_READ, PROT_READ | PROT_WRITE].map((protection) => ({
+      number: SYS_mmap,
+      args: [0, PAGE_BYTES, protection, MAP_FLAGS],
+    })),
+    { number: SYS_munmap, args: [0, PAGE_BYTES] },
+    { number: SYS_close },
+  ],
   onlyWaiting: false,
 };
 
@@ -71,9 +82,8 @@ export class TargetMemory {
           closeSync(own);
         }
         for (const part of parts) {
-          const flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE;
           const { address, sizeBytes, protection } = part;
-          const result = caller.call(SYS_mmap, address, sizeBytes, protection, flags, fd, address - base);
+          const result = caller.call(SYS_mmap, address, sizeBytes, protection, MAP_FLAGS, fd, address - base);
           expectResult(this.#memory.pid, 'mmap', result);
           mapped.push(part);
         }
@@ -106,7 +116,7 @@ export class TargetMemory {
    * no room). `look` is called meanwhile, the thread stopped with its registers fetched.
    */
   signalStackOf(tracee: Tracee, look: () => void): MemoryRange | undefined {
-    return this.#borrower.ask(tracee, [SYS_sigaltstack], look, (caller) => {
+    return this.#borrower.ask(tracee, [{ number: SYS_sigaltstack }], look, (caller) => {
       const at = caller.placeArgument(Buffer.alloc(STACK_T_BYTES));
       if (caller.call(SYS_sigaltstack, 0, at) !== 0) return undefined;
       const answer = Buffer.from(this.#memory.readExactly(at, STACK_T_BYTES));

@@ -3,6 +3,7 @@ import type { ProcessMemory } from './memory.js';
 import { readBlockingSyscall, readThreadStat } from './proc.js';
 import { ORIG_RAX, readRegister } from './registers.js';
 import { type Landing, RemoteCaller } from './remote-call.js';
+import type { PlannedCall } from './seccomp.js';
 import { isWait, usesRestartBlock } from './syscalls.js';
 import type { Tracee, Tracer } from './tracer.js';
 
@@ -10,8 +11,8 @@ import type { Tracee, Tracer } from './tracer.js';
 export interface Purpose {
   /** For errors: "to …". */
   readonly what: string;
-  /** Every system call that livegraft will have it make. */
-  readonly syscalls: readonly number[];
+  /** Every system call that livegraft will have it make, with those of its arguments that are known. */
+  readonly calls: readonly PlannedCall[];
   /**
    * Only a thread that waits for something outside of it, in a system call that nothing makes with a lock of the C library
    * held: what is called on it may allocate memory.
@@ -56,7 +57,7 @@ export class ThreadBorrower {
           continue;
         }
         if (purpose.onlyWaiting && !this.#isWaiting(tracee)) continue;
-        caller = new RemoteCaller(this.#tracer, tracee, this.#memory, this.#landing, purpose.syscalls);
+        caller = new RemoteCaller(this.#tracer, tracee, this.#memory, this.#landing, purpose.calls);
       } catch (error) {
         problems.push(error);
         continue;
@@ -91,7 +92,7 @@ export class ThreadBorrower {
    */
   ask<T>(
     tracee: Tracee,
-    syscalls: readonly number[],
+    calls: readonly PlannedCall[],
     look: () => void,
     work: (caller: RemoteCaller) => T,
   ): T | undefined {
@@ -100,7 +101,7 @@ export class ThreadBorrower {
     try {
       if (this.#tracer.fetchRegisters(tracee)) look();
       if (tracee.stop.kind === 'groupStop') return undefined;
-      caller = new RemoteCaller(this.#tracer, tracee, this.#memory, this.#landing, syscalls);
+      caller = new RemoteCaller(this.#tracer, tracee, this.#memory, this.#landing, calls);
       return work(caller);
     } catch (error) {
       if (error instanceof LivegraftError) return undefined;
