@@ -71,7 +71,7 @@ const processStatus = z.strictObject({
       objects: z.array(
         z.strictObject({
           name: z.string(),
-          state: z.enum(['patched', 'pending', 'unpatched', 'unfit']),
+          state: z.enum(['patched', 'partly', 'pending', 'unpatched', 'unfit']),
           functions: z.array(z.string()),
         }),
       ),

@@ -169,6 +169,34 @@ describe('a patch of a library', () => {
     await expectLibrary(target, 1);
     expect(ownMappings(target)).toEqual([]);
   });
+
+  it('is refused when there are two copies of it, and one that comes later is told of', async () => {
+    const target = await start('open');
+    const copy = async (count: number) => {
+      process.kill(target.pid, 'SIGURG');
+      for (let i = 0; i < 500 && constructors(target).length < count; i++) await pause(10);
+      expect(constructors(target)).toHaveLength(count);
+    };
+    expect(apply(target, libraryPatch).code).toBe(0);
+    const watch = await startWatch(target);
+    await copy(2);
+    watch.signal('SIGTERM');
+    const { lines } = await watch.done;
+    expect(lines.filter(({ event }) => event === 'object')).toEqual([
+      expect.objectContaining({
+        change: 'refused',
+        object: 'objects.so',
+        detail: expect.stringContaining('more than once'),
+      }),
+    ]);
+    expect(objectsOf(target)).toEqual({ 'objects.so': 'partly' });
+    await expectLibrary(target, 2);
+    expect(revert(target).code).toBe(0);
+    await expectLibrary(target, 1);
+    const before = snapshot(target.pid);
+    expect(apply(target, libraryPatch).lines.at(-1)).toMatchObject({ code: 'loaded-twice' });
+    expect(snapshot(target.pid)).toEqual(before);
+  });
 });
 
 /** Versions that the library's constructors have seen. */

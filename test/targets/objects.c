@@ -1,4 +1,4 @@
-/* A program whose library comes and goes. SIGUSR1 opens the library, SIGUSR2 closes it. One thread is parked inside of hold()
+/* A program whose library comes and goes. SIGUSR1 opens the library, SIGUSR2 closes it, SIGURG opens a copy of it in a namespace of its own. One thread is parked inside of hold()
  * until SIGHUP lets it out of there once.
  *   objects SECONDS LIBRARY [open] [ns]
  * With -DLIBRARY: the library. -DPATCHED for the new versions; with -DCALLBACKS they print "callback KIND", and with -DVETO=n, too, the
@@ -117,13 +117,20 @@ static void let_out(int number) {
 
 static void on_signal(int number) { wanted = number == SIGUSR1; }
 
-static void open_library(const char *path, int own_namespace) {
-#ifdef LM_ID_NEWLM
-  void *opened = own_namespace ? dlmopen(LM_ID_NEWLM, path, RTLD_NOW) : dlopen(path, RTLD_LAZY);
-#else
-  /* musl has no namespaces. */
-  void *opened = own_namespace ? NULL : dlopen(path, RTLD_LAZY);
+static volatile sig_atomic_t copy_wanted;
+static void want_copy(int number) { copy_wanted = number; }
+
+#ifndef LM_ID_NEWLM
+/* musl has no namespaces. */
+#define LM_ID_NEWLM 0
+static void *dlmopen(int space, const char *path, int flags) {
+  (void)space, (void)path, (void)flags;
+  return NULL;
+}
 #endif
+
+static void open_library(const char *path, int own_namespace) {
+  void *opened = own_namespace ? dlmopen(LM_ID_NEWLM, path, RTLD_NOW) : dlopen(path, RTLD_LAZY);
   if (opened == NULL) {
     fprintf(stderr, "%s\n", dlerror());
     abort();
@@ -153,6 +160,7 @@ int main(int argc, char **argv) {
   for (int i = 0; i < 3; i++)
     if (pthread_create(&thread, NULL, working, NULL)) abort();
   if (signal(SIGUSR1, on_signal) == SIG_ERR || signal(SIGUSR2, on_signal) == SIG_ERR) abort();
+  if (signal(SIGURG, want_copy) == SIG_ERR) abort();
   printf("ready %d\n", getpid());
   for (;;) {
     int own, of_library;
@@ -160,6 +168,8 @@ int main(int argc, char **argv) {
     turn();
     if (wanted && library == NULL) open_library(argv[2], own_namespace);
     if (!wanted && library != NULL) close_library();
+    if (copy_wanted && dlmopen(LM_ID_NEWLM, argv[2], RTLD_NOW) == NULL) abort();
+    copy_wanted = 0;
     pass(&own, &of_library);
     if (library != NULL) library_text(text, sizeof text);
     printf("%d %d %d %s\n", own, of_library, mixes, text);

@@ -152,6 +152,7 @@ export async function showLivepatchStatus(path: string, output: Output): Promise
 const OBJECT_STATES: Readonly<
   Record<Exclude<ObjectState, 'patched'>, (pid: number, path: string) => string>
 > = {
+  partly: () => 'not patched in another copy of it that was loaded (dlmopen): a patch reaches one',
   pending: () => 'pending: it is not loaded',
   unpatched: (pid, path) =>
     `not patched: it was loaded while nobody watched; livegraft apply --pid ${pid} ${path} completes the patch`,

@@ -6,10 +6,11 @@ import { Doorbell, mapDoorbell } from './doorbell.js';
 import { planEntryWrites, writeByPages } from './entry-writer.js';
 import type { ProcessMemory } from './memory.js';
 import { type LoadedModule, listModules } from './modules.js';
-import { hasIdentity } from './patch-loader.js';
+import { hasIdentity, loadedTwiceError } from './patch-loader.js';
 import {
   asInstalled,
   findLeft,
+  isOtherCopy,
   type LeftObject,
   pendingObjects,
   restrictTo,
@@ -116,9 +117,13 @@ export class ObjectWatch {
     const registry = home && new RegistryStore(memory, home.start).read();
     if (registry === undefined || rings !== this.#rings + 1) return false;
     const modules = listModules(memory, mappings);
-    const pending = registry.patches.flatMap(pendingObjects);
+    const objects = registry.patches.flatMap((patch) => patch.objects);
     const isWanted = modules.some(
-      (module) => !this.#known.has(moduleKey(module)) && pending.some((object) => isOf(module, object)),
+      (module) =>
+        !this.#known.has(moduleKey(module)) &&
+        objects.some((object) =>
+          object.part === undefined ? isOf(module, object) : isOtherCopy(module, object.part),
+        ),
     );
     if (isWanted || findLeft(registry, memory, mappings).length > 0) return false;
     this.learn(modules, rings);
@@ -156,6 +161,12 @@ function patchFresh(
   const patched: { patch: RegisteredPatch; object: string }[] = [];
   const refused: { patch: RegisteredPatch; object: string; error: LivegraftError }[] = [];
   const patches = session.registry?.patches ?? [];
+  for (const patch of patches) {
+    for (const { name, part } of patch.objects) {
+      if (part !== undefined && fresh.some((module) => isOtherCopy(module, part)))
+        refused.push({ patch, object: name, error: loadedTwiceError(session.pid, name) });
+    }
+  }
   const isFresh = (object: RegisteredObject) => fresh.some((module) => isOf(module, object));
   for (const object of new Set(
     patches

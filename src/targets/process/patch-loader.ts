@@ -43,16 +43,7 @@ export function findPatchedModule(
   // A renamed executable is still the one: its identity decides.
   const candidates = byName.length > 0 ? byName : session.modules.filter((m) => m.name !== '[vdso]');
   const [found, second] = candidates.filter((m) => hasIdentity(m, object));
-  if (second !== undefined) {
-    throw new LivegraftError(
-      'loaded-twice',
-      `process ${session.pid} has loaded ${object.name} more than once (dlmopen)`,
-      {
-        remedy: 'a patch reaches one copy of a file in a process: close the others first',
-        details: { pid: session.pid, object: object.name },
-      },
-    );
-  }
+  if (second !== undefined) throw loadedTwiceError(session.pid, object.name);
   if (found !== undefined) return found;
   const [named] = byName;
   if (named === undefined) return undefined;
@@ -66,6 +57,14 @@ export function findPatchedModule(
       details: { pid: session.pid, object: object.name, has, wanted },
     },
   );
+}
+
+/** A patch reaches one copy of a file in a process. */
+export function loadedTwiceError(pid: number, object: string): LivegraftError {
+  return new LivegraftError('loaded-twice', `process ${pid} has loaded ${object} more than once (dlmopen)`, {
+    remedy: 'a patch reaches one copy of a file in a process: close the others first',
+    details: { pid, object },
+  });
 }
 
 export function notLoadedError(session: ProcessSession, { name }: PatchObject): LivegraftError {

@@ -1,5 +1,6 @@
 import type { RegisteredState } from '../patch-states.js';
 import type { ProcessMemory } from './memory.js';
+import type { LoadedModule } from './modules.js';
 import type { Mapping } from './proc.js';
 import type {
   MemoryRange,
@@ -125,6 +126,12 @@ function isMapped({ module }: RegisteredPart, mappings: readonly Mapping[]): boo
 
 export function fileOf({ device, inode }: Mapping): string {
   return `${device} ${inode}`;
+}
+
+/** Whether a module is the file of a part, at another place. */
+export function isOtherCopy({ mappings, start }: LoadedModule, { module }: RegisteredPart): boolean {
+  const [first] = mappings;
+  return first !== undefined && start !== module.address && fileOf(first) === module.file;
 }
 
 /** Whether an entry is as the file has it, below all patches. */

@@ -16,6 +16,7 @@ import {
 import {
   asInstalled,
   findLeft,
+  isOtherCopy,
   type LeftObject,
   partsOf,
   pendingObjects,
@@ -315,6 +316,8 @@ export function writeRegistry(session: ProcessSession, registry: Registry): void
 export type ObjectState =
   /** Its functions are replaced, or the transition that does so runs. */
   | 'patched'
+  /** So they are in one copy; another one (dlmopen) runs as it is. */
+  | 'partly'
   /** It is not loaded. */
   | 'pending'
   /** It came while nobody watched: it runs as it is. */
@@ -333,7 +336,9 @@ export function objectStates(
     const { name, functions, part } = object;
     const isHere =
       part !== undefined && !gone.some((one) => one.patch.id === patch.id && one.object === object);
-    return { name, functions, state: isHere ? 'patched' : stateOfPending(session, object) };
+    if (!isHere) return { name, functions, state: stateOfPending(session, object) };
+    const isTwice = session.modules.some((module) => isOtherCopy(module, part));
+    return { name, functions, state: isTwice ? 'partly' : 'patched' };
   });
 }
 
