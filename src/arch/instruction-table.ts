@@ -64,6 +64,10 @@ export function writesOf(effect: number): number {
   return effect >>> 12;
 }
 
+/** Bits of {@link InstructionTable.touches}. */
+export const TOUCHES_FRAME = 1 << 16;
+export const TOUCHES_ALL = 2 * TOUCHES_FRAME - 1;
+
 /** {@link InstructionTable.targets} of an instruction without a direct target. */
 export const NO_TARGET = -0x8000_0000;
 
@@ -85,9 +89,10 @@ export class InstructionTable {
   values = new Int32Array(0);
   /**
    * Bit per DWARF number: with none of these registers known, a state of registers and stack slots is the same behind the
-   * instruction. All bits where it is more than that to be looked at: the stack pointer is moved, or control may go elsewhere.
+   * instruction. {@link TOUCHES_FRAME} where that is so for a state of no more than stack pointer, frame pointer and slots.
+   * {@link TOUCHES_ALL} where it is more than that to be looked at: the stack pointer is moved, or control may go elsewhere.
    */
-  touches = new Uint16Array(0);
+  touches = new Uint32Array(0);
   /** Indexes of the instructions right behind which none begins. */
   readonly lasts: number[] = [];
   /** How many of {@link transfers} there are. */
@@ -114,7 +119,7 @@ export class InstructionTable {
     this.targets = grown(this.targets, new Int32Array(size));
     this.effects = grown(this.effects, new Int32Array(size));
     this.values = grown(this.values, new Int32Array(size));
-    this.touches = grown(this.touches, new Uint16Array(size));
+    this.touches = grown(this.touches, new Uint32Array(size));
     this.transfers = grown(this.transfers, new Int32Array(size));
   }
 
@@ -142,7 +147,7 @@ export function isInert(table: InstructionTable, i: number): boolean {
   );
 }
 
-function grown<T extends Int32Array | Uint8Array | Uint16Array>(from: T, to: T): T {
+function grown<T extends Int32Array | Uint8Array | Uint32Array>(from: T, to: T): T {
   to.set(from);
   return to;
 }

@@ -1,4 +1,4 @@
-import { FlowCode } from '../arch/instruction-table.js';
+import { FlowCode, TOUCHES_ALL } from '../arch/instruction-table.js';
 import { sortedOrder } from '../base/sorted-order.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { NoReturnTargets } from './no-return.js';
@@ -22,9 +22,6 @@ export const Mark = {
   /** A jump that may lead to another function. */
   wayOut: 64,
 } as const;
-
-/** What {@link InstructionTable.touches} says of an instruction that a walk has to look at in any case. */
-export const TOUCHES_ALL = 0xffff;
 
 /** More than an instruction has. */
 const LONGEST_BYTES = 16;

@@ -1,13 +1,21 @@
 import type { Architecture } from '../arch/architecture.js';
-import { FlowCode, isInert, OpCode, opOf, writesOf } from '../arch/instruction-table.js';
+import {
+  FlowCode,
+  isInert,
+  OpCode,
+  opOf,
+  TOUCHES_ALL,
+  TOUCHES_FRAME,
+  writesOf,
+} from '../arch/instruction-table.js';
 import { PairMap } from '../base/pair-map.js';
 import { assumeClaim, checkClaim, detail, Verdict } from './claim-check.js';
 import type { Claim, ClaimTable } from './claims.js';
-import { FlowGraph, Mark, TOUCHES_ALL } from './flow-graph.js';
-import { CHANGED_ALL } from './frame-state.js';
+import { FlowGraph, Mark } from './flow-graph.js';
+import { CHANGED_ALL, CHANGED_SLOTS } from './frame-state.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { NoReturnTargets } from './no-return.js';
-import type { Program } from './program.js';
+import type { CodeFunction, Program } from './program.js';
 import type { Scratch } from './scratch.js';
 import { COVERED, type StateId, type StateSpace } from './state-space.js';
 import { addTo, UNKNOWN, type Value } from './values.js';
@@ -59,8 +67,8 @@ export interface FlowProofOptions {
    */
   readonly isIndependent?: boolean;
   /**
-   * Follow only the registers of which a claim says something. Verdicts are the same, and come sooner; what a contradiction
-   * says of others is less.
+   * Follow stack pointer and frame pointer only. What is proven is proven, and comes sooner; what is not may be so with all
+   * registers.
    */
   readonly isBrief?: boolean;
   /** Positions where a hint in the file says what the frame is: the claim there is taken as given. */
@@ -81,6 +89,8 @@ export interface FlowProofResult {
   readonly claimIds: Int32Array;
   /** Instructions from whose fall-through or jump two states that differ in the stack met, with no claim to decide. */
   readonly conflicts: number;
+  /** Some claim is neither proven nor contradicted. */
+  readonly hasUnknown: boolean;
 }
 
 /**
@@ -122,6 +132,8 @@ class FlowProof {
   readonly #states: StateSpace;
   /** Of a function that has just been called. */
   readonly #entry: StateId;
+  /** Of one of which only stack pointer and frame pointer are followed. */
+  readonly #briefEntry: StateId;
   /** Claims and states from which they follow, one pair behind the other by their hash. */
   readonly #followed: Int32Array;
   readonly #work: number[] = [];
@@ -134,11 +146,18 @@ class FlowProof {
   #regionStart = 0;
   #regionEnd = 0;
   #conflicts = 0;
+  #hasUnknown = false;
+  /** Bits of stack pointer, frame pointer and slots. */
+  readonly #frameMask: number;
+  /** Up to where the rows have been looked at for functions that come one after the other. */
+  #row = 0;
 
   constructor(options: FlowProofOptions) {
     const { program, claims, extraFlow, scratch } = options;
     const { table } = program;
     this.#options = options;
+    const { stackPointer, framePointer } = options.architecture;
+    this.#frameMask = (1 << stackPointer) | (1 << framePointer) | CHANGED_SLOTS;
     this.#program = program;
     this.#claims = claims;
     const { touches } = table;
@@ -155,7 +174,9 @@ class FlowProof {
     this.#flow = new FlowGraph(options);
     this.#states = scratch.states(options.architecture, options.redZoneBytes);
     this.#states.begin();
-    this.#entry = this.#states.entry(entryMaskOf(options));
+    this.#entry = this.#states.entry(entryMaskOf(options), false);
+    this.#briefEntry =
+      options.isBrief === true ? this.#states.entry(entryMaskOf(options), true) : this.#entry;
     this.#followed = scratch.int32('claims that follow', 2 * FOLLOWED, -1);
     for (const { original, replacement, replacementBytes } of extraFlow.alternatives) {
       let i = program.index.find(replacement);
@@ -182,7 +203,7 @@ class FlowProof {
       const first = index.find(f.start);
       // Without a symbol, all that is known of a start is the table's word.
       if (first < 0 || (f.name === undefined && this.#isPadding(first))) continue;
-      this.#arrive(first, this.#entry, -1);
+      this.#arrive(first, this.#needsAll(f) ? this.#entry : this.#briefEntry, -1);
       this.#drain();
     }
     // What calls and jumps through a linkage table find there is a function's entry.
@@ -200,7 +221,20 @@ class FlowProof {
       contradictions: [...this.#contradictions.values()].sort((a, b) => a.at - b.at),
       claimIds: this.#claimIds,
       conflicts: this.#conflicts,
+      hasUnknown: this.#hasUnknown,
     };
+  }
+
+  /** Whether a row of the function finds its frame by more than stack pointer and frame pointer. */
+  #needsAll({ start, end }: CodeFunction): boolean {
+    const { starts, ids, claims } = this.#claims;
+    while (this.#row < starts.length && (starts[this.#row] as number) < start) this.#row++;
+    let isNeeded = false;
+    for (; this.#row < starts.length && (starts[this.#row] as number) < end; this.#row++) {
+      const claim = claims[ids[this.#row] as number];
+      if (claim !== undefined && (claim.dependsOn | this.#frameMask) !== this.#frameMask) isNeeded = true;
+    }
+    return isNeeded;
   }
 
   /** What no known control flow reaches: targets of jumps that could not be followed, parts; each starts from its own claim. */
@@ -342,6 +376,7 @@ class FlowProof {
     const origins = this.#origins;
     // Every instruction that a walk must look at touches the stack pointer, by what the table says.
     const stopMask = 1 << this.#options.architecture.stackPointer;
+    const frameMask = this.#frameMask;
     const claimIds = this.#claimIds;
     const statuses = this.#statuses;
     const { claims } = this.#claims;
@@ -349,6 +384,8 @@ class FlowProof {
     const isDwarf = this.#claims.source === 'dwarf';
     let state = snapshots[first] as StateId;
     let known = states.known(state);
+    // With no more than these known, fewer instructions do something.
+    let briefMask = states.isBrief(state) ? frameMask : 0;
     let previous = this.#origins[first] as number;
     let isFirst = true;
     let lastClaimId = -1;
@@ -367,6 +404,7 @@ class FlowProof {
           if (kept === state || !this.#join(i, kept, state, previous)) return;
           state = snapshots[i] as StateId;
           known = states.known(state);
+          briefMask = states.isBrief(state) ? frameMask : 0;
           states.changed = CHANGED_ALL;
         }
       }
@@ -378,6 +416,7 @@ class FlowProof {
           if (checked !== state) {
             state = checked;
             known = states.known(state);
+            briefMask = states.isBrief(state) ? frameMask : 0;
           }
         }
         lastClaimId = claimId;
@@ -389,8 +428,11 @@ class FlowProof {
       isFirst = false;
       const flow = flows[i] as number;
       if (flow === FlowCode.next) {
-        state = states.after(state, table, i);
-        known = states.known(state);
+        const effect = effects[i] as number;
+        if (opOf(effect) !== OpCode.none || (writesOf(effect) & known) !== 0) {
+          state = states.after(state, table, i);
+          known = states.known(state);
+        }
       } else {
         const isJump = flow === FlowCode.jump || flow === FlowCode.branch;
         const isWayOut = (mark & Mark.wayOut) !== 0;
@@ -447,7 +489,7 @@ class FlowProof {
       if ((mark & Mark.last) !== 0) return;
       if ((states.changed & relevant) === 0) {
         // Most instructions do nothing to what is known.
-        const mask = known | stopMask;
+        const mask = (known & ~briefMask) === 0 ? TOUCHES_FRAME : known | stopMask;
         const status = statuses[i] as number;
         for (i++; ((touches[i] as number) & mask) === 0; i++) statuses[i] = status;
         previous = i - 1;
@@ -548,6 +590,7 @@ class FlowProof {
       // From a whole frame the CFA of every compiler's code can be told.
       if (!this.#states.isPartial(state)) this.#contradict(i, from, claim, state);
       statuses[i] = Status.unknown;
+      this.#hasUnknown = true;
     } else {
       statuses[i] = Status.disproved;
       this.#contradict(i, from, claim, state);

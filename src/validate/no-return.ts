@@ -1,4 +1,4 @@
-import { FlowCode, isInert } from '../arch/instruction-table.js';
+import { FlowCode, isInert, TOUCHES_ALL } from '../arch/instruction-table.js';
 import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
 
@@ -108,7 +108,6 @@ function findByEnd({ functions, index, table }: Program, found: NoReturnTargets)
 
 const MAX_STEPS = 4000;
 const MAX_ROUNDS = 8;
-const TOUCHES_ALL = 0xffff;
 
 /** By content, until nothing changes: a function that only calls such functions is one too. */
 class ContentSearch {

@@ -1,5 +1,11 @@
 import type { Architecture } from '../arch/architecture.js';
-import { FlowCode, type InstructionTable, isInert, NO_TARGET } from '../arch/instruction-table.js';
+import {
+  FlowCode,
+  type InstructionTable,
+  isInert,
+  NO_TARGET,
+  TOUCHES_ALL,
+} from '../arch/instruction-table.js';
 import { SHT_RELA, STT_FUNC, STT_NOTYPE } from '../elf/constants.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
@@ -249,7 +255,7 @@ function sweepAll(
 /** What is behind the last instruction is not: whoever goes along the code is to look up there. */
 function markLast({ touches, count, lasts }: InstructionTable): void {
   if (count === 0) return;
-  touches[count - 1] = 0xffff;
+  touches[count - 1] = TOUCHES_ALL;
   lasts.push(count - 1);
 }
 

@@ -155,8 +155,9 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
     // Modules seldom have findings; when one has, they say all that is known. A linked kernel has some.
     const isBrief = source === 'orc' && space.isRelocatable;
     let { result, returns, jumps } = prove(isBrief);
-    if (isBrief && (result.contradictions.length > 0 || returns.hasFound || jumps.hasFound))
-      ({ result, returns, jumps } = prove(false));
+    const isOpen =
+      result.contradictions.length > 0 || result.hasUnknown || returns.hasFound || jumps.hasFound;
+    if (isBrief && isOpen) ({ result, returns, jumps } = prove(false));
     for (const { text, position } of read.problems) {
       findings.push(
         makeFinding(

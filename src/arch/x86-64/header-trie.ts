@@ -1,4 +1,14 @@
-import { FlowCode, firstOf, makeEffect, OpCode, opOf, secondOf, writesOf } from '../instruction-table.js';
+import {
+  FlowCode,
+  firstOf,
+  makeEffect,
+  OpCode,
+  opOf,
+  secondOf,
+  TOUCHES_ALL,
+  TOUCHES_FRAME,
+  writesOf,
+} from '../instruction-table.js';
 import { dwarfMask, effect, findEffect } from './effect.js';
 import { flowOf } from './flow.js';
 import { hasRelativeTarget, isRegisterForm } from './operands.js';
@@ -47,7 +57,7 @@ export class HeaderTrie {
   /** {@link InstructionTable.effects} */
   readonly shapeEffects = new Int32Array(MAX_COUNT + 1);
   /** {@link InstructionTable.touches} */
-  readonly shapeTouches = new Uint16Array(MAX_COUNT + 1);
+  readonly shapeTouches = new Uint32Array(MAX_COUNT + 1);
   readonly #ids = new Map<string, number>();
   #shapeCount = LAST_SHAPE + 1;
   #nodeCount = 1;
@@ -133,25 +143,30 @@ function isTransfer(flow: number): boolean {
   return flow !== FlowCode.next && flow !== FlowCode.systemCall && flow !== FlowCode.breakpoint;
 }
 
-const ALL = 0xffff;
+const FRAME_REGISTERS = (1 << DW_RSP) | (1 << DW_RBP);
 
 function touchedBy(flow: number, done: number): number {
-  if (flow !== FlowCode.next) return ALL;
+  if (flow !== FlowCode.next) return TOUCHES_ALL;
   const [a, b, writes] = [firstOf(done), secondOf(done), writesOf(done)];
   switch (opOf(done)) {
     case OpCode.none:
-      return writes;
+      return touching(writes, writes);
     case OpCode.add:
     case OpCode.load:
-      return writes | (1 << a) | (1 << b);
+      return touching(writes | (1 << a) | (1 << b), writes | (1 << a));
     case OpCode.store:
       // Where the stack pointer is kept is news, wherever that is.
-      return a === DW_RSP ? ALL : writes | (1 << b);
+      return a === DW_RSP ? TOUCHES_ALL : touching(writes | (1 << b), writes | (1 << b));
     case OpCode.and:
-      return a === DW_RSP || a === DW_RBP ? ALL : writes | (1 << a);
+      return a === DW_RSP || a === DW_RBP ? TOUCHES_ALL : touching(writes | (1 << a), 0);
     default:
-      return ALL;
+      return TOUCHES_ALL;
   }
+}
+
+/** `needed`: of which the state has to know something; `frame`: the same where it knows of no others than the frame's registers. */
+function touching(needed: number, frame: number): number {
+  return needed | ((frame & FRAME_REGISTERS) === 0 ? 0 : TOUCHES_FRAME);
 }
 
 /** Bytes up to the displacement or immediate. */
