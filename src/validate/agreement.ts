@@ -1,7 +1,7 @@
 import type { Architecture } from '../arch/architecture.js';
+import { Status } from './claim-verdicts.js';
 import { type Claim, type ClaimTable, describeClaim } from './claims.js';
 import { type ClaimSource, type Finding, makeFinding } from './findings.js';
-import { Status } from './flow-proof.js';
 import type { Places } from './places.js';
 import type { Program } from './program.js';
 

@@ -1,8 +1,8 @@
 import type { Architecture } from '../arch/architecture.js';
 import { FlowCode } from '../arch/instruction-table.js';
+import { Status } from './claim-verdicts.js';
 import { type Claim, type ClaimTable, describeClaim } from './claims.js';
 import { type ClaimSource, type Finding, makeFinding } from './findings.js';
-import { Status } from './flow-proof.js';
 import type { JumpTables } from './jump-tables.js';
 import type { Places } from './places.js';
 import type { Program } from './program.js';

@@ -9,7 +9,8 @@ import {
   writesOf,
 } from '../arch/instruction-table.js';
 import { PairMap } from '../base/pair-map.js';
-import { assumeClaim, checkClaim, detail, Verdict } from './claim-check.js';
+import { assumeClaim, checkClaim, Verdict } from './claim-check.js';
+import { ClaimVerdicts, type Contradiction, Status } from './claim-verdicts.js';
 import type { Claim, ClaimTable } from './claims.js';
 import { FlowGraph, Mark } from './flow-graph.js';
 import { CHANGED_ALL, CHANGED_SLOTS } from './frame-state.js';
@@ -18,37 +19,7 @@ import type { NoReturnTargets } from './no-return.js';
 import type { CodeFunction, Program } from './program.js';
 import type { Scratch } from './scratch.js';
 import { COVERED, type StateId, type StateSpace } from './state-space.js';
-import { addTo, UNKNOWN, type Value } from './values.js';
-
-/** What is known of the claim at one instruction. */
-export const Status = {
-  /** No control flow that we know leads there. */
-  unreached: 0,
-  /** Follows from the instructions, from the function's entry on. */
-  proven: 1,
-  /** The claim was taken as given, since nothing before it says anything; or it follows from one that was. */
-  assumed: 2,
-  /** Control leads there, but its state is not known well enough to tell. */
-  unknown: 3,
-  disproved: 4,
-  /** Control leads there and nothing is claimed. */
-  unclaimed: 5,
-} as const;
-
-/** A claim that the code contradicts. */
-export interface Contradiction {
-  /** Index of the instruction that the claim is about. */
-  readonly at: number;
-  /** Index of the instruction from which control came, -1 for the entry of a function. */
-  readonly from: number;
-  readonly claim: Claim;
-  readonly verdict: number;
-  readonly register: number;
-  readonly derived: Value;
-  /** Derived stack pointer and frame pointer. */
-  readonly stackPointer: Value;
-  readonly framePointer: Value;
-}
+import { addTo, UNKNOWN } from './values.js';
 
 export interface FlowProofOptions {
   readonly architecture: Architecture;
@@ -115,8 +86,6 @@ function entryMaskOf({ architecture, claims, isBrief }: FlowProofOptions): numbe
 const FUNCTIONS_PER_STEP = 512;
 const INNER_CALL_BYTES = 64;
 const LINKAGE_ALIGNMENT = 8;
-const FOLLOWED_BITS = 13;
-const FOLLOWED = 1 << FOLLOWED_BITS;
 
 class FlowProof {
   readonly #program: Program;
@@ -130,23 +99,17 @@ class FlowProof {
   readonly #origins: Int32Array;
   readonly #flow: FlowGraph;
   readonly #states: StateSpace;
+  readonly #verdicts: ClaimVerdicts;
   /** Of a function that has just been called. */
   readonly #entry: StateId;
   /** Of one of which only stack pointer and frame pointer are followed. */
   readonly #briefEntry: StateId;
-  /** Claims and states from which they follow, one pair behind the other by their hash. */
-  readonly #followed: Int32Array;
   readonly #work: number[] = [];
-  readonly #contradictions = new Map<number, Contradiction>();
   /** By unit and claim id: the state at a call or indirect jump, for places in the same unit that only those lead to. */
   readonly #donors = new PairMap();
   /** By index behind a call that never returns: the state there if it did. What nothing else leads to is dead, or goes on so. */
   readonly #behindCalls = new Map<number, number>();
-  #regionDelta = 0;
-  #regionStart = 0;
-  #regionEnd = 0;
   #conflicts = 0;
-  #hasUnknown = false;
   /** Bits of stack pointer, frame pointer and slots. */
   readonly #frameMask: number;
   /** Up to where the rows have been looked at for functions that come one after the other. */
@@ -177,7 +140,12 @@ class FlowProof {
     this.#entry = this.#states.entry(entryMaskOf(options), false);
     this.#briefEntry =
       options.isBrief === true ? this.#states.entry(entryMaskOf(options), true) : this.#entry;
-    this.#followed = scratch.int32('claims that follow', 2 * FOLLOWED, -1);
+    this.#verdicts = new ClaimVerdicts({
+      ...options,
+      claimIds: this.#claimIds,
+      statuses: this.#statuses,
+      states: this.#states,
+    });
     for (const { original, replacement, replacementBytes } of extraFlow.alternatives) {
       let i = program.index.find(replacement);
       for (
@@ -218,10 +186,10 @@ class FlowProof {
     if (this.#options.isIndependent !== true) this.#startFromClaims();
     return {
       statuses: this.#statuses,
-      contradictions: [...this.#contradictions.values()].sort((a, b) => a.at - b.at),
+      contradictions: this.#verdicts.contradictions,
       claimIds: this.#claimIds,
       conflicts: this.#conflicts,
-      hasUnknown: this.#hasUnknown,
+      hasUnknown: this.#verdicts.hasUnknown,
     };
   }
 
@@ -242,7 +210,7 @@ class FlowProof {
     const statuses = this.#statuses;
     for (let i = 0; i < statuses.length; i++) {
       if (statuses[i] !== Status.unreached) continue;
-      const claim = this.#claimAt(i);
+      const claim = this.#verdicts.claimAt(i);
       if (claim === undefined || this.#isPadding(i)) continue;
       if (this.#goOnBehindCall(i)) continue;
       this.#flow.mark(i, Mark.join);
@@ -254,7 +222,7 @@ class FlowProof {
 
   #goOnBehindCall(i: number): boolean {
     const kept = this.#behindCalls.get(i);
-    if (kept === undefined || !this.#isAgreed(i, kept)) return false;
+    if (kept === undefined || !this.#verdicts.isAgreed(i, kept)) return false;
     this.#flow.mark(i, Mark.join);
     this.#arrive(i, kept, i - 1);
     this.#drain();
@@ -272,7 +240,7 @@ class FlowProof {
         ? -1
         : this.#donors.get(this.#unitOf(i), this.#claimIds[i] as number);
     const state = this.#states.load(donor < 0 ? this.#entry : donor);
-    if (donor < 0 || checkClaim(claim, state, this.#addressOf(i)) !== Verdict.proven)
+    if (donor < 0 || checkClaim(claim, state, this.#verdicts.addressOf(i)) !== Verdict.proven)
       assumeClaim(claim, state, i, stackPointer);
     state.assume(state.isPartial);
     return this.#states.keep(state);
@@ -296,10 +264,6 @@ class FlowProof {
     }
   }
 
-  #claimAt(i: number): Claim | undefined {
-    return this.#claims.claims[this.#claimIds[i] as number];
-  }
-
   #drain(startsAssumed = false): void {
     let assumed = startsAssumed;
     for (let i = this.#work.pop(); i !== undefined; i = this.#work.pop()) {
@@ -315,7 +279,11 @@ class FlowProof {
   #arrive(i: number, state: StateId, from: number, proven = 0): void {
     const kept = this.#snapshots[i] as number;
     if (kept < 0) {
-      if (from >= 0 && !(proven !== 0 && proven === this.#claimIds[i]) && this.#isRefused(i, state, from))
+      if (
+        from >= 0 &&
+        !(proven !== 0 && proven === this.#claimIds[i]) &&
+        this.#verdicts.isRefused(i, state, from)
+      )
         return;
       this.#origins[i] = from;
       this.#snapshots[i] = state;
@@ -326,44 +294,13 @@ class FlowProof {
   /** Reduces the state kept at `i` to what holds in another that comes there; true when it changed. */
   #join(i: number, kept: StateId, state: StateId, from: number): boolean {
     const joined = this.#states.join(kept, state);
-    if (joined === COVERED || this.#isRefused(i, state, from)) return false;
+    if (joined === COVERED || this.#verdicts.isRefused(i, state, from)) return false;
     if (this.#options.isIndependent === true && this.#states.conflict(kept, state)) {
       this.#conflicts++;
       return false;
     }
     this.#snapshots[i] = joined;
     return true;
-  }
-
-  /** A way into `i` that contradicts the claim there is a finding, and adds nothing to what is known at `i`. */
-  #isRefused(i: number, state: StateId, from: number): boolean {
-    if (this.#options.isIndependent === true) return false;
-    const claim = this.#claimAt(i);
-    if (claim === undefined) return false;
-    if (this.#verdictOf(i, state) !== Verdict.wrongCfa) return false;
-    if (!this.#isHint(i, from, claim)) this.#contradict(i, from, claim, state);
-    return true;
-  }
-
-  /**
-   * What comes of holding the claim at `i`, of which there must be one, against a state; {@link detail} tells more unless it is
-   * proven.
-   */
-  #verdictOf(i: number, state: StateId): number {
-    const claimId = this.#claimIds[i] as number;
-    const claim = this.#claims.claims[claimId] as Claim;
-    // What depends on everything may depend on the instruction's address too.
-    if (claim.dependsOn === CHANGED_ALL)
-      return checkClaim(claim, this.#states.load(state), this.#addressOf(i));
-    const followed = this.#followed;
-    const slot = 2 * (Math.imul(state ^ Math.imul(claimId, 0x85ebca6b), 0x9e3779b1) >>> (32 - FOLLOWED_BITS));
-    if (followed[slot] === state && followed[slot + 1] === claimId) return Verdict.proven;
-    const verdict = checkClaim(claim, this.#states.load(state), this.#addressOf(i));
-    if (verdict === Verdict.proven) {
-      followed[slot] = state;
-      followed[slot + 1] = claimId;
-    }
-    return verdict;
   }
 
   #walk(first: number, startsAssumed: boolean): void {
@@ -412,7 +349,7 @@ class FlowProof {
       if (claimId !== lastClaimId || (states.changed & relevant) !== 0) {
         if (startsAssumed && isFirst) statuses[i] = Status.assumed;
         else {
-          const checked = this.#check(i, state, previous, claimId);
+          const checked = this.#verdicts.check(i, state, previous, claimId);
           if (checked !== state) {
             state = checked;
             known = states.known(state);
@@ -503,7 +440,7 @@ class FlowProof {
       this.#arrive(edges.targets[at] as number, state, i);
     for (let at = possibleEdges.first(i); possibleEdges.sources[at] === i; at++) {
       const to = possibleEdges.targets[at] as number;
-      if (this.#isAgreed(to, state)) this.#arrive(to, state, i);
+      if (this.#verdicts.isAgreed(to, state)) this.#arrive(to, state, i);
     }
   }
 
@@ -519,10 +456,6 @@ class FlowProof {
     const landed = this.#states.load(state);
     landed.setRegister(stackPointer, addTo(landed.registers[stackPointer] as number, argumentBytes));
     this.#arrive(pad, this.#states.keep(landed), i);
-  }
-
-  #isAgreed(i: number, state: StateId): boolean {
-    return this.#claimAt(i) !== undefined && this.#verdictOf(i, state) === Verdict.proven;
   }
 
   /**
@@ -566,80 +499,5 @@ class FlowProof {
     if (isEntry[target] === 0) return false;
     const own = this.#program.functionAt(table.offsets[i] as number);
     return own === undefined || own.start !== table.offsets[target];
-  }
-
-  /** Holds the claim at `i` against a state, and returns the one to go on with. */
-  #check(i: number, state: StateId, from: number, claimId: number): StateId {
-    const statuses = this.#statuses;
-    const claim = this.#claims.claims[claimId];
-    if (claim === undefined) {
-      statuses[i] = Status.unclaimed;
-      return state;
-    }
-    const verdict = this.#verdictOf(i, state);
-    if (verdict === Verdict.proven) {
-      // One way here that was taken on trust is enough; what was disproved or unknown by another stays so.
-      if (!this.#states.isAssumed(state)) statuses[i] = Status.proven;
-      else if (statuses[i] === Status.unreached || statuses[i] === Status.proven)
-        statuses[i] = Status.assumed;
-      return state;
-    }
-    const isIndependent = this.#options.isIndependent === true;
-    if (this.#isHint(i, from, claim)) statuses[i] = Status.assumed;
-    else if (verdict === Verdict.unknown) {
-      // From a whole frame the CFA of every compiler's code can be told.
-      if (!this.#states.isPartial(state)) this.#contradict(i, from, claim, state);
-      statuses[i] = Status.unknown;
-      this.#hasUnknown = true;
-    } else {
-      statuses[i] = Status.disproved;
-      this.#contradict(i, from, claim, state);
-    }
-    // With the right CFA, what was derived is worth more than what is claimed.
-    if (isIndependent || (verdict === Verdict.wrongRegister && statuses[i] !== Status.assumed)) return state;
-    const assumed = this.#states.load(state);
-    assumeClaim(claim, assumed, i, this.#options.architecture.stackPointer);
-    // What else the frame held is no longer known.
-    assumed.assume(true);
-    return this.#states.keep(assumed);
-  }
-
-  /**
-   * Frames of interrupts and exceptions are made by hardware or by hints, and of an outermost frame nothing is claimed:
-   * nothing before explains what is behind.
-   */
-  #isHint(i: number, from: number, claim: Claim): boolean {
-    if (claim.isSignalFrame) return true;
-    if (this.#options.hints?.has(this.#program.table.offsets[i] as number) === true) return true;
-    const before = from < 0 ? undefined : this.#claimAt(from);
-    return before !== undefined && (before.isSignalFrame || before.isOutermost);
-  }
-
-  #contradict(at: number, from: number, claim: Claim, state: StateId): void {
-    if (this.#contradictions.has(at)) return;
-    const { stackPointer, framePointer } = this.#options.architecture;
-    this.#contradictions.set(at, {
-      at,
-      from,
-      claim,
-      verdict: detail.verdict,
-      register: detail.register,
-      derived: detail.derived,
-      stackPointer: this.#states.register(state, stackPointer),
-      framePointer: this.#states.register(state, framePointer),
-    });
-    this.#statuses[at] = detail.verdict === Verdict.unknown ? Status.unknown : Status.disproved;
-  }
-
-  #addressOf(i: number): number {
-    const position = this.#program.table.offsets[i] as number;
-    if (position < this.#regionStart || position >= this.#regionEnd) {
-      const region = this.#program.space.regionAt(position);
-      if (region === undefined) return position;
-      this.#regionStart = region.start;
-      this.#regionEnd = region.end;
-      this.#regionDelta = region.address - region.start;
-    }
-    return position + this.#regionDelta;
   }
 }

@@ -1,9 +1,10 @@
 import type { Architecture } from '../arch/architecture.js';
 import { FlowCode, NO_EFFECT } from '../arch/instruction-table.js';
+import { Status } from './claim-verdicts.js';
 import { ClaimBuilder, type ClaimTable } from './claims.js';
 import type { Finding, FindingCode } from './findings.js';
 import { makeFinding } from './findings.js';
-import { proveFlow, Status } from './flow-proof.js';
+import { proveFlow } from './flow-proof.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { NoReturnTargets } from './no-return.js';
 import type { Places } from './places.js';

@@ -8,7 +8,7 @@ import { FlowCode } from '../arch/instruction-table.js';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { parseLsda } from '../dwarf/lsda.js';
 import { parseElf } from '../elf/reader.js';
-import { Status } from './flow-proof.js';
+import { Status } from './claim-verdicts.js';
 import { validateElf } from './validate-file.js';
 
 /** Compilers' jump tables and landing pads: nothing behind them may be left on trust. */

@@ -1,7 +1,7 @@
 import { ByteReader } from '../base/byte-reader.js';
 import { ByteWriter } from '../base/byte-writer.js';
 import { crc32 } from '../base/crc32.js';
-import { Status } from './flow-proof.js';
+import { Status } from './claim-verdicts.js';
 import type { ValidateResult } from './validate-file.js';
 
 /** What is known of the rows at an address. `disproved` by any source that was looked at counts. */

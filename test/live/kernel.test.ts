@@ -19,7 +19,7 @@ import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import { soakKernel } from '../../src/targets/kernel/kernel-soak.js';
 import type { KernelWalk } from '../../src/targets/kernel/kernel-stacks.js';
 import { ProofStore } from '../../src/targets/proof-store.js';
-import { Status } from '../../src/validate/flow-proof.js';
+import { Status } from '../../src/validate/claim-verdicts.js';
 import { encodeProof } from '../../src/validate/proof.js';
 import { validateElf } from '../../src/validate/validate-file.js';
 import { bootGuest, type Guest } from '../support/guest.js';
