@@ -287,6 +287,7 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
             symbol: z.string().nullable(),
             module: z.string(),
             by: z.string(),
+            source: z.string().nullable(),
           }),
         ),
       }),

@@ -12,6 +12,8 @@ import type { StopStatistics } from '../targets/kernel/gdb-client.js';
 import { parseGdbEndpoint } from '../targets/kernel/gdb-connection.js';
 import { GuestGuard } from '../targets/kernel/guest-guard.js';
 import { type EntryState, KernelEntries } from '../targets/kernel/kernel-entries.js';
+import { KernelLines } from '../targets/kernel/kernel-lines.js';
+import { VMLINUX } from '../targets/kernel/kernel-objects.js';
 import { KernelPatcher } from '../targets/kernel/kernel-patcher.js';
 import type {
   KernelRegistry,
@@ -53,8 +55,12 @@ export interface KernelTaskStack {
     readonly symbol: string | undefined;
     readonly module: string;
     readonly by: string;
+    /** `kernel/sched/core.c:6705`, where the vmlinux has a line table. */
+    readonly source: string | undefined;
   }[];
 }
+
+type LookedUpFrame = Omit<KernelTaskStack['frames'][number], 'source'> & { readonly lookup: number };
 
 export interface KernelStacksReport {
   readonly release: string;
@@ -77,7 +83,7 @@ export async function kernelStacks(reference: KernelReference): Promise<KernelSt
     await session.stop();
     const startedAt = performance.now();
     const cpus = await session.tasks.cpus();
-    const tasks: KernelTaskStack[] = [];
+    const tasks: (Omit<KernelTaskStack, 'frames'> & { readonly frames: readonly LookedUpFrame[] })[] = [];
     for (const task of await session.tasks.tasks(cpus)) {
       const walk = await session.stacks.walk(task, cpus);
       const frames = session.stacks.reportFrames(walk.frames);
@@ -94,16 +100,26 @@ export async function kernelStacks(reference: KernelReference): Promise<KernelSt
           symbol: frames[index]?.symbol,
           module: frame.module.name,
           by: frame.by,
+          lookup: frame.lookup,
         })),
       });
     }
+    const stoppedMs = Math.round(performance.now() - startedAt);
+    session.resume();
+    const lines = new KernelLines(image.elf);
     return {
       release: image.release,
       offset: hex(session.kernel.offset),
       cpus: cpus.length,
       modules: session.modules.map((module) => module.name),
-      stoppedMs: Math.round(performance.now() - startedAt),
-      tasks,
+      stoppedMs,
+      tasks: tasks.map((task) => ({
+        ...task,
+        frames: task.frames.map(({ lookup, ...frame }) => {
+          const found = frame.module === VMLINUX ? lines.at(lookup - session.kernel.offset) : undefined;
+          return { ...frame, source: found && `${found.file}:${found.line}` };
+        }),
+      })),
     };
   });
 }

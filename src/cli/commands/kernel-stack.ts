@@ -10,7 +10,11 @@ export async function showKernelStacks(reference: KernelReference, output: Outpu
     tasks: report.tasks.map((task) => ({
       ...task,
       reason: task.reason === undefined ? null : { ...task.reason },
-      frames: task.frames.map((frame) => ({ ...frame, symbol: frame.symbol ?? null })),
+      frames: task.frames.map((frame) => ({
+        ...frame,
+        symbol: frame.symbol ?? null,
+        source: frame.source ?? null,
+      })),
     })),
   });
   const { bold, green, red } = output.colors;
@@ -22,7 +26,10 @@ export async function showKernelStacks(reference: KernelReference, output: Outpu
     output.text(`${bold(`task ${task.pid}`)} (${name}) ${task.state} ${verdict}`);
     for (const frame of task.frames) {
       const by = frame.by === 'signal' ? ' interrupted' : '';
-      output.text(`  #${frame.index} ${frame.address} ${frame.symbol ?? '?'} (${frame.module})${by}`);
+      const source = frame.source === undefined ? '' : ` at ${frame.source}`;
+      output.text(
+        `  #${frame.index} ${frame.address} ${frame.symbol ?? '?'} (${frame.module})${by}${source}`,
+      );
     }
   }
   const unreliable = report.tasks.filter((task) => !task.reliable).length;
