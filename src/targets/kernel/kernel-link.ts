@@ -25,10 +25,28 @@ export async function linkForKernel(
     resolve: (symbol) => (symbol.name === RETURN_THUNK ? thunk : undefined) ?? symbols.resolve(symbol),
   };
   const image = linkPatch(patch, layout, address, source, redirector);
+  // Newer kernels warn when the thunk is used that no mitigation has chosen: they have no jump to it left themselves.
+  const isUnused = thunk !== undefined && thunk === kernel.find(RETURN_THUNK);
+  if (isUnused && kernel.find('__warn_thunk') !== undefined) usePlainReturns(image, patch, layout);
   if (hasAlternatives(patch)) {
     const place = types.expect('cpuinfo_x86', 'x86_capability');
     const bytes = await data.readMemory(kernel.expect('boot_cpu_data') + place.offset, place.sizeBytes);
     applyAlternatives(image, patch, layout, new Uint32Array(bytes.slice().buffer));
   }
   return image;
+}
+
+/** `jmp rel32`, and what the kernel makes of one to the thunk where returns need no mitigation (`patch_return`): `ret`, then `int3`. */
+const JUMP = 0xe9;
+const PLAIN_RETURN = [0xc3, 0xcc, 0xcc, 0xcc, 0xcc];
+
+/** Makes every jump to the return thunk the return that it stands for. */
+export function usePlainReturns(image: LinkedImage, patch: Patch, layout: PatchLayout): void {
+  patch.sections.forEach(({ relocations }, index) => {
+    for (const { offset, symbolIndex } of relocations) {
+      if (patch.symbols[symbolIndex]?.name !== RETURN_THUNK) continue;
+      const at = (layout.sectionOffsets[index] ?? 0) + offset - 1;
+      if (image.bytes[at] === JUMP) image.bytes.set(PLAIN_RETURN, at);
+    }
+  });
 }

@@ -236,9 +236,9 @@ export class KernelStacks {
         ? this.#kernel.find('hardirq_stack_ptr')
         : this.#kernel.expect('pcpu_hot') + this.#hotIrqStack.offset;
     if (irq !== undefined) {
-      // With CONFIG_VMAP_STACK it points 8 bytes below the top (arch/x86/kernel/irq_64.c).
+      // It points to the top or, since 5.12 with CONFIG_VMAP_STACK, 8 bytes below (arch/x86/kernel/irq_64.c).
       const pointer = await this.#read.address(irq + cpu.perCpuOffset, { offset: 0 });
-      const high = Math.ceil((pointer + 1) / 4096) * 4096;
+      const high = Math.ceil(pointer / 4096) * 4096;
       limits.push({ low: high - 4 * 4096, high });
     }
     // Where the CPU enters from user mode, before the kernel moves on to the task's stack.

@@ -83,6 +83,9 @@ describe('findFentryNop', () => {
   it.each([
     ['at the entry', [...nop, 0x55], 0],
     ['behind endbr64', [0xf3, 0x0f, 0x1e, 0xfa, ...nop], 4],
+    ['behind what a kernel writes over endbr64', [0x66, 0x0f, 0x1f, 0x00, ...nop], 4],
+    ['behind what a newer one writes there', [0x0f, 0x1f, 0x40, 0xd6, ...nop], 4],
+    ['in the form of older kernels', [0x66, 0x66, 0x66, 0x66, 0x90], 0],
     ['not where a tracer sits', [0xe8, 1, 2, 3, 4, 0x55], undefined],
     ['not in a function without it', [0x55, ...nop], undefined],
     ['not in too few bytes', [0x0f, 0x1f], undefined],

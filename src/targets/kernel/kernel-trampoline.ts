@@ -12,14 +12,29 @@ export function copyBehind(trampoline: number): number {
   return trampoline + TRAMPOLINE_BYTES;
 }
 
-/** What a function with fentry begins with: a nop of 5 bytes, behind an `endbr64` where there is one. */
-const FENTRY_NOP = [0x0f, 0x1f, 0x44, 0x00, 0x00];
-const ENDBR64 = [0xf3, 0x0f, 0x1e, 0xfa];
+/** What a function with fentry begins with: a nop of 5 bytes, behind an `endbr64` where there is one, or what has become of that. */
+const FENTRY_NOPS = [
+  [0x0f, 0x1f, 0x44, 0x00, 0x00],
+  // What kernels before 5.13 take for some processors (`ideal_nops`; a79f7051cccb made it one for all).
+  [0x66, 0x66, 0x66, 0x66, 0x90],
+];
+/**
+ * `endbr64`, and what the kernel writes over it when it starts, where nothing calls the function by its address (`apply_seal_endbr`,
+ * since 5.18): `osp nopl (%rax)`, in newer kernels `nopl -42(%rax)` (`gen_endbr_poison` in arch/x86/include/asm/ibt.h).
+ */
+const LANDING_PADS = [
+  [0xf3, 0x0f, 0x1e, 0xfa],
+  [0x66, 0x0f, 0x1f, 0x00],
+  [0x0f, 0x1f, 0x40, 0xd6],
+];
+const LANDING_PAD_BYTES = 4;
 
 /** Offset of the fentry nop in a function's first bytes; undefined when it has none (any more). */
 export function findFentryNop(code: Uint8Array): number | undefined {
-  const offset = ENDBR64.every((byte, i) => code[i] === byte) ? ENDBR64.length : 0;
-  return FENTRY_NOP.every((byte, i) => code[offset + i] === byte) ? offset : undefined;
+  const isLandingPad = LANDING_PADS.some((pad) => pad.every((byte, i) => code[i] === byte));
+  const offset = isLandingPad ? LANDING_PAD_BYTES : 0;
+  const isNop = FENTRY_NOPS.some((nop) => nop.every((byte, i) => code[offset + i] === byte));
+  return isNop ? offset : undefined;
 }
 
 export function encodeJump(from: number, to: number): Uint8Array {

@@ -2,7 +2,7 @@ import { LivegraftError } from '../../base/errors.js';
 import { NT_GNU_BUILD_ID } from '../../elf/constants.js';
 import { parseNotes } from '../../elf/notes.js';
 import type { GuestMemory } from './guest-memory.js';
-import { type KernelLayout, StructReader } from './kernel-layout.js';
+import { type FieldPlace, type KernelLayout, StructReader } from './kernel-layout.js';
 import { findModuleList, isFormed, type KernelModule, MAX_MODULES, modulePlaces } from './kernel-modules.js';
 import type { KernelAddresses } from './running-kernel.js';
 
@@ -26,6 +26,9 @@ export async function readModuleSections(
   module: number,
 ): Promise<readonly ModuleSection[]> {
   const pointer = layout.find('module', 'sect_attrs');
+  const list = layout.find('module_sect_attrs', 'grp.bin_attrs');
+  if (pointer && list && layout.find('module_sect_attrs', 'nsections') === undefined)
+    return readSectionFiles(memory, layout, module, pointer, list);
   const count = layout.find('module_sect_attrs', 'nsections');
   const first = layout.find('module_sect_attrs', 'attrs');
   const sizeBytes = layout.sizeOf('module_sect_attr');
@@ -42,6 +45,31 @@ export async function readModuleSections(
     sections.push({
       name: await read.text(await read.address(at, name), { offset: 0, sizeBytes: MAX_NAME_BYTES }),
       address: await read.address(at, address),
+    });
+  }
+  return sections.sort((a, b) => a.address - b.address);
+}
+
+/** As they are since 6.14, which keeps the address in the attribute of each section's file: a list of pointers to them, 0 at its end. */
+async function readSectionFiles(
+  memory: GuestMemory,
+  layout: KernelLayout,
+  module: number,
+  pointer: FieldPlace,
+  list: FieldPlace,
+): Promise<readonly ModuleSection[]> {
+  const name = layout.expect('bin_attribute', 'attr.name');
+  const address = layout.expect('bin_attribute', 'private');
+  const read = new StructReader(memory);
+  const attributes = await read.address(module, pointer);
+  const first = attributes === 0 ? 0 : await read.address(attributes, list);
+  const sections: ModuleSection[] = [];
+  for (let i = 0; first !== 0 && i < MAX_SECTIONS; i++) {
+    const file = await read.address(first, { offset: 8 * i });
+    if (file === 0) break;
+    sections.push({
+      name: await read.text(await read.address(file, name), { offset: 0, sizeBytes: MAX_NAME_BYTES }),
+      address: await read.address(file, address),
     });
   }
   return sections.sort((a, b) => a.address - b.address);
@@ -87,7 +115,8 @@ export class ModuleWatch {
     this.#read = new StructReader(memory);
     this.#head = findModuleList(kernel);
     this.#places = modulePlaces(layout);
-    this.#orc = layout.expect('module', 'arch.orc_unwind_ip');
+    // Without ORC tables, by its symbols: in memory of its own as well.
+    this.#orc = layout.find('module', 'arch.orc_unwind_ip') ?? layout.expect('module', 'kallsyms');
   }
 
   /** In a stopped guest, and true as long as it stands still. */
