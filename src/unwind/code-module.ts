@@ -12,8 +12,11 @@ export interface CodeModule {
   readonly start: number;
   readonly end: number;
   isText(address: number): boolean;
-  /** The prepared row of an address, undefined where the table claims nothing. */
-  findRow(address: number): UnwindRow | undefined;
+  /**
+   * The prepared row of an address, undefined where the table claims nothing. `interrupted` as `ModuleMap.frameInfo` has it: tables
+   * say the same, frame pointers do not.
+   */
+  findRow(address: number, interrupted: boolean): UnwindRow | undefined;
   /** Up to `sizeBytes` of code that end right before `address`. */
   codeBefore(address: number, sizeBytes: number): Uint8Array;
 }

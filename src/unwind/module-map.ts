@@ -77,7 +77,7 @@ export class ModuleMap {
     const code = home.codeBefore(pc, CALL_BYTES);
     if (this.#options.decoder.isPrecededByCall(code, code.length)) return true;
     if (this.#options.isStackBottom !== undefined) return this.#options.isStackBottom(pc);
-    return home.findRow(lookupAddress(pc, false))?.isSignalFrame === true;
+    return home.findRow(lookupAddress(pc, false), false)?.isSignalFrame === true;
   }
 
   #look(pc: number, interrupted: boolean): FrameInfo {
@@ -92,7 +92,7 @@ export class ModuleMap {
     if (module === undefined || !module.isText(lookup)) {
       return { known: false, code: 'unknown-code', detail: 'it is in no code that livegraft knows' };
     }
-    const row = module.findRow(lookup);
+    const row = module.findRow(lookup, interrupted);
     if (row === undefined) {
       return {
         known: false,

@@ -52,6 +52,8 @@ export interface NestedStacks {
    * the kernel, to user mode, which ends the walk, or nowhere, with the reason.
    */
   entryOf(registers: Float64Array, frameEnd: number): 'kernel' | 'user' | { readonly damaged: string };
+  /** In place of a row by the frame pointer where that is odd, in a kernel whose entry code says so where it has saved registers. */
+  readonly encodedFrame?: UnwindRow;
 }
 
 export interface StackLimits {
@@ -158,13 +160,15 @@ class Walk {
     const pc = registers[PC] as number;
     const interrupted = by !== 'call';
     const info = modules.frameInfo(pc, interrupted);
+    const encoded = this.#input.nestedStacks?.encodedFrame;
     if (!info.known) return this.#fail(info.code, `${hex(pc)} (frame ${frames.length}): ${info.detail}`);
     const { row, module, isDisplaced } = info;
     const lookup = lookupAddress(isDisplaced ? info.original : pc, interrupted);
     frames.push({ pc, lookup, stackPointer: registers[RSP] as number, module, by, isDisplaced });
     if (frames.length >= maxFrames && !row.isOutermost)
       return this.#fail('too-deep', `more than ${maxFrames} frames`);
-    return row;
+    const isEncoded = row.cfaRegister === RBP && Math.abs((registers[RBP] as number) % 2) === 1;
+    return (isEncoded ? encoded : undefined) ?? row;
   }
 
   /** Turns the registers into the caller's. Returns how the walk ends, undefined where it goes on. */

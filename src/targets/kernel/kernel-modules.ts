@@ -121,6 +121,8 @@ interface OrcPlace {
 
 async function findOrc(read: StructReader, module: number, layout: KernelLayout): Promise<OrcPlace> {
   const at = (path: string) => layout.expect('module', `arch.${path}`);
+  if (layout.find('module', 'arch.orc_unwind_ip') === undefined)
+    return { count: 0, entries: 0, ips: await read.address(module, layout.expect('module', 'kallsyms')) };
   return {
     count: await read.number(module, at('num_orcs')),
     entries: await read.address(module, at('orc_unwind')),

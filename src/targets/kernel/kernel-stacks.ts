@@ -8,10 +8,17 @@ import { ModuleMap } from '../../unwind/module-map.js';
 import { prepareRow, type UnwindRow } from '../../unwind/unwind-row.js';
 import { type Frame, type StackLimits, type WalkReason, walkReliable } from '../../unwind/walk-reliable.js';
 import type { GuestMemory, MemorySource } from './guest-memory.js';
+import {
+  ENCODED_FRAME,
+  type FramePointerCode,
+  findFrameRow,
+  keepsFramePointers,
+} from './kernel-frame-pointers.js';
 import { type FieldPlace, type KernelLayout, StructReader } from './kernel-layout.js';
 import type { KernelModule } from './kernel-modules.js';
 import type { KernelRange, RegisteredKernelPatch } from './kernel-registry.js';
 import type { Cpu, KernelTask } from './kernel-tasks.js';
+import { findFentryNop } from './kernel-trampoline.js';
 import type { KernelAddresses } from './running-kernel.js';
 
 /** A walk of a task's kernel stack. A task that runs in user mode has no frame at all. */
@@ -72,6 +79,8 @@ export class KernelStacks {
   readonly #hotIrqStack: FieldPlace | undefined;
   readonly #newTaskEntries: readonly number[];
   readonly #entryStackTop: FieldPlace;
+  /** The kernel has no ORC tables, and keeps frame pointers. */
+  readonly hasFramePointers: boolean;
 
   constructor(
     arch: Architecture,
@@ -87,12 +96,19 @@ export class KernelStacks {
     this.#kernel = kernel;
     this.#modules = modules;
     this.#arch = arch;
+    // Where a new task begins; 6.6 renamed the assembly part (3aec4ecb3d1f).
+    this.#newTaskEntries = ['ret_from_fork_asm', 'ret_from_fork'].flatMap((name) => kernel.find(name) ?? []);
+    this.hasFramePointers = keepsFramePointers(kernel.image);
+    const frames = (covering: FindSymbol) =>
+      this.hasFramePointers
+        ? findFrameRow(frameCode(memory, kernel, this.#newTaskEntries, covering))
+        : undefined;
     this.#code = [
-      ...kernelCode(memory, kernel),
-      ...modules.map((module) => moduleCode(memory, kernel, module)),
+      ...kernelCode(memory, kernel, frames),
+      ...modules.map((module) => moduleCode(memory, kernel, module, frames)),
     ];
     // A large table is parsed when it is first asked for: now, while the guest runs, and not in a stop.
-    for (const { start, findRow } of this.#code) findRow(start);
+    for (const { start, findRow } of this.#code) findRow(start, true);
     this.#map = this.#buildMap([]);
     this.#inactive = {
       sizeBytes: layout.sizeOf('inactive_task_frame') ?? 56,
@@ -105,8 +121,6 @@ export class KernelStacks {
       .map((name) => layout.expect('cea_exception_stacks', name));
     this.#hotIrqStack = layout.find('pcpu_hot', 'hardirq_stack_ptr');
     this.#entryStackTop = layout.expect('tss_struct', 'x86_tss.sp0');
-    // Where a new task begins; 6.6 renamed the assembly part (3aec4ecb3d1f).
-    this.#newTaskEntries = ['ret_from_fork_asm', 'ret_from_fork'].flatMap((name) => kernel.find(name) ?? []);
   }
 
   /**
@@ -193,6 +207,7 @@ export class KernelStacks {
     stacks: readonly StackLimits[],
   ): Promise<KernelWalk> {
     const own = stackOf(task);
+    const { hasFramePointers } = this;
     const word = new Uint8Array(8);
     const view = new DataView(word.buffer);
     const readWord = (address: number): bigint | undefined =>
@@ -213,6 +228,10 @@ export class KernelStacks {
             // Selectors are 16 bits wide, flags 22. (A task in execve has flags of 0x200, as no CPU would save them.)
             if (cs > 0xffffn || flags >> 22n !== 0n)
               return { damaged: 'what should be segment and flags is not' };
+            // A kernel thread begins with registers that say nothing, at the very top of its stack.
+            const isFirst =
+              task.isKthread && frameEnd >= own.high - MAX_STACK_PADDING && frameEnd <= own.high;
+            if (hasFramePointers && isFirst) return 'user';
             if ((cs & 3n) === 0n) return 'kernel';
             if ((saved[DW_RA] as number) < 0) return { damaged: 'a kernel address in user mode' };
             if (task.isKthread) return { damaged: 'a kernel thread came from user mode' };
@@ -223,6 +242,7 @@ export class KernelStacks {
               };
             return 'user';
           },
+          ...(hasFramePointers ? { encodedFrame: ENCODED_FRAME } : {}),
         },
       }),
     );
@@ -289,6 +309,33 @@ function findOrcRow(table: () => OrcTable): (address: number) => UnwindRow | und
   };
 }
 
+type FindSymbol = (address: number) => { readonly name: string; readonly address: number } | undefined;
+/** Undefined where the kernel has ORC tables. */
+type FrameRows = (covering: FindSymbol) => CodeModule['findRow'] | undefined;
+
+function frameCode(
+  memory: GuestMemory,
+  kernel: KernelAddresses,
+  newTaskEntries: readonly number[],
+  covering: FindSymbol,
+): FramePointerCode {
+  const switchTo = kernel.find('__switch_to_asm');
+  return {
+    // A symbol in assembly may be anywhere in a function: ftrace's nop is at the entries of those in C.
+    isEntry: (address) => {
+      if (address === switchTo) return true;
+      const bytes = new Uint8Array(16);
+      return (
+        covering(address)?.address === address &&
+        memory.readInto(address, bytes) === bytes.length &&
+        findFentryNop(bytes) !== undefined
+      );
+    },
+    isNewTaskEntry: (address) => newTaskEntries.includes(address),
+    isStartup: (address) => covering(address)?.name.startsWith('secondary_startup_64') === true,
+  };
+}
+
 /** Bytes before a return address come from memory: the running kernel has other calls in some places than its image. */
 function codeBefore(memory: GuestMemory, start: number): CodeModule['codeBefore'] {
   return (address, sizeBytes) => {
@@ -301,7 +348,7 @@ function codeBefore(memory: GuestMemory, start: number): CodeModule['codeBefore'
 /**
  * The kernel's text, and its init text: that is gone from memory, but the first task's stack still leads to it.
  */
-function kernelCode(memory: GuestMemory, kernel: KernelAddresses): CodeModule[] {
+function kernelCode(memory: GuestMemory, kernel: KernelAddresses, frames: FrameRows): CodeModule[] {
   const { elf, release, source } = kernel.image;
   let table: OrcTable | undefined;
   const get = () => {
@@ -315,7 +362,11 @@ function kernelCode(memory: GuestMemory, kernel: KernelAddresses): CodeModule[] 
     });
     return table;
   };
-  const findRow = findOrcRow(get);
+  const covering = (address: number) => {
+    const symbol = kernel.image.symbols.findCovering(address - kernel.offset);
+    return symbol && { name: symbol.name, address: kernel.relocate(symbol.address) };
+  };
+  const findRow = frames(covering) ?? findOrcRow(get);
   return ['.text', '.init.text'].flatMap((name) => {
     const section = elf.findSection(name);
     if (section === undefined) return [];
@@ -336,7 +387,12 @@ function kernelCode(memory: GuestMemory, kernel: KernelAddresses): CodeModule[] 
   });
 }
 
-function moduleCode(memory: GuestMemory, kernel: KernelAddresses, module: KernelModule): CodeModule {
+function moduleCode(
+  memory: GuestMemory,
+  kernel: KernelAddresses,
+  module: KernelModule,
+  frames: FrameRows,
+): CodeModule {
   const { address: start, sizeBytes } = module.text;
   const end = start + sizeBytes;
   const { elf, release } = kernel.image;
@@ -358,7 +414,7 @@ function moduleCode(memory: GuestMemory, kernel: KernelAddresses, module: Kernel
     start,
     end,
     isText: (address) => address >= start && address < end,
-    findRow: findOrcRow(get),
+    findRow: frames((address) => module.symbols.findCovering(address)) ?? findOrcRow(get),
     codeBefore: codeBefore(memory, start),
   };
 }

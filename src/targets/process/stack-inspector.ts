@@ -352,7 +352,7 @@ function lazyModules(module: LoadedModule): CodeModule[] {
       start: mapping.start,
       end: mapping.end,
       isText: () => true,
-      findRow: (address) => get().findRow(address),
+      findRow: (address, interrupted) => get().findRow(address, interrupted),
       codeBefore: (address, sizeBytes) => get().codeBefore(address, sizeBytes),
     }));
 }
