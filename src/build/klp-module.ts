@@ -59,6 +59,8 @@ class KlpModule {
   readonly #sections: Section[] = [];
   readonly #symbols: SymbolToWrite[] = [];
   readonly #external = new Map<string, number>();
+  /** Of symbols that livepatch resolves: in which object. */
+  readonly #objectOf = new Map<number, string>();
 
   constructor(patch: Patch, image: KernelImage) {
     this.#patch = patch;
@@ -104,11 +106,11 @@ class KlpModule {
         const [name, section] = symbol.section < 0 ? ['.Lnone', 0] : [symbol.name, symbol.section];
         this.#symbols.push({ name, section, value, sizeBytes, type, binding: c.STB_LOCAL });
       } else {
-        // Only the search of exception tables goes on there, which nothing calls in a module.
-        if (symbol.object !== VMLINUX && symbol.object !== BELOW_OBJECT)
-          throw unsupported(`${symbol.name} is in ${symbol.object}, not in the kernel itself`);
         if (symbol.object === VMLINUX) this.#external.set(symbol.name, this.#symbols.length);
-        this.#symbols.push(klpSymbol(symbol.name, symbol.sympos));
+        // Only the search of exception tables goes on below, which nothing calls in a module.
+        const object = symbol.object === BELOW_OBJECT ? VMLINUX : symbol.object;
+        this.#objectOf.set(this.#symbols.length, object);
+        this.#symbols.push(klpSymbol(object, symbol.name, symbol.sympos));
       }
     }
   }
@@ -152,20 +154,25 @@ class KlpModule {
       this.#add('.return_sites', CONSTANT, new Uint8Array(relocations.length * 4), 4, relocations);
   }
 
-  /** `struct klp_patch`, its object and functions, each list with an empty one behind it. Returns the patch's symbol. */
+  /** `struct klp_patch`, its objects and their functions, each list with an empty one behind it. Returns the patch's symbol. */
   #addStructures(): number {
-    const [object, ...modules] = this.#patch.manifest.objects;
     if (this.#patch.manifest.states !== undefined)
       throw unsupported("it declares states, which point to one another in a way of livegraft's own");
-    if (modules.length > 0) throw unsupported(`the patch is for the module ${modules[0]?.name}, too`);
-    // A module has an exception table of its own.
-    const functions = (object?.functions ?? []).filter((fn) => fn.newSymbol !== NEW_SEARCH);
+    const objects = this.#patch.manifest.objects
+      .map(({ name, functions, callbacks = {} }) => ({
+        name,
+        callbacks,
+        // A module has an exception table of its own.
+        functions: functions.filter((fn) => fn.newSymbol !== NEW_SEARCH),
+      }))
+      .filter(({ functions }) => functions.length > 0);
     const [patchBytes, objectBytes, functionBytes] = ['klp_patch', 'klp_object', 'klp_func'].map((name) =>
       this.#sizeOf(name),
     ) as [number, number, number];
     const objectsAt = align(patchBytes, 16);
-    const functionsAt = align(objectsAt + 2 * objectBytes, 16);
-    const data = new Uint8Array(functionsAt + (functions.length + 1) * functionBytes);
+    const functionsAt = align(objectsAt + (objects.length + 1) * objectBytes, 16);
+    const slots = objects.reduce((sum, { functions }) => sum + functions.length + 1, 0);
+    const data = new Uint8Array(functionsAt + slots * functionBytes);
     const view = new DataView(data.buffer);
     const relocations: ElfRelocation[] = [];
     const index = this.#add('.data.livepatch', DATA, data, 64, relocations);
@@ -175,22 +182,32 @@ class KlpModule {
     const names = new ByteWriter();
     const namesAt = this.#symbols.length;
     this.#define('.Lnames', index + 1, 0, c.STT_OBJECT, c.STB_LOCAL);
+    const text = (offset: number, value: string) => {
+      point(offset, namesAt, names.length);
+      names.writeBytes(new TextEncoder().encode(`${value}\0`));
+    };
     point(this.#offsetOf('klp_patch', 'mod'), this.#thisModule(), 0);
     point(this.#offsetOf('klp_patch', 'objs'), self, objectsAt);
-    point(objectsAt + this.#offsetOf('klp_object', 'funcs'), self, functionsAt);
-    // They get the object as an argument, which they leave alone.
-    for (const [kind, name] of Object.entries(object?.callbacks ?? {}) as [CallbackName, string][]) {
-      const at = objectsAt + this.#offsetOf('klp_object', 'callbacks');
-      point(at + this.#offsetOf('klp_callbacks', KLP_CALLBACKS[kind]), this.#function(name), 0);
+    let at = functionsAt;
+    for (const [i, { name, functions, callbacks }] of objects.entries()) {
+      const objectAt = objectsAt + i * objectBytes;
+      // The kernel itself has no name there.
+      if (name !== VMLINUX) text(objectAt + this.#offsetOf('klp_object', 'name'), name);
+      point(objectAt + this.#offsetOf('klp_object', 'funcs'), self, at);
+      // They get the object as an argument, which they leave alone.
+      for (const [kind, callback] of Object.entries(callbacks) as [CallbackName, string][]) {
+        const place = objectAt + this.#offsetOf('klp_object', 'callbacks');
+        point(place + this.#offsetOf('klp_callbacks', KLP_CALLBACKS[kind]), this.#function(callback), 0);
+      }
+      for (const fn of functions) {
+        const replacement = this.#function(fn.newSymbol);
+        text(at + this.#offsetOf('klp_func', 'old_name'), fn.name);
+        point(at + this.#offsetOf('klp_func', 'new_func'), replacement, 0);
+        view.setBigUint64(at + this.#offsetOf('klp_func', 'old_sympos'), BigInt(fn.sympos), true);
+        at += functionBytes;
+      }
+      at += functionBytes;
     }
-    functions.forEach((fn, i) => {
-      const at = functionsAt + i * functionBytes;
-      const replacement = this.#function(fn.newSymbol);
-      point(at + this.#offsetOf('klp_func', 'old_name'), namesAt, names.length);
-      names.writeBytes(new TextEncoder().encode(`${fn.name}\0`));
-      point(at + this.#offsetOf('klp_func', 'new_func'), replacement, 0);
-      view.setBigUint64(at + this.#offsetOf('klp_func', 'old_sympos'), BigInt(fn.sympos), true);
-    });
     this.#add('.rodata.livepatch', CONSTANT, names.toBytes(), 1, []);
     return self;
   }
@@ -291,26 +308,39 @@ class KlpModule {
       if (this.#image.symbols.findUnique(name) === undefined)
         throw unsupported(`${this.#image.release} has no ${name}: CONFIG_LIVEPATCH is off`);
       index = this.#symbols.length;
-      this.#symbols.push(klpSymbol(name, 0));
+      this.#symbols.push(klpSymbol(VMLINUX, name, 0));
       this.#external.set(name, index);
     }
     return index;
   }
 
-  /** Relocations that livepatch resolves are in sections of their own. */
+  /**
+   * Relocations that livepatch resolves are in sections of their own, for each object: those of a module are applied when it is there
+   * (klp_apply_section_relocs).
+   */
   #split(section: Section, index: number): RelocationsToWrite[] {
-    const isKlp = (r: ElfRelocation) => typeof this.#symbols[r.symbolIndex]?.section === 'object';
-    const [own, klp] = [section.relocations.filter((r) => !isKlp(r)), section.relocations.filter(isKlp)];
+    const objectOf = (r: ElfRelocation) =>
+      typeof this.#symbols[r.symbolIndex]?.section === 'object'
+        ? (this.#objectOf.get(r.symbolIndex) ?? VMLINUX)
+        : undefined;
     const bare = section.name.replace(/^\./, '');
-    return [
-      { name: `.rela${section.name}`, section: index, flags: 0, relocations: own },
-      {
-        name: `.klp.rela.${VMLINUX}.${bare}`,
-        section: index,
-        flags: c.SHF_RELA_LIVEPATCH | c.SHF_ALLOC,
-        relocations: klp,
-      },
-    ].filter((table) => table.relocations.length > 0);
+    const tables = new Map<string | undefined, ElfRelocation[]>();
+    for (const relocation of section.relocations) {
+      const object = objectOf(relocation);
+      const known = tables.get(object);
+      if (known === undefined) tables.set(object, [relocation]);
+      else known.push(relocation);
+    }
+    return Array.from(tables, ([object, relocations]) =>
+      object === undefined
+        ? { name: `.rela${section.name}`, section: index, flags: 0, relocations }
+        : {
+            name: `.klp.rela.${object}.${bare}`,
+            section: index,
+            flags: c.SHF_RELA_LIVEPATCH | c.SHF_ALLOC,
+            relocations,
+          },
+    );
   }
 
   /** What modules must have been built for: a text in the image that begins with the release. */
@@ -362,9 +392,9 @@ function asSection(section: PatchSection): Section {
   return { name, flags, type, data, sizeBytes, alignment, relocations: [...section.relocations] };
 }
 
-function klpSymbol(name: string, sympos: number): SymbolToWrite {
+function klpSymbol(object: string, name: string, sympos: number): SymbolToWrite {
   return {
-    name: `.klp.sym.${VMLINUX}.${name},${sympos}`,
+    name: `.klp.sym.${object}.${name},${sympos}`,
     section: { reserved: c.SHN_LIVEPATCH },
     value: 0,
     sizeBytes: 0,

@@ -232,6 +232,14 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
             newAddress: address,
           }),
         ),
+        /** Of the modules that it is for: a module that was loaded while nobody watched is unpatched. */
+        modules: z.array(
+          z.strictObject({
+            name: z.string(),
+            state: z.enum(['patched', 'pending', 'unpatched', 'unfit']),
+            functions: z.array(z.string()),
+          }),
+        ),
       }),
     ),
     transition: z

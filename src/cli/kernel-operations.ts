@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { hex } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
@@ -14,6 +15,7 @@ import { GuestGuard } from '../targets/kernel/guest-guard.js';
 import { type EntryState, KernelEntries } from '../targets/kernel/kernel-entries.js';
 import { KernelLines } from '../targets/kernel/kernel-lines.js';
 import { VMLINUX } from '../targets/kernel/kernel-objects.js';
+import { pendingModules } from '../targets/kernel/kernel-patch-modules.js';
 import { KernelPatcher } from '../targets/kernel/kernel-patcher.js';
 import type {
   KernelRegistry,
@@ -28,7 +30,7 @@ import { sha256 } from '../targets/process/patch-loader.js';
 import type { SoakOptions, SoakReport } from '../targets/soak.js';
 import { blockingFrame, releasedBy, type StragglerReport } from '../targets/straggler-report.js';
 import { decompressors } from './decompressors.js';
-import { expectOnTop, readPatchFile, stepsOf } from './operation-support.js';
+import { expectOnTop, readPatchFile, stepsOf, tellLeftModules } from './operation-support.js';
 import type { ApplyOptions, ApplyOutcome, ForceOptions, RevertOptions } from './operations.js';
 
 /** How a command names a running kernel. */
@@ -125,7 +127,7 @@ export async function kernelStacks(reference: KernelReference): Promise<KernelSt
 }
 
 export type KernelApplyOptions = KernelReference &
-  Partial<Pick<ApplyOptions, 'barrier' | 'replace'>> &
+  Partial<Pick<ApplyOptions, 'barrier' | 'replace' | 'late'>> &
   Pick<ApplyOptions, 'patchPath' | 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
 export type KernelRevertOptions = KernelReference &
   Pick<RevertOptions, 'patch' | 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>;
@@ -156,6 +158,7 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
     const patcher = await KernelPatcher.open(session, x86_64);
     await patcher.watch.expectAlive();
     session.breathe();
+    tellLeftModules(await patcher.late.settle(), options.onEvent);
     const { registry } = patcher;
     const known = registry.patches.find((each) => each.id === patch.id);
     if (registry.transition !== undefined) {
@@ -165,17 +168,29 @@ export async function applyToKernel(options: KernelApplyOptions): Promise<Kernel
     }
     if (known?.state === 'applied') {
       await patcher.expectEntries(known);
+      const arrived = await arrivedModules(patcher, known, notice);
+      if (arrived.length > 0) {
+        step('prepare', `${arrived.join(', ')}, loaded since`);
+        const record = await patcher.late.prepare(known, patch, arrived);
+        return await transit(session, patcher, record, 'patch', options, arrived);
+      }
       throw new LivegraftError('already-applied', `patch ${known.name} is applied to this kernel already`, {
         remedy: 'nothing to do; see livegraft status --gdb',
         details: { patch: known.id },
       });
     }
-    await patcher.check(patch, sha256);
+    await patcher.check(patch, sha256, options.late === true);
     step('prepare', `${patch.sections.length} sections`);
     const { barrier, replace = false } = options;
+    const path = resolve(options.patchPath);
     const loaded = await patcher.watch.explain(() =>
-      patcher.load(patch, { barrier, replace }, options.timeoutMs),
+      patcher.load(patch, { barrier, replace, path }, options.timeoutMs),
     );
+    for (const { name, functions } of pendingModules(loaded))
+      notice(
+        `${name} is not loaded: ${functions.length} functions of it stay pending. livegraft watch patches it as it comes; after that, applying the patch again does`,
+      );
+    if (loaded.functions.length === 0) return await completeAtOnce(session, patcher, loaded, 'patch');
     return await transit(session, patcher, loaded, 'patch', options);
   };
   return withSession(options, [], use, onImage);
@@ -187,6 +202,7 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
   const onImage = ({ release }: KernelImage) => step('check', `kernel ${release}`);
   const use = async (session: KernelSession): Promise<KernelOutcome> => {
     const patcher = await KernelPatcher.open(session, x86_64);
+    tellLeftModules(await patcher.late.settle(), options.onEvent);
     const { registry } = patcher;
     const present = registry.patches.filter((each) => each.state !== 'reverted');
     const patch =
@@ -201,18 +217,45 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
     if (registry.transition !== undefined && registry.transition.patchId !== patch.id)
       throw inTransition(registry);
     expectOnTop(patch, kernelVersions(enabledPatches(registry)).above(patch.id));
-    if (registry.transition === undefined && patch.state === 'applying') {
-      // It was loaded, and no entry was changed.
-      await patcher.complete(patch.id, 'unpatch', false);
-      return {
-        patch: { id: patch.id, name: patch.name },
-        result: { kind: 'complete', direction: 'unpatch', tasks: 0, durationMs: 0, forced: false },
-        guest: guestStops(session),
-      };
-    }
-    return await transit(session, patcher, patch, 'unpatch', options);
+    // It was loaded, and no entry was changed; or all that it changed has gone.
+    if (registry.transition === undefined && (patch.state === 'applying' || patch.functions.length === 0))
+      return await completeAtOnce(session, patcher, patch, 'unpatch');
+    const outcome = await transit(session, patcher, patch, 'unpatch', options);
+    const isPart = registry.transition?.objects !== undefined;
+    const left = patcher.registry.patches.find(({ id }) => id === patch.id);
+    if (!isPart || outcome.result.kind !== 'complete' || left?.state !== 'applied') return outcome;
+    // Only modules that came later had been turned around.
+    if (left.functions.length === 0) return await completeAtOnce(session, patcher, left, 'unpatch');
+    return await transit(session, patcher, left, 'unpatch', options);
   };
   return withSession(options, [], use, onImage);
+}
+
+/** Where no entry leads, no task has to switch. */
+async function completeAtOnce(
+  session: KernelSession,
+  patcher: KernelPatcher,
+  { id, name }: RegisteredKernelPatch,
+  direction: Direction,
+): Promise<KernelOutcome> {
+  await patcher.complete(id, direction, false);
+  return {
+    patch: { id, name },
+    result: { kind: 'complete', direction, tasks: 0, durationMs: 0, forced: false },
+    guest: guestStops(session),
+  };
+}
+
+/** The modules of an applied patch that were loaded while nobody watched. */
+async function arrivedModules(
+  patcher: KernelPatcher,
+  patch: RegisteredKernelPatch,
+  notice: (text: string) => void,
+): Promise<readonly string[]> {
+  const states = await patcher.late.states(patch);
+  for (const { name, state } of states)
+    if (state === 'unfit') notice(`the module ${name} that is loaded is another build than the patch is for`);
+  return states.filter(({ state }) => state === 'unpatched').map(({ name }) => name);
 }
 
 /** The patches that a kernel carries, and what is at the entries of their functions. */
@@ -220,6 +263,7 @@ export interface KernelStatus {
   readonly release: string;
   readonly patches: readonly (Omit<RegisteredKernelPatch, 'functions'> & {
     readonly functions: readonly (RegisteredKernelFunction & { readonly entry: EntryState })[];
+    readonly moduleStates: Awaited<ReturnType<KernelPatcher['late']['states']>>;
   })[];
   readonly transition:
     | (NonNullable<KernelRegistry['transition']> & {
@@ -241,7 +285,7 @@ export async function kernelStatus(reference: KernelReference, explain: boolean)
       const functions: KernelStatus['patches'][number]['functions'][number][] = [];
       const versions = patcher.versionsOf(patch);
       for (const fn of patch.functions) functions.push({ ...fn, entry: await entries.state(versions, fn) });
-      patches.push({ ...patch, functions });
+      patches.push({ ...patch, functions, moduleStates: await patcher.late.states(patch) });
     }
     const stragglerReports = explain ? await explainStragglers(patcher) : undefined;
     return {
@@ -288,7 +332,7 @@ export async function previewInKernel(reference: KernelReference, patch: Patch):
     const patcher = await KernelPatcher.open(session, x86_64);
     const { release } = image;
     try {
-      await patcher.check(patch, sha256);
+      await patcher.check(patch, sha256, false);
       const functions = patcher
         .entriesOf(patch)
         .map(({ name, address }) => ({ name, address: hex(address) }));
@@ -303,7 +347,7 @@ export async function previewInKernel(reference: KernelReference, patch: Patch):
 /** What {@link KernelPatcher.check} refuses by. */
 const REFUSALS: ReadonlySet<string> = new Set([
   ...['wrong-target', 'old-code-differs', 'no-fentry', 'symbol-unresolved', 'state-incompatible'],
-  ...['module-not-loaded', 'module-reloaded', 'function-needed'],
+  ...['module-not-loaded', 'module-reloaded', 'function-needed', 'parts-connected', 'older-pending'],
 ]);
 
 /** Walks the stack at every context switch for a while. */
@@ -357,6 +401,7 @@ async function transit(
   patch: RegisteredKernelPatch,
   direction: Direction,
   options: Pick<KernelApplyOptions, 'model' | 'timeoutMs' | 'signal' | 'control' | 'onEvent'>,
+  objects?: readonly string[],
 ): Promise<KernelOutcome> {
   const { step, notice } = stepsOf(options.onEvent);
   const control = options.control ?? new TransitionControl();
@@ -367,7 +412,7 @@ async function transit(
   try {
     const result = await patcher.watch.explain(async () => {
       const outcome = await runTransition(
-        await patcher.transition(patch, direction, switchesPerTask(options.model)),
+        await patcher.transition(patch, direction, switchesPerTask(options.model), objects),
         {
           direction,
           model: options.model,
@@ -435,7 +480,7 @@ export function readKernelImage(path: string): KernelImage {
 const LEAVING_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
 /** These signals end this process, after the guest was let go; those that `use` is told of by its options do not. */
-async function withSession<T>(
+export async function withSession<T>(
   reference: KernelReference,
   signals: readonly NodeJS.Signals[],
   use: (session: KernelSession, image: KernelImage) => Promise<T>,

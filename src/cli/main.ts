@@ -279,7 +279,10 @@ function addApply(program: Command, output: () => Output, io: Io, setCode: (code
       'a function that no task calls while it is in one that the patch replaces (docs/operations.md); of a kernel, by default its edge',
     )
     .option('--replace', 'a cumulative patch: all older patches go in the same transition')
-    .option('--late', 'of a process: apply although none of the files that the patch is for is loaded yet')
+    .option(
+      '--late',
+      'apply although none of the files (of a kernel: modules) that the patch is for is loaded yet',
+    )
     .addHelpText(
       'after',
       `
@@ -298,8 +301,6 @@ Examples:
         },
       ) => {
         const subject = subjectOf(options, program);
-        if (subject.kind === 'kernel' && options.late === true)
-          program.error('error: --late is for processes', { exitCode: EXIT.usage });
         const { applyKernelPatch, applyPatch } = await import('./commands/transition.js');
         setCode(
           subject.kind === 'process'
@@ -322,6 +323,7 @@ Examples:
                   ...transitionOptions(options),
                   barrier: options.barrier,
                   replace: options.replace === true,
+                  late: options.late === true,
                 },
                 output(),
                 io,
@@ -381,21 +383,26 @@ function transitionOptions({ model, timeout, allowSuspendedContexts }: Transitio
 }
 
 function addWatch(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
-  program
-    .command('watch')
-    .description('patch libraries as a process loads them, before any of their code runs')
-    .requiredOption('--pid <pid>', 'the process', parsePid)
+  addSubjectOptions(program.command('watch'))
+    .description('patch libraries as a process loads them, and modules as a kernel does, before they start')
     .addHelpText(
       'after',
       `
-For patches that were applied before their library was loaded (docs/operations.md). Runs until Ctrl-C or the end of the process.
+For patches that were applied before their library or module was loaded (docs/operations.md). Runs until Ctrl-C or the end of the
+process or guest. A guest's stub serves one debugger: other commands on a kernel have to wait until its watch has ended.
 
-Example:
-  $ livegraft watch --pid 1234`,
+Examples:
+  $ livegraft watch --pid 1234
+  $ livegraft watch --gdb unix:/run/guest-gdb --vmlinux vmlinuz`,
     )
-    .action(async ({ pid }: { readonly pid: number }) => {
-      const { watchProcess } = await import('./commands/transition.js');
-      setCode(await watchProcess(pid, output(), io));
+    .action(async (options: SubjectOptions) => {
+      const subject = subjectOf(options, program);
+      const { watchKernelModules, watchProcess } = await import('./commands/transition.js');
+      setCode(
+        subject.kind === 'process'
+          ? await watchProcess(subject.pid, output(), io)
+          : await watchKernelModules(subject, output(), io),
+      );
     });
 }
 

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { LivegraftError } from '../base/errors.js';
+import type { LeftModule } from '../targets/kernel/kernel-patch-modules.js';
 import type { OperationEvent } from './operations.js';
 
 type Steps = (step: Extract<OperationEvent, { kind: 'step' }>['step'], detail: string) => void;
@@ -39,4 +40,9 @@ export function readPatchFile(path: string): Uint8Array {
       cause,
     });
   }
+}
+
+export function tellLeftModules(left: readonly LeftModule[], onEvent: (event: OperationEvent) => void): void {
+  for (const { patch, object } of left)
+    onEvent({ kind: 'object', change: 'left', patch: patch.name, object, detail: undefined, atMs: 0 });
 }

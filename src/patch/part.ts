@@ -8,8 +8,28 @@ import type { PatchObject } from './manifest.js';
  * Throws `parts-connected` when code of one object refers to code or data of the patch that is for another.
  */
 export function partOf(patch: Patch, object: PatchObject): Patch {
+  if (patch.manifest.objects.length === 1) return patch;
+  const kept = [...sectionsFor(patch, object)].sort((a, b) => a - b);
+  const place = new Map(kept.map((index, i) => [index, i]));
+  return {
+    ...patch,
+    manifest: {
+      ...patch.manifest,
+      objects: [object],
+      states: (patch.manifest.states ?? []).filter(({ symbol: name }) =>
+        patch.symbols.some((s) => s.kind === 'defined' && s.name === name && place.has(s.section)),
+      ),
+    },
+    sections: patch.sections.filter((_, index) => place.has(index)),
+    symbols: patch.symbols.map((symbol) =>
+      symbol.kind === 'defined' ? { ...symbol, section: place.get(symbol.section) ?? -1 } : symbol,
+    ),
+  };
+}
+
+/** The indexes of the sections of {@link partOf}. Throws `parts-connected` likewise. */
+export function sectionsFor(patch: Patch, object: PatchObject): ReadonlySet<number> {
   const { objects } = patch.manifest;
-  if (objects.length === 1) return patch;
   const group = groupSections(patch);
   const groupsOf = ({ functions, callbacks }: PatchObject): ReadonlySet<number> => {
     const names = [...functions.map((fn) => fn.newSymbol), ...Object.values(callbacks ?? {})];
@@ -33,22 +53,7 @@ export function partOf(patch: Patch, object: PatchObject): Patch {
       },
     );
   }
-  const kept = patch.sections.flatMap((_, index) => (own.has(group[index] as number) ? [index] : []));
-  const place = new Map(kept.map((index, i) => [index, i]));
-  return {
-    ...patch,
-    manifest: {
-      ...patch.manifest,
-      objects: [object],
-      states: (patch.manifest.states ?? []).filter(({ symbol: name }) =>
-        patch.symbols.some((s) => s.kind === 'defined' && s.name === name && place.has(s.section)),
-      ),
-    },
-    sections: patch.sections.filter((_, index) => place.has(index)),
-    symbols: patch.symbols.map((symbol) =>
-      symbol.kind === 'defined' ? { ...symbol, section: place.get(symbol.section) ?? -1 } : symbol,
-    ),
-  };
+  return new Set(patch.sections.flatMap((_, index) => (own.has(group[index] as number) ? [index] : [])));
 }
 
 /** A number for each section, the same for those that relocations connect. */

@@ -162,7 +162,7 @@ describe('what can not be patched', () => {
         const patcher = await KernelPatcher.open(session, x86_64);
         const { registry } = patcher;
         const patch = parsePatch(readFileSync(path), path, sha256);
-        const load = patcher.load(patch, { barrier: undefined, replace: false }, 20_000);
+        const load = patcher.load(patch, { barrier: undefined, replace: false, path }, 20_000);
         await expect(load).rejects.toMatchObject({
           code: 'guest-no-memory',
           details: { function: failing, result: -38 },

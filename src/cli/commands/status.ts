@@ -45,8 +45,13 @@ const ENTRY_TEXT = {
   redirected: '',
   original: ', not redirected yet',
   moduleUnloaded: ', and the module was unloaded since',
-  moduleReloaded:
-    ', and the module was loaded again since: it runs without the patch (revert, then apply again)',
+  moduleReloaded: ', and the module was loaded again since: it runs without the patch',
+} as const;
+
+const MODULE_TEXT = {
+  pending: 'pending: it is not loaded',
+  unpatched: 'not patched: it was loaded while nobody watched; applying the patch again completes it',
+  unfit: 'not patched: what is loaded under this name is another build',
 } as const;
 
 export async function showKernelStatus(
@@ -59,12 +64,17 @@ export async function showKernelStatus(
   output.json({
     event: 'kernelStatus',
     release,
-    patches: patches.map(({ id, name, state, forced, appliedAt, functions }) => ({
+    patches: patches.map(({ id, name, state, forced, appliedAt, functions, moduleStates }) => ({
       id,
       name,
       state,
       forced,
       appliedAt,
+      modules: moduleStates.map((module) => ({
+        name: module.name,
+        state: module.state,
+        functions: [...module.functions],
+      })),
       functions: functions.map((fn) => ({
         object: fn.object,
         name: fn.name,
@@ -94,6 +104,10 @@ export async function showKernelStatus(
     for (const fn of patch.functions) {
       const [from, to] = [hex(fn.old[0]?.address ?? 0), hex(fn.new[0]?.address ?? 0)];
       output.text(`    ${fn.object}: ${fn.name} ${from} -> ${to}${yellow(ENTRY_TEXT[fn.entry])}`);
+    }
+    for (const { name, state, functions } of patch.moduleStates) {
+      if (state !== 'patched')
+        output.text(`    ${yellow(name)}: ${functions.join(', ')} ${MODULE_TEXT[state]}`);
     }
   }
   if (transition === undefined) return;

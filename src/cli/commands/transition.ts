@@ -41,6 +41,23 @@ export async function revertPatch(
 }
 
 export async function watchProcess(pid: number, output: Output, io: Io): Promise<number> {
+  return await watch(output, io, (hooks) => createProcessOperations().watch({ pid, ...hooks }));
+}
+
+export async function watchKernelModules(
+  reference: KernelReference,
+  output: Output,
+  io: Io,
+): Promise<number> {
+  const { watchKernel } = await import('../kernel-watch.js');
+  return await watch(output, io, (hooks) => watchKernel({ ...reference, ...hooks }));
+}
+
+async function watch(
+  output: Output,
+  io: Io,
+  work: (hooks: Pick<ApplyOptions, 'signal' | 'onEvent'>) => Promise<void>,
+): Promise<number> {
   const abort = new AbortController();
   const stopListening = io.onInterrupt(() => abort.abort());
   const view = createTransitionView(output);
@@ -49,7 +66,7 @@ export async function watchProcess(pid: number, output: Output, io: Io): Promise
     view.note(event);
   };
   try {
-    await createProcessOperations().watch({ pid, signal: abort.signal, onEvent });
+    await work({ signal: abort.signal, onEvent });
     return EXIT.done;
   } finally {
     view.end();
@@ -70,7 +87,7 @@ export async function forceTransition(
 
 export async function applyKernelPatch(
   patchPath: string,
-  options: KernelCommon & Pick<ApplyOptions, 'barrier' | 'replace'>,
+  options: KernelCommon & Pick<ApplyOptions, 'barrier' | 'replace' | 'late'>,
   output: Output,
   io: Io,
 ): Promise<number> {

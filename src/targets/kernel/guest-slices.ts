@@ -16,6 +16,7 @@ const PIECE_BYTES = 1024;
 export class GuestSlices implements MemorySource {
   readonly #client: GdbClient;
   #resumedAt = 0;
+  #isHeld = false;
 
   constructor(client: GdbClient) {
     this.#client = client;
@@ -35,8 +36,19 @@ export class GuestSlices implements MemorySource {
     if (this.#client.stoppedForMs >= SLICE_MS) this.resume();
   }
 
+  /** Does something with a guest that stands still, and keeps it so until that is done. */
+  async hold<T>(work: () => Promise<T>): Promise<T> {
+    await this.stop();
+    this.#isHeld = true;
+    try {
+      return await work();
+    } finally {
+      this.#isHeld = false;
+    }
+  }
+
   resume(): void {
-    if (this.#client.isRunning) return;
+    if (this.#client.isRunning || this.#isHeld) return;
     this.#client.resume();
     this.#resumedAt = performance.now();
   }

@@ -16,18 +16,22 @@ const PAGE_BYTES = 4096;
 /** A function of a patch, or one that a cumulative patch leads back to the original: that has nothing to replace it. */
 export interface PlannedFunction extends EntrySite {
   readonly replaced: ReplacedFunction | undefined;
+  /** Which of the patch's redirects is its own. */
+  readonly slot: number;
   readonly entry: number;
   /** The newest version of those that are there. */
   readonly below: RegisteredKernelFunction | undefined;
 }
 
-/** What a patch changes on top of those that are there. */
+/** What a patch changes on top of those that are there. Functions of modules that are not loaded have a slot, and nothing else. */
 export interface LoadPlan {
   readonly replaces: boolean;
   /** Of the patches that are there. */
   readonly states: readonly EnabledStates[];
   readonly functions: readonly PlannedFunction[];
   readonly places: readonly ModulePlace[];
+  /** The first that is no function's. */
+  readonly freeSlot: number;
 }
 
 /** A function and its parts, which lie as far from it as in the file. */
@@ -48,8 +52,8 @@ export function describeLoaded(
   image: LinkedImage,
   appliedAt: string,
 ): RegisteredKernelPatch {
-  const trampolineAt = (index: number) => image.base + layout.redirectOffset + index * REDIRECT_BYTES;
-  const { replaces, functions, places } = plan;
+  const trampolineAt = (slot: number) => redirectAt(layout, image.base, slot);
+  const { replaces, functions, places, freeSlot } = plan;
   const { ehFrame } = layout;
   return {
     id: patch.id,
@@ -62,14 +66,19 @@ export function describeLoaded(
     text: { address: image.base, sizeBytes: layout.codeSizeBytes },
     modules: places,
     ehFrame: ehFrame && { address: image.base + ehFrame.offset, sizeBytes: ehFrame.sizeBytes },
-    functions: functions.map((planned, index) => describeFunction(planned, image, trampolineAt(index))),
-    ...(barrier && { barrier: { ...barrier, trampoline: trampolineAt(functions.length) } }),
+    slots: freeSlot + 1,
+    functions: functions.map((planned) => describeFunction(planned, image, trampolineAt(planned.slot))),
+    ...(barrier && { barrier: { ...barrier, trampoline: trampolineAt(freeSlot) } }),
     ...(replaces && { replaces }),
     ...linkExtras(patch, plan, layout, image),
   };
 }
 
-function describeFunction(
+export function redirectAt(layout: PatchLayout, base: number, slot: number): number {
+  return base + layout.redirectOffset + slot * REDIRECT_BYTES;
+}
+
+export function describeFunction(
   { replaced, entry, site, original, isDisplaced, below }: PlannedFunction,
   image: LinkedImage,
   trampoline: number,
@@ -103,20 +112,20 @@ export function textPagesOf({ text }: PatchLayout): number {
   return Math.ceil(text.sizeBytes / PAGE_BYTES);
 }
 
-/** With a trampoline for each function, and one for the barrier; behind them what leads to the callbacks. */
-export function layoutForKernel(patch: Patch, functions: number): PatchLayout {
+/** With so many trampolines: one for each function, and one for the barrier; behind them what leads to the callbacks. */
+export function layoutForKernel(patch: Patch, slots: number): PatchLayout {
   const callbacks = callbacksOf(patch);
   const recordBytes = callbacks === undefined ? 0 : KERNEL_CALLBACK_RECORD_BYTES;
-  return layoutPatch(patch, (functions + 1 + (callbacks?.names.length ?? 0)) * REDIRECT_BYTES, recordBytes);
+  return layoutPatch(patch, (slots + (callbacks?.names.length ?? 0)) * REDIRECT_BYTES, recordBytes);
 }
 
 function linkExtras(
   patch: Patch,
-  { functions, states }: LoadPlan,
+  { freeSlot, states }: LoadPlan,
   layout: PatchLayout,
   image: LinkedImage,
 ): Pick<RegisteredKernelPatch, 'callbacks' | 'states'> {
-  const at = layout.redirectOffset + (functions.length + 1) * REDIRECT_BYTES;
+  const at = layout.redirectOffset + (freeSlot + 1) * REDIRECT_BYTES;
   const callbacks = linkCallbacks(patch, layout, image, at);
   const linked = linkStates(patch, layout, image, states);
   return { ...(callbacks && { callbacks }), ...(linked.length > 0 && { states: linked }) };

@@ -62,15 +62,9 @@ export async function readModules(
   kernel: KernelAddresses,
   layout: KernelLayout,
 ): Promise<readonly KernelModule[]> {
-  const head = findModuleList(kernel);
-  if (head === undefined) return [];
-  const read = new StructReader(memory);
-  const place = modulePlaces(layout);
   const list = async () => {
     await slices.stop();
-    const found: number[] = [];
-    for (const address of await read.list(head, place.list, MAX_MODULES))
-      if (isFormed(await read.number(address, place.state))) found.push(address);
+    const found = await listModules(memory, kernel, layout);
     slices.breathe();
     return found;
   };
@@ -78,25 +72,7 @@ export async function readModules(
     try {
       const before = await list();
       const modules: KernelModule[] = [];
-      for (const address of before) {
-        await slices.stop();
-        const found = {
-          name: await read.text(address, place.name),
-          structAddress: address,
-          text: {
-            address: await read.address(address, place.textAt),
-            sizeBytes: await read.number(address, place.sizeAt),
-          },
-        };
-        const symbols = await findSymbols(read, await read.address(address, place.kallsyms), layout);
-        const orc = await findOrc(read, address, layout);
-        slices.breathe();
-        modules.push({
-          ...found,
-          symbols: symbols === undefined ? NO_SYMBOLS : await readSymbols(tables, symbols),
-          orc: await readOrc(tables, orc),
-        });
-      }
+      for (const address of before) modules.push(await readModule(memory, tables, slices, layout, address));
       if (`${before}` === `${await list()}`) return modules;
     } catch (error) {
       const isGone = error instanceof LivegraftError && /^guest-(memory|inconsistent)$/.test(error.code);
@@ -109,6 +85,51 @@ export async function readModules(
       });
     }
   }
+}
+
+/** In a stopped guest: each `struct module` whose memory is there. */
+export async function listModules(
+  memory: GuestMemory,
+  kernel: KernelAddresses,
+  layout: KernelLayout,
+): Promise<readonly number[]> {
+  const head = findModuleList(kernel);
+  if (head === undefined) return [];
+  const read = new StructReader(memory);
+  const place = modulePlaces(layout);
+  const found: number[] = [];
+  for (const address of await read.list(head, place.list, MAX_MODULES))
+    if (isFormed(await read.number(address, place.state))) found.push(address);
+  return found;
+}
+
+/** Reads one `struct module`, whose memory is there. */
+export async function readModule(
+  memory: GuestMemory,
+  tables: MemorySource,
+  slices: Pick<GuestSlices, 'stop' | 'breathe'>,
+  layout: KernelLayout,
+  address: number,
+): Promise<KernelModule> {
+  const read = new StructReader(memory);
+  const place = modulePlaces(layout);
+  await slices.stop();
+  const found = {
+    name: await read.text(address, place.name),
+    structAddress: address,
+    text: {
+      address: await read.address(address, place.textAt),
+      sizeBytes: await read.number(address, place.sizeAt),
+    },
+  };
+  const symbols = await findSymbols(read, await read.address(address, place.kallsyms), layout);
+  const orc = await findOrc(read, address, layout);
+  slices.breathe();
+  return {
+    ...found,
+    symbols: symbols === undefined ? NO_SYMBOLS : await readSymbols(tables, symbols),
+    orc: await readOrc(tables, orc),
+  };
 }
 
 const NO_SYMBOLS = new KernelSymbolTable([], '', new Float64Array());

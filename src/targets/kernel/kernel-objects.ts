@@ -5,6 +5,7 @@ import type { Digest } from '../../patch/file.js';
 import type { ExternalSymbol, SymbolSource } from '../../patch/link.js';
 import type { PatchFunction, PatchObject } from '../../patch/manifest.js';
 import type { KernelModule } from './kernel-modules.js';
+import type { KernelPatchModule } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
 import { type ModulePlace, placeOf, readModuleBuildId, readModuleSections } from './module-identity.js';
 
@@ -24,6 +25,15 @@ export function replacedFunctions(patch: Patch): readonly ReplacedFunction[] {
   );
 }
 
+/** The modules whose functions a patch replaces. */
+export function modulesOf(patch: Patch): readonly KernelPatchModule[] {
+  return patch.manifest.objects.flatMap(({ name, identity, functions }) =>
+    name === VMLINUX || identity.kind !== 'buildId'
+      ? []
+      : [{ name, buildId: identity.hex, functions: functions.map((fn) => fn.name) }],
+  );
+}
+
 /** What patches name in a running kernel: the kernel itself, and its modules as they are loaded now. */
 export class KernelObjects {
   readonly #session: KernelSession;
@@ -33,8 +43,8 @@ export class KernelObjects {
   }
 
   /**
-   * Holds the kernel and the modules that a patch is for against those that run: `wrong-target`, `old-code-differs`,
-   * `module-not-loaded`.
+   * Holds the kernel and the modules that a patch is for against those that run: `wrong-target`, `old-code-differs`. Modules that are
+   * not loaded are passed over.
    */
   async expectSame(patch: Patch, digest: Digest): Promise<void> {
     const [kernel, ...modules] = patch.manifest.objects;
@@ -44,7 +54,7 @@ export class KernelObjects {
       });
     }
     this.#expectKernel(kernel, digest);
-    for (const module of modules) await this.#expectModule(module);
+    for (const module of modules) if (this.isLoaded(module.name)) await this.expectModule(module);
   }
 
   #expectKernel({ identity, functions }: PatchObject, digest: Digest): void {
@@ -62,7 +72,8 @@ export class KernelObjects {
     }
   }
 
-  async #expectModule({ name, identity, functions }: PatchObject): Promise<void> {
+  /** Rejects `wrong-target`, `old-code-differs`, `module-not-loaded`. */
+  async expectModule({ name, identity, functions }: PatchObject): Promise<void> {
     const module = this.#expectLoaded(name);
     const { memory, layout } = this.#session;
     await this.#session.stop();
@@ -91,13 +102,14 @@ export class KernelObjects {
     }
   }
 
+  isLoaded(object: string): boolean {
+    return object === VMLINUX || this.#find(object) !== undefined;
+  }
+
   #expectLoaded(name: string): KernelModule {
     const module = this.#find(name);
     if (module !== undefined) return module;
-    throw new LivegraftError('module-not-loaded', `the module ${name} is not loaded`, {
-      remedy: `load it (modprobe ${name}), then repeat the command`,
-      details: { module: name },
-    });
+    throw notLoaded(name);
   }
 
   #find(name: string): KernelModule | undefined {
@@ -114,7 +126,7 @@ export class KernelObjects {
   /** Where the modules lie whose functions a patch replaces. */
   placesOf(patch: Patch): readonly ModulePlace[] {
     return patch.manifest.objects
-      .filter((object) => object.name !== VMLINUX)
+      .filter(({ name }) => name !== VMLINUX && this.isLoaded(name))
       .map((object) => placeOf(this.#expectLoaded(object.name)));
   }
 
@@ -131,11 +143,20 @@ export class KernelObjects {
   #resolve({ object, name, sympos }: ExternalSymbol): number | undefined {
     const { kernel } = this.#session;
     const module = this.#find(object);
+    // Another of that name in the kernel is not meant.
+    if (module === undefined && object !== VMLINUX) return undefined;
     const all = (module?.symbols ?? kernel.image.symbols).findAll(name);
     const symbol = sympos === 0 ? (all.length === 1 ? all[0] : undefined) : all[sympos - 1];
     if (symbol === undefined) return undefined;
     return module === undefined ? kernel.relocate(symbol.address) : symbol.address;
   }
+}
+
+export function notLoaded(name: string): LivegraftError {
+  return new LivegraftError('module-not-loaded', `the module ${name} is not loaded`, {
+    remedy: `load it (modprobe ${name}), then repeat the command; or let the patch wait for it with --late`,
+    details: { module: name },
+  });
 }
 
 function differs(name: string, where: string, what: string): LivegraftError {

@@ -10,6 +10,7 @@ import { BELOW_OBJECT, type SymbolSource } from '../../patch/link.js';
 import { expectCompatibleStates } from '../patch-states.js';
 import { collectGarbage } from '../process/own-runtime.js';
 import { findCallPlaces } from './call-places.js';
+import type { GuestChange } from './gdb-client.js';
 import { findCodeAllocator, GuestAllocator } from './guest-allocator.js';
 import { GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
@@ -27,7 +28,8 @@ import {
   type PlannedFunction,
   textPagesOf,
 } from './kernel-load-plan.js';
-import { KernelObjects, type ReplacedFunction, replacedFunctions } from './kernel-objects.js';
+import { KernelObjects, modulesOf, type ReplacedFunction, replacedFunctions } from './kernel-objects.js';
+import { restrictToModules } from './kernel-patch-modules.js';
 import {
   findAnchorPlace,
   type KernelRange,
@@ -47,6 +49,7 @@ import {
   kernelVersions,
   PatchVersions,
 } from './kernel-versions.js';
+import { LateModules } from './late-modules.js';
 
 /** The registry has room for so many stragglers beside the patches. */
 const MAX_NOTED = 100;
@@ -58,6 +61,8 @@ export interface KernelLoadOptions {
   readonly barrier: string | undefined;
   /** All older patches go in the transition that brings this one. */
   readonly replace: boolean;
+  /** Its file. */
+  readonly path: string;
 }
 
 /** Puts patches into a running kernel and finds those that are there. */
@@ -69,6 +74,8 @@ export class KernelPatcher {
   readonly #objects: KernelObjects;
   /** Whether the guest still is the one that the registry was read from. */
   readonly watch: GuestWatch;
+  /** Modules that come and go. */
+  readonly late: LateModules;
   #registry: KernelRegistry;
 
   private constructor(
@@ -84,6 +91,7 @@ export class KernelPatcher {
     this.#calls = calls;
     this.#objects = new KernelObjects(session);
     this.watch = new GuestWatch(session, store);
+    this.late = new LateModules(session, arch, this, this.#objects);
     this.#registry = registry;
   }
 
@@ -111,13 +119,22 @@ export class KernelPatcher {
 
   /**
    * Everything that can be refused before the guest is changed: `wrong-target`, `old-code-differs`, `no-fentry`,
-   * `function-needed`, `module-not-loaded`, `module-reloaded`, `symbol-unresolved` (by name).
+   * `function-needed`, `module-not-loaded`, `parts-connected`, `module-reloaded`, `symbol-unresolved` (by name). With `late`, none of the
+   * modules that the patch is for need be loaded.
    */
-  async check(patch: Patch, digest: Digest): Promise<void> {
+  async check(patch: Patch, digest: Digest, late: boolean): Promise<void> {
     await this.#objects.expectSame(patch, digest);
     for (const replaced of replacedFunctions(patch)) expectNotNeeded(replaced);
-    const source = this.#symbols(await this.#plan(patch, false));
-    const missing = patch.symbols.filter((s) => s.kind === 'external' && source.resolve(s) === undefined);
+    const isOptional = this.late.expectWaits(patch, late);
+    const present = modulesOf(patch).filter(({ name }) => this.#objects.isLoaded(name));
+    this.late.expectOlderFirst(
+      patch.id,
+      present.map(({ name }) => name),
+    );
+    const source = this.symbols(await this.plan(patch, false));
+    const missing = patch.symbols.filter(
+      (s, index) => s.kind === 'external' && !isOptional(index) && source.resolve(s) === undefined,
+    );
     if (missing.length > 0) {
       const names = missing.map((symbol) => symbol.name).join(', ');
       throw new LivegraftError('symbol-unresolved', `the running kernel has no ${names}`, {
@@ -129,7 +146,8 @@ export class KernelPatcher {
 
   /** Where the entries of a patch's functions are in the running kernel. */
   entriesOf(patch: Patch): readonly { readonly name: string; readonly address: number }[] {
-    return replacedFunctions(patch).map(({ object, fn }) => ({
+    const present = replacedFunctions(patch).filter(({ object }) => this.#objects.isLoaded(object));
+    return present.map(({ object, fn }) => ({
       name: fn.name,
       address: this.#objects.addressOf(object, fn.old),
     }));
@@ -142,9 +160,9 @@ export class KernelPatcher {
   async load(patch: Patch, options: KernelLoadOptions, timeoutMs: number): Promise<RegisteredKernelPatch> {
     const replaces =
       (options.replace || patch.manifest.replace === true) && enabledPatches(this.#registry).length > 0;
-    const planned = await this.#plan(patch, replaces);
+    const planned = await this.plan(patch, replaces);
     const barrier = await this.#findBarrier(patch, planned, options.barrier);
-    const layout = layoutForKernel(patch, planned.functions.length);
+    const layout = layoutForKernel(patch, planned.freeSlot + 1);
     const before = this.#registry.patches.find((each) => each.id === patch.id);
     const known = before !== undefined && fitsInto(layout, before) ? before.memory.address : undefined;
     const address = known ?? (await this.#allocateFor(layout, timeoutMs));
@@ -153,9 +171,13 @@ export class KernelPatcher {
     // The newest comes last: its versions lie above those of all others.
     const others = this.#registry.patches.filter((each) => each.id !== patch.id);
     const prepare = async () => {
-      const [session, symbols] = [this.#session, this.#symbols(planned)];
+      const [session, symbols] = [this.#session, this.late.withPlaceholders(patch, this.symbols(planned))];
       const image = await linkForKernel(session, patch, layout, address, symbols, this.#arch.redirector);
-      const registered = describeLoaded(patch, planned, barrier, layout, image, appliedAt);
+      const registered = {
+        ...describeLoaded(patch, planned, barrier, layout, image, appliedAt),
+        objects: modulesOf(patch),
+        path: options.path,
+      };
       const registry = { ...this.#registry, patches: [...others, registered] };
       this.#store.expectRoom(registry);
       return { image, registered, registry };
@@ -205,20 +227,25 @@ export class KernelPatcher {
 
   /**
    * A transition of a registered patch, recorded before it begins; one that was left half-done is taken up. `usesBarrier`: tasks may
-   * go ahead of each other.
+   * go ahead of each other. `objects`: of an applied patch, the modules whose functions have just been added to `patch`.
    */
   async transition(
     patch: RegisteredKernelPatch,
     direction: 'patch' | 'unpatch',
     usesBarrier: boolean,
+    objects?: readonly string[],
   ): Promise<KernelTransition> {
     const left = this.#registry.transition;
     if (left === undefined) {
       const serial = this.#registry.serial + 1;
       await this.save({
-        patches: this.#withState(patch.id, direction === 'patch' ? 'applying' : 'reverting'),
+        patches:
+          objects === undefined
+            ? this.#withState(patch.id, direction === 'patch' ? 'applying' : 'reverting')
+            : this.#registry.patches.map((each) => (each.id === patch.id ? patch : each)),
         transition: {
           patchId: patch.id,
+          ...(objects && { objects }),
           begunAs: direction,
           direction,
           switchedValue: SWITCHED_BASE + (serial & 0xffff),
@@ -234,7 +261,8 @@ export class KernelPatcher {
     }
     const { transition } = this.#registry;
     if (transition === undefined) throw new Error('the transition was not recorded');
-    const versions = this.versionsOf(patch);
+    const now = this.#registry.patches.find(({ id }) => id === patch.id) ?? patch;
+    const versions = this.versionsOf(restrictToModules(now, transition.objects));
     return new KernelTransition(this.#session, this.watch, versions, transition, usesBarrier, {
       saveDirection: (now) => this.save({ ...this.#registry, transition: turned(transition, now) }),
       callbackObjects: () => this.callbackObjects(patch),
@@ -276,8 +304,8 @@ export class KernelPatcher {
   }
 
   /** A registered patch among the others. */
-  versionsOf(patch: RegisteredKernelPatch): PatchVersions {
-    return new PatchVersions(this.#registry, patch);
+  versionsOf(patch: RegisteredKernelPatch, registry = this.#registry): PatchVersions {
+    return new PatchVersions(registry, patch);
   }
 
   /**
@@ -306,6 +334,14 @@ export class KernelPatcher {
     }
   }
 
+  /** In a stopped guest: the registry and other changes, either all or nothing. */
+  async saveWith(registry: KernelRegistry, changes: readonly GuestChange[]): Promise<void> {
+    const { client, memory } = this.#session;
+    await this.#store.writeWith(registry, (all) => client.change(all), changes);
+    memory.forget();
+    this.#registry = registry;
+  }
+
   async save(registry: KernelRegistry): Promise<void> {
     await this.watch.expectAlive();
     this.#session.client.phase = 'registry';
@@ -321,24 +357,33 @@ export class KernelPatcher {
 
   /**
    * What a patch changes on top of those that are there. A cumulative one also has the functions that only older ones changed, to
-   * lead them back.
+   * lead them back. `objects`: these modules alone, on top of those patches only that are older.
    */
-  async #plan(patch: Patch, replaces: boolean): Promise<LoadPlan> {
-    const older = this.#enabledBeside(patch);
+  async plan(patch: Patch, replaces: boolean, objects?: readonly string[]): Promise<LoadPlan> {
+    const enabled = enabledPatches(this.#registry);
+    const older =
+      objects === undefined
+        ? this.#enabledBeside(patch)
+        : enabled.slice(
+            0,
+            enabled.findIndex(({ id }) => id === patch.id),
+          );
     const states = older.map((each) => ({ name: each.name, states: each.states ?? [] }));
     const { release } = this.#session.kernel.image;
     expectCompatibleStates(`kernel ${release}`, patch, states, replaces);
     const versions = kernelVersions(older);
     const functions: PlannedFunction[] = [];
-    for (const replaced of replacedFunctions(patch)) {
+    const all = replacedFunctions(patch);
+    for (const [slot, replaced] of all.entries()) {
+      if (!this.#objects.isLoaded(replaced.object) || objects?.includes(replaced.object) === false) continue;
       const entry = this.#objects.addressOf(replaced.object, replaced.fn.old);
       const below = versions.newest(entry);
       if (below === undefined) {
-        functions.push({ replaced, entry, ...(await this.#site(replaced, entry)), below });
+        functions.push({ replaced, slot, entry, ...(await this.#site(replaced, entry)), below });
         continue;
       }
       const { site, original, isDisplaced } = below;
-      functions.push({ replaced, entry, site, original, isDisplaced, below });
+      functions.push({ replaced, slot, entry, site, original, isDisplaced, below });
     }
     const isBelow = (fn: RegisteredKernelFunction) => functions.some(({ below }) => below === fn);
     for (const each of older) if (each.functions.some(isBelow)) await this.expectEntries(each);
@@ -351,16 +396,16 @@ export class KernelPatcher {
         (place) => [place.name, place],
       ),
     );
+    const leadBack = restored.map((fn, i) => ({
+      ...fn,
+      ...{ replaced: undefined, slot: all.length + i, entry: entryOf(fn.old), below: fn },
+    }));
     return {
       replaces,
       states,
-      functions: replaces
-        ? [
-            ...functions,
-            ...restored.map((fn) => ({ ...fn, replaced: undefined, entry: entryOf(fn.old), below: fn })),
-          ]
-        : functions,
+      functions: replaces ? [...functions, ...leadBack] : functions,
       places: [...places.values()],
+      freeSlot: all.length + (replaces ? leadBack.length : 0),
     };
   }
 
@@ -369,7 +414,7 @@ export class KernelPatcher {
   }
 
   /** The symbols of the running kernel, and {@link BELOW_OBJECT}. */
-  #symbols({ replaces, functions }: LoadPlan): SymbolSource {
+  symbols({ replaces, functions }: LoadPlan): SymbolSource {
     const source = this.#objects.symbols;
     return {
       ...source,

@@ -3,6 +3,7 @@ import { crc32 } from '../../base/crc32.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { CallbackKind } from '../../engine/callbacks.js';
 import type { RegisteredState } from '../patch-states.js';
+import type { GuestChange } from './gdb-client.js';
 import type { BorrowRecord } from './guest-calls.js';
 import type { MemorySource } from './guest-memory.js';
 import type { ModulePlace } from './module-identity.js';
@@ -47,6 +48,13 @@ export interface RegisteredKernelCallbacks {
   readonly calls: readonly { readonly kind: CallbackKind; readonly at: number }[];
 }
 
+/** A module that a patch is for. */
+export interface KernelPatchModule {
+  readonly name: string;
+  readonly buildId: string;
+  readonly functions: readonly string[];
+}
+
 export interface RegisteredKernelPatch {
   readonly id: string;
   readonly name: string;
@@ -62,6 +70,12 @@ export interface RegisteredKernelPatch {
   readonly functions: readonly RegisteredKernelFunction[];
   /** Where the modules lay whose functions it replaces: the entries are theirs. */
   readonly modules: readonly ModulePlace[];
+  /** All modules that it is for. One that has no place is not loaded, or was loaded while nobody watched. */
+  readonly objects?: readonly KernelPatchModule[];
+  /** The file that it was applied from. */
+  readonly path?: string;
+  /** For how many redirects its memory has room: what lies behind them depends on it. */
+  readonly slots?: number;
   readonly barrier?: RegisteredKernelBarrier;
   /** Until it is applied: all older patches go in the same transition. */
   readonly replaces?: boolean;
@@ -85,6 +99,8 @@ export interface KernelRegistry {
   readonly transition:
     | {
         readonly patchId: string;
+        /** Of an applied patch, the modules that came later: the transition is of their functions alone. */
+        readonly objects?: readonly string[];
         /** Which way the redirects choose: a task that has switched runs the new code, or the old. */
         readonly begunAs: 'patch' | 'unpatch';
         readonly direction: 'patch' | 'unpatch';
@@ -212,13 +228,27 @@ export class KernelRegistryStore implements BorrowRecord {
   }
 
   async write(registry: KernelRegistry): Promise<void> {
+    const anchor = await this.#prepare(registry);
+    await this.#writeAnchor(anchor, this.#memory);
+  }
+
+  /** In a stopped guest: the registry together with other changes, either all of it or nothing. */
+  async writeWith(
+    registry: KernelRegistry,
+    change: (changes: readonly GuestChange[]) => Promise<void>,
+    changes: readonly GuestChange[],
+  ): Promise<void> {
+    const anchor = await this.#prepare(registry);
+    await change([...changes, { kind: 'write', address: this.#place, bytes: encodeAnchor(anchor) }]);
+    this.#anchor = anchor;
+  }
+
+  /** Writes the text to the copy that is not in use; returns the anchor that makes it the one that is. */
+  async #prepare(registry: KernelRegistry): Promise<Anchor> {
     const text = encodeRegistry(registry);
     const copy = this.#anchor.copy === 0 ? 1 : 0;
     await this.#memory.writeMemory(this.#anchor.address + copy * COPY_BYTES, text);
-    await this.#writeAnchor(
-      { ...this.#anchor, copy, sizeBytes: text.length, crc: crc32(text) },
-      this.#memory,
-    );
+    return { ...this.#anchor, copy, sizeBytes: text.length, crc: crc32(text) };
   }
 
   /** In a stopped guest. */

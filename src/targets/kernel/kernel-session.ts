@@ -9,7 +9,7 @@ import type { GuestGuard } from './guest-guard.js';
 import { GuestMemory, type MemorySource } from './guest-memory.js';
 import { GuestSlices } from './guest-slices.js';
 import { KernelLayout } from './kernel-layout.js';
-import { type KernelModule, readModules } from './kernel-modules.js';
+import { type KernelModule, listModules, readModule, readModules } from './kernel-modules.js';
 import { readKernelProofs } from './kernel-proofs.js';
 import type { RegisteredKernelPatch } from './kernel-registry.js';
 import { KernelStacks } from './kernel-stacks.js';
@@ -44,7 +44,6 @@ export class KernelSession {
   readonly kernel: KernelAddresses;
   readonly layout: KernelLayout;
   readonly memory: GuestMemory;
-  readonly modules: readonly KernelModule[];
   readonly tasks: TaskReader;
   readonly stacks: KernelStacks;
   /** Memory through the protocol, in slices of its own: for code, and what nobody else touches meanwhile. */
@@ -53,6 +52,7 @@ export class KernelSession {
   readonly data: MemorySource;
   readonly guard: GuestGuard | undefined;
   readonly #slices: GuestSlices;
+  #modules: readonly KernelModule[];
   #scan: TaskScan | undefined;
   readonly #shared: SharedMemory | undefined;
   /** Of the running kernel's image. */
@@ -77,7 +77,7 @@ export class KernelSession {
     this.kernel = kernel;
     this.layout = layout;
     this.memory = memory;
-    this.modules = modules;
+    this.#modules = modules;
     this.sliced = slices;
     this.data = shared ?? slices;
     this.#slices = slices;
@@ -168,6 +168,41 @@ export class KernelSession {
       this.kernel.expect('init_task'),
       this.tasks.stateField,
     );
+  }
+
+  /** Those that were loaded when the session was opened, and those that came and went since as far as it was told. */
+  get modules(): readonly KernelModule[] {
+    return this.#modules;
+  }
+
+  /** Reads a module that was not there before, by its `struct module`. Stacks are walked as if it were not there. */
+  async addModule(structAddress: number): Promise<KernelModule> {
+    const { memory, data, layout } = this;
+    this.dropModule(structAddress);
+    const module = await readModule(memory, data, this, layout, structAddress);
+    this.#modules = [...this.#modules, module];
+    return module;
+  }
+
+  /** Reads those that came since, and drops those that have gone. */
+  async refreshModules(): Promise<void> {
+    await this.stop();
+    const there = await listModules(this.memory, this.kernel, this.layout);
+    this.breathe();
+    for (const { structAddress } of this.#modules)
+      if (!there.includes(structAddress)) this.dropModule(structAddress);
+    for (const address of there)
+      if (this.#modules.every(({ structAddress }) => structAddress !== address))
+        await this.addModule(address);
+  }
+
+  dropModule(structAddress: number): void {
+    this.#modules = this.#modules.filter((module) => module.structAddress !== structAddress);
+  }
+
+  /** See {@link GuestSlices.hold}. */
+  async hold<T>(work: () => Promise<T>): Promise<T> {
+    return this.#slices.hold(work);
   }
 
   /** Stops the guest, if it runs; not before it has run for a while. */

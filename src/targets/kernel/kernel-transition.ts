@@ -115,20 +115,11 @@ export class KernelTransition implements TransitionTarget {
    * lead where they led: the same place, since no task has switched.
    */
   async install(): Promise<void> {
-    const { begunAs, switchedValue } = this.#transition;
+    const { begunAs } = this.#transition;
     await this.#session.rehearse();
     this.#session.client.phase = 'install';
     for (const fn of this.#patch.functions) {
-      const [own, below] = [this.#versions.entryOwn(fn), this.#versions.entryBelow(fn)];
-      const [switched, other] = begunAs === 'patch' ? [own, below] : [below, own];
-      const code = encodeTaskTest({
-        at: fn.trampoline,
-        ...this.#session.currentTask,
-        value: switchedValue,
-        switched,
-        other,
-        keepsRegisters: fn.isDisplaced,
-      });
+      const code = encodeChooser(this.#session, this.#versions, this.#transition, fn);
       if (fn.isDisplaced)
         await this.#writeCode(copyBehind(fn.trampoline), expectCopy(this.#session.arch, fn));
       await this.#writeCode(fn.trampoline, code);
@@ -491,6 +482,25 @@ export class KernelTransition implements TransitionTarget {
       this.#cpus = undefined;
     }
   }
+}
+
+/** The redirect of a function while its transition lasts: a task goes where its state says. */
+export function encodeChooser(
+  session: Pick<KernelSession, 'currentTask'>,
+  versions: PatchVersions,
+  { begunAs, switchedValue }: NonNullable<KernelRegistry['transition']>,
+  fn: RegisteredKernelFunction,
+): Uint8Array {
+  const [own, below] = [versions.entryOwn(fn), versions.entryBelow(fn)];
+  const [switched, other] = begunAs === 'patch' ? [own, below] : [below, own];
+  return encodeTaskTest({
+    at: fn.trampoline,
+    ...session.currentTask,
+    value: switchedValue,
+    switched,
+    other,
+    keepsRegisters: fn.isDisplaced,
+  });
 }
 
 /** Where a task is created, with the parts that the compiler split off. */

@@ -1,5 +1,6 @@
 import type { Direction } from '../../engine/target.js';
 import { VersionStack } from '../../engine/version-stack.js';
+import { withoutModules } from './kernel-patch-modules.js';
 import type {
   KernelRange,
   KernelRegistry,
@@ -121,8 +122,14 @@ export function afterTransition(
   direction: Direction,
   forced: boolean,
 ): KernelRegistry {
+  const late = registry.transition?.patchId === id ? registry.transition.objects : undefined;
   const settled = registry.patches.map((patch): RegisteredKernelPatch => {
     if (patch.id !== id) return patch;
+    // Of an applied patch, modules that came later.
+    if (late !== undefined) {
+      const forcedNow = { ...patch, forced: patch.forced || forced };
+      return direction === 'patch' ? forcedNow : withoutModules(forcedNow, late);
+    }
     const { replaces: _, ...rest } = patch;
     const functions = patch.functions.filter((fn) => fn.restores !== true);
     const objects = new Set(functions.map(({ object }) => object));
