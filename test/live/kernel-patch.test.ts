@@ -13,6 +13,10 @@ import { pause, ROOT } from '../support/live.js';
 const lab = new KernelLab();
 const { entryOf, expectQuiet, folder, killedAt, options, patchOf, run, subject } = lab;
 
+/** Writing the limit does so; it sleeps again at once, by what `schedule_timeout` then is. */
+const wakeHungTaskThread = () =>
+  lab.guest.run('echo $((60 + RANDOM % 60)) > /proc/sys/kernel/hung_task_timeout_secs; sleep 0.2');
+
 describe('a patch of a running kernel', () => {
   it('is applied, shown, and reverted, byte for byte', async () => {
     const patch = patchOf('cmdline.c');
@@ -198,6 +202,74 @@ describe('a patch of a running kernel', () => {
     await lab.guest.run('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done', 60_000);
     const seen = await lab.guest.run('grep -cvE "both are new|^[0-9]{1,3}\\.[0-9]+ " /tmp/seen3; true');
     expect(Number(seen.trim().split('\n')[0])).toBe(0);
+    await expectQuiet();
+  });
+
+  it('switches all tasks in one stop (model stop), and none while one is in an old function', async () => {
+    await lab.guest.run(
+      'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen4; touch /tmp/stopped) & sleep 0',
+    );
+    const [patch, entry] = [patchOf('loadavg.c'), await entryOf('loadavg_proc_show')];
+    const all = ['--model', 'stop', '--timeout', '30'];
+    const applied = run('apply', patch, ...all).lines;
+    expect(applied.at(-1)).toMatchObject({ result: { kind: 'complete', forced: false } });
+    // One after the other in the list of events, and in one instant of the guest.
+    const progress = applied.flatMap(({ event, switched }) => (event === 'progress' ? [switched] : []));
+    expect(progress).toHaveLength(1);
+    await pause(300);
+    expect(run('revert', 'loadavg', ...all).lines.at(-1)).toMatchObject({
+      result: { kind: 'complete', direction: 'unpatch' },
+    });
+    expect(await entryOf('loadavg_proc_show')).toBe(entry);
+    await lab.guest.run('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done', 60_000);
+    const [both, mix] = numbersIn(
+      await lab.guest.run(
+        'grep -c "both are new" /tmp/seen4; grep -cvE "both are new|^[0-9]{1,3}\\.[0-9]+ " /tmp/seen4',
+      ),
+    );
+    expect(both).toBeGreaterThan(0);
+    expect(mix).toBe(0);
+
+    await wakeHungTaskThread();
+    const held = run('apply', patchOf('schedule-timeout.c'), '--model', 'stop', '--timeout', '1');
+    const line = jsonLineSchema.parse(held.lines.at(-1));
+    if (line.event !== 'transition' || line.result.kind !== 'incomplete') throw new Error('not incomplete');
+    expect(line.result.switched).toBe(0);
+    const reasonOf = (name: string) =>
+      line.result.kind === 'incomplete'
+        ? line.result.stragglers.find((each) => each.name === name)?.reason
+        : undefined;
+    expect(reasonOf('khungtaskd')).toMatchObject({ kind: 'busy', function: 'schedule_timeout' });
+    // Nothing holds it but the others.
+    expect(reasonOf('kthreadd')).toEqual({ kind: 'waiting' });
+    expect(run('revert', ...all).lines.at(-1)).toMatchObject({ result: { kind: 'complete' } });
+    await expectQuiet();
+  });
+
+  it('switches all tasks unchecked (model immediate): one that is in an old function stays in it', async () => {
+    const entry = await entryOf('schedule_timeout');
+    await wakeHungTaskThread();
+    const immediate = ['--model', 'immediate'];
+    expect(run('apply', patchOf('schedule-timeout.c'), ...immediate).lines.at(-1)).toMatchObject({
+      result: { kind: 'complete', direction: 'patch', forced: false },
+    });
+    const moduleOfThread = () => {
+      const stacks = jsonLineSchema.parse(run('stack').lines.at(-1));
+      if (stacks.event !== 'kernelStack') throw new Error('no stacks');
+      const thread = stacks.tasks.find((task) => task.name === 'khungtaskd');
+      expect(thread?.reliable).toBe(true);
+      return thread?.frames[2]?.module;
+    };
+    expect(moduleOfThread()).toBe('vmlinux');
+    await wakeHungTaskThread();
+    expect(moduleOfThread()).toBe('patch schedule-timeout');
+    // Its frame returns into code that stays where it is.
+    expect(run('revert', ...immediate).lines.at(-1)).toMatchObject({
+      result: { kind: 'complete', direction: 'unpatch', forced: false },
+    });
+    expect([moduleOfThread(), await entryOf('schedule_timeout')]).toEqual(['patch schedule-timeout', entry]);
+    await wakeHungTaskThread();
+    expect(moduleOfThread()).toBe('vmlinux');
     await expectQuiet();
   });
 
