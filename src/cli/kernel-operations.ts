@@ -3,6 +3,7 @@ import { resolve } from 'node:path';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { hex } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
+import { passMoment } from '../engine/callbacks.js';
 import { type Direction, switchesPerTask } from '../engine/target.js';
 import { runTransition, TransitionControl } from '../engine/transition.js';
 import { extractVmlinux } from '../kernel-image/decompress.js';
@@ -436,7 +437,14 @@ async function transit(
   } catch (error) {
     if (!(error instanceof LivegraftError) || error.code === 'target-gone') throw error;
     if (error.code === 'model-needs-barrier' || (error.code === 'callback-veto' && !wasBegun)) {
-      // Nothing was written but the record.
+      // Nothing was written but the record. What other callbacks did before the veto is undone.
+      if (!wasBegun && error.code === 'callback-veto')
+        await passMoment(
+          await patcher.callbackObjects(patch, objects),
+          'disabled',
+          ({ object, callback, failure }) =>
+            options.onEvent({ kind: 'callback', object, callback, failure: failure?.message, atMs: 0 }),
+        );
       if (!wasBegun) await patcher.complete(patch.id, direction === 'patch' ? 'unpatch' : 'patch', false);
       throw error;
     }

@@ -2,14 +2,12 @@ import { x86_64 } from '../arch/x86-64/index.js';
 import { LivegraftError } from '../base/errors.js';
 import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
-import { StructReader } from '../targets/kernel/kernel-layout.js';
-import { modulePlaces } from '../targets/kernel/kernel-modules.js';
-import { pendingModules } from '../targets/kernel/kernel-patch-modules.js';
 import { KernelPatcher } from '../targets/kernel/kernel-patcher.js';
 import type { RegisteredKernelPatch } from '../targets/kernel/kernel-registry.js';
 import type { KernelSession } from '../targets/kernel/kernel-session.js';
 import { enabledPatches } from '../targets/kernel/kernel-versions.js';
-import { type LoaderEvent, ModuleLoader } from '../targets/kernel/module-loader.js';
+import { ModuleAttendant } from '../targets/kernel/module-attendant.js';
+import { ModuleLoader } from '../targets/kernel/module-loader.js';
 import { sha256 } from '../targets/process/patch-loader.js';
 import { applyToKernel, type KernelReference, withSession } from './kernel-operations.js';
 import { readPatchFile, stepsOf, tellLeftModules } from './operation-support.js';
@@ -63,6 +61,14 @@ async function watchOnce(
   }
   const contents = readContents(enabledPatches(patcher.registry), notice);
   const loader = new ModuleLoader(session);
+  const attendant = new ModuleAttendant(session, patcher, {
+    contentOf: ({ id }) => contents.get(id),
+    tell: (change, { name }, object, detail) =>
+      onEvent({ kind: 'object', change, patch: name, object, detail, atMs: 0 }),
+    tellLeft: (left) => tellLeftModules(left, onEvent),
+    tellCallback: (object, callback) =>
+      onEvent({ kind: 'callback', object, callback, failure: undefined, atMs: 0 }),
+  });
   await session.stop();
   await loader.begin();
   try {
@@ -72,14 +78,11 @@ async function watchOnce(
     if (unpatched.length > 0) return unpatched;
     session.resume();
     step('watch', `kernel ${session.kernel.image.release}; end with Ctrl-C`);
-    let isRefused = false;
-    for (let looks = 1; !signal.aborted && !isRefused; looks++) {
-      await loader.attend(LOOK_MS, async (event) => {
-        isRefused ||= await attend(session, patcher, contents, event, onEvent);
-      });
+    for (let looks = 1; !signal.aborted; looks++) {
+      await loader.attend(LOOK_MS, (event, task) => attendant.attend(event, task));
       if (looks % LOOKS_PER_CHECK === 0) await patcher.watch.expectAlive();
     }
-    if (signal.aborted) step('watch', 'the kernel is not watched any more');
+    step('watch', 'the kernel is not watched any more');
     return [];
   } finally {
     await session.stop();
@@ -121,42 +124,4 @@ function readContents(
     }
   }
   return contents;
-}
-
-/** In a guest that stands still. Says whether a module runs as it is that a transition could be tried for. */
-async function attend(
-  session: KernelSession,
-  patcher: KernelPatcher,
-  contents: ReadonlyMap<string, Patch>,
-  { kind, structAddress }: LoaderEvent,
-  onEvent: KernelWatchOptions['onEvent'],
-): Promise<boolean> {
-  if (kind === 'going') {
-    tellLeftModules(await patcher.late.leave(structAddress), onEvent);
-    return false;
-  }
-  const read = new StructReader(session.memory);
-  const name = await read.text(structAddress, modulePlaces(session.layout).name);
-  const waiting = enabledPatches(patcher.registry).filter((patch) =>
-    pendingModules(patch).some((module) => module.name === name),
-  );
-  if (waiting.length === 0) return false;
-  await session.addModule(structAddress);
-  let isRefused = false;
-  // The oldest first: later ones lie above it.
-  for (const patch of waiting) {
-    const tell = (change: 'patched' | 'refused', detail?: string) =>
-      onEvent({ kind: 'object', change, patch: patch.name, object: name, detail, atMs: 0 });
-    const content = contents.get(patch.id);
-    try {
-      if (content === undefined) throw new LivegraftError('patch-unreadable', 'its file is not there');
-      await patcher.late.arrive(patch, content, name);
-      tell('patched');
-    } catch (error) {
-      if (!(error instanceof LivegraftError) || error.code === 'target-gone') throw error;
-      tell('refused', error.message);
-      isRefused ||= error.code === 'callbacks-wait';
-    }
-  }
-  return isRefused;
 }

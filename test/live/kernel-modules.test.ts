@@ -194,6 +194,81 @@ describe('a function of a module', () => {
     await expectQuiet();
   });
 
+  it('has its callbacks run where the kernel runs them; a veto refuses the module and keeps the patch', async () => {
+    const withCallbacks = (...flags: string[]) => {
+      const objects = [
+        compile('callbacks.c', '-DPREFIX="both "', '-DCALLBACKS="kernel"'),
+        compile('binfmt.c', '-DCALLBACKS', ...flags),
+      ];
+      for (const object of objects)
+        expect(build(object, '--module', moduleFile(lab.guest.kernel)).code).toBe(0);
+      const combined = join(folder, `both${flags.join('')}.lgp`);
+      const inputs = objects.map((object) => `${object}.lgp`);
+      expect(livegraft('combine', ...inputs, '-o', combined, '--name', 'both').code).toBe(0);
+      return combined;
+    };
+    const both = withCallbacks();
+    const undo = () => revertFromKernel({ ...subjectOptions(), patch: 'both' });
+    const ran = async () =>
+      (await lab.guest.run('dmesg -c | grep -E "callback |BUG:|WARNING:|Oops"'))
+        .split('\n')
+        .flatMap((line) => /(?:callback |(?=BUG:|WARNING:|Oops))(.*)/.exec(line)?.[1] ?? [])
+        .map((text) => text.replace(', enabled 1', ''));
+    const [patched, unpatched] = [
+      ['pre_patch', 'post_patch'],
+      ['pre_unpatch', 'post_unpatch'],
+    ];
+    const of = (kinds: readonly string[], ...objects: string[]) =>
+      kinds.flatMap((kind) => objects.map((object) => `${object} ${kind}`));
+    await unload();
+    await load();
+    await ran();
+
+    // Target before.
+    expect(await apply(both)).toMatchObject(complete);
+    expect(await ran()).toEqual(of(patched, 'kernel', 'module'));
+    expect(await undo()).toMatchObject(complete);
+    expect(await ran()).toEqual(of(unpatched, 'kernel', 'module'));
+
+    // Never present.
+    expect((await unload()).trim()).toBe('0');
+    expect(await apply(both)).toMatchObject(complete);
+    expect(await ran()).toEqual(of(patched, 'kernel'));
+
+    // Arrives and leaves, arrives again; callbacks use its variables before its init code runs, and behind its exit code.
+    const watch = watching();
+    await watch.began;
+    await load();
+    expect([await shown(), await ran()]).toEqual(['patched: enabled', of(patched, 'module')]);
+    expect((await unload()).trim()).toBe('0');
+    expect(await ran()).toEqual(of(unpatched, 'module'));
+    await load();
+    await watch.end();
+    expect([await shown(), await ran()]).toEqual(['patched: enabled', of(patched, 'module')]);
+    // Leaves first, unwatched: there is nobody to run them, and they begin anew with the next one.
+    expect((await unload()).trim()).toBe('0');
+    await load();
+    expect(await apply(both)).toMatchObject(complete);
+    expect(await ran()).toEqual(of(patched, 'module'));
+    expect(await undo()).toMatchObject(complete);
+    expect(await ran()).toEqual(of(unpatched, 'kernel', 'module'));
+
+    const vetoing = withCallbacks('-DVETO=-19');
+    await expect(apply(vetoing)).rejects.toMatchObject({ code: 'callback-veto' });
+    expect(await ran()).toEqual(['kernel pre_patch', 'module pre_patch', 'kernel post_unpatch']);
+    expect((await unload()).trim()).toBe('0');
+    expect(await apply(vetoing)).toMatchObject(complete);
+    const other = watching();
+    await other.began;
+    await load();
+    await other.end();
+    expect(other.changes).toEqual([`both refused ${MODULE}`]);
+    expect([await shown(), await ran()]).toEqual(['enabled', [...of(patched, 'kernel'), 'module pre_patch']]);
+    expect(await undo()).toMatchObject(complete);
+    expect(await ran()).toEqual(of(unpatched, 'kernel'));
+    await expectQuiet();
+  });
+
   it("comes out as with the kernel's own livepatch, loaded before the patch and after it", async () => {
     const klp = join(folder, 'binfmt.ko');
     const flags = ['--module', moduleFile(lab.guest.kernel), '--format', 'klp', '-o', klp];

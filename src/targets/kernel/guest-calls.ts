@@ -38,7 +38,7 @@ export interface BorrowRecord {
 export type GuestCall = (address: number, ...args: readonly number[]) => Promise<bigint>;
 
 /** A vCPU that has a borrowed task, and the registers that it has now. */
-interface Borrowed {
+export interface Borrowed {
   readonly vcpu: string;
   readonly registers: GuestRegisters;
 }
@@ -95,7 +95,7 @@ export class GuestCalls {
     check: () => Promise<void>,
     note: (stackPointer: number) => GuestChange,
   ): Promise<void> {
-    const { vcpu, registers } = await this.#waitForSafePoint(timeoutMs);
+    const at = await this.#waitForSafePoint(timeoutMs);
     const breakpoints = [...this.#safePoints, this.#parking];
     try {
       await check();
@@ -103,21 +103,9 @@ export class GuestCalls {
       await this.#client.removeBreakpoints(breakpoints);
       throw error;
     }
-    // Below it lies the place of the call's return address: until it is called, where it has been led.
-    const wayBack = new Uint8Array(8 + WAY_BACK.length * 8);
-    const view = new DataView(wayBack.buffer);
-    view.setBigInt64(0, BigInt(to), true);
-    WAY_BACK.forEach((name, i) => {
-      view.setBigUint64(8 + i * 8, registers.get(name), true);
-    });
-    const top = registers.address('rsp') - STACK_GAP_BYTES - wayBack.length;
-    const stackPointer = Math.floor(top / 64) * 64;
-    const eflags = registers.get('eflags') & ~DIRECTION_FLAG;
     await this.#client.change([
       ...breakpoints.map((address): GuestChange => ({ kind: 'removeBreakpoint', address })),
-      { kind: 'write', address: stackPointer - 8, bytes: wayBack },
-      note(stackPointer),
-      { kind: 'registers', vcpu, registers: registers.with({ rip: to, rsp: stackPointer, eflags }) },
+      ...leadAway(at, to, note),
     ]);
   }
 
@@ -303,6 +291,32 @@ export class GuestCalls {
     await this.#send(Phase.givenBack, frame, { vcpu, registers: before }, [], behind);
     await this.#record.noteBorrowed(0);
   }
+}
+
+/**
+ * Leads a task that stands where it may be borrowed to code that brings it back by itself ({@link encodeCallAndReturn}). `note` makes the change
+ * that says so, given the stack pointer that the task has there. All of it is for one {@link GdbClient.change}.
+ */
+export function leadAway(
+  { vcpu, registers }: Borrowed,
+  to: number,
+  note: (stackPointer: number) => GuestChange,
+): readonly GuestChange[] {
+  // Below it lies the place of the call's return address: until it is called, where it has been led.
+  const wayBack = new Uint8Array(8 + WAY_BACK.length * 8);
+  const view = new DataView(wayBack.buffer);
+  view.setBigInt64(0, BigInt(to), true);
+  WAY_BACK.forEach((name, i) => {
+    view.setBigUint64(8 + i * 8, registers.get(name), true);
+  });
+  const top = registers.address('rsp') - STACK_GAP_BYTES - wayBack.length;
+  const stackPointer = Math.floor(top / 64) * 64;
+  const eflags = registers.get('eflags') & ~DIRECTION_FLAG;
+  return [
+    { kind: 'write', address: stackPointer - 8, bytes: wayBack },
+    note(stackPointer),
+    { kind: 'registers', vcpu, registers: registers.with({ rip: to, rsp: stackPointer, eflags }) },
+  ];
 }
 
 function word(value: bigint): Uint8Array {

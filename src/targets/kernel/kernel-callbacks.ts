@@ -1,6 +1,13 @@
 import { BORROWED_CALL_RETURNED } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
-import type { AwaitableCallbackObject, CallbackKind, CallbackStage } from '../../engine/callbacks.js';
+import {
+  type AwaitableCallbackObject,
+  type CallbackKind,
+  type CallbackMoment,
+  type CallbackStage,
+  callbackAt,
+  stageAfter,
+} from '../../engine/callbacks.js';
 import type { Patch } from '../../patch/content.js';
 import type { PatchLayout } from '../../patch/layout.js';
 import type { LinkedImage } from '../../patch/link.js';
@@ -14,7 +21,8 @@ import {
   stageBehind,
   vetoError,
 } from '../callback-record.js';
-import { type GuestCalls, guestEnded } from './guest-calls.js';
+import type { GuestChange } from './gdb-client.js';
+import { type Borrowed, type GuestCalls, guestEnded, leadAway } from './guest-calls.js';
 import type { GuestWatch } from './guest-watch.js';
 import { addressOf } from './kernel-layout.js';
 import type { RegisteredKernelCallbacks, RegisteredKernelPatch } from './kernel-registry.js';
@@ -70,22 +78,38 @@ export class KernelCallbacks implements AwaitableCallbackObject {
   }
 
   /**
-   * Those of a patch: none or one. A callback that an earlier livegraft began is seen to its end first; rejects with
+   * Those of some objects of a patch. A callback that an earlier livegraft began is seen to its end first; rejects with
    * `callback-running` when that takes too long.
    */
   static async open(
     kernel: CallbackKernel,
     patch: RegisteredKernelPatch,
+    objects: readonly string[],
   ): Promise<readonly KernelCallbacks[]> {
-    const { callbacks } = patch;
-    if (callbacks === undefined) return [];
-    const { phase, kind, stage } = await readRecord(kernel.session, callbacks.record);
-    const opened = new KernelCallbacks(kernel, patch, callbacks, stage);
-    if (phase !== CALLBACK_IDLE && kind !== undefined) {
-      const result = await opened.#waitForReturn(kind);
-      await opened.setStage(stageBehind(kind, stage, result));
+    const all: KernelCallbacks[] = [];
+    for (const callbacks of patch.callbacks ?? []) {
+      if (!objects.includes(callbacks.object)) continue;
+      const { phase, kind, stage } = await readRecord(kernel.session, callbacks.record);
+      const opened = new KernelCallbacks(kernel, patch, callbacks, stage);
+      if (phase !== CALLBACK_IDLE && kind !== undefined) {
+        const result = await opened.#waitForReturn(kind);
+        await opened.setStage(stageBehind(kind, stage, result));
+      }
+      all.push(opened);
     }
-    return [opened];
+    return all;
+  }
+
+  /** Those of a module that is being loaded or unloaded, for {@link passWith}. Undefined when it has none. */
+  static async ofModule(
+    kernel: CallbackKernel,
+    patch: RegisteredKernelPatch,
+    module: string,
+  ): Promise<KernelCallbacks | undefined> {
+    const callbacks = patch.callbacks?.find(({ object }) => object === module);
+    if (callbacks === undefined) return undefined;
+    const { stage } = await readRecord(kernel.session, callbacks.record);
+    return new KernelCallbacks(kernel, patch, callbacks, stage);
   }
 
   get stage(): CallbackStage {
@@ -103,6 +127,37 @@ export class KernelCallbacks implements AwaitableCallbackObject {
     await session.data.writeMemory(this.#callbacks.record, record);
     session.endStep();
     this.#stage = stage;
+  }
+
+  /**
+   * Gives the callbacks their turn in the task that loads or unloads the module, which stands at the first instruction of a function, in a
+   * guest that stands still. `led`: one has begun, and the task will come back to that instruction; then this is to be called again.
+   * `onRun` is told of each that has returned. Rejects with `callback-veto`.
+   */
+  async passWith(
+    moment: CallbackMoment,
+    task: Borrowed,
+    onRun: (kind: CallbackKind) => void,
+  ): Promise<'led' | 'passed'> {
+    const { session } = this.#kernel;
+    const { phase, kind: begun, result } = await readRecord(session, this.#callbacks.record);
+    if (phase !== CALLBACK_IDLE && begun !== undefined) {
+      await this.setStage(stageBehind(begun, this.#stage, result));
+      onRun(begun);
+      if (isVeto(begun, result)) throw vetoError(this.#patch, `it returned ${result}`);
+    }
+    for (;;) {
+      const kind = callbackAt(this.#stage, moment);
+      if (kind === undefined) return 'passed';
+      if (!this.has(kind)) {
+        await this.setStage(stageAfter(kind));
+        continue;
+      }
+      await this.#kernel.watch.expectAlive();
+      await session.client.change(leadAway(task, this.#callAt(kind), this.#note(kind, this.#stage)));
+      session.memory.forget();
+      return 'led';
+    }
   }
 
   async run(kind: CallbackKind): Promise<LivegraftError | undefined> {
@@ -132,18 +187,18 @@ export class KernelCallbacks implements AwaitableCallbackObject {
     const at = this.#callAt(kind);
     session.client.phase = 'callback';
     await session.stop();
-    await calls.lead(
-      TASK_TIMEOUT_MS,
-      at,
-      () => watch.expectAlive(),
-      (stackPointer) => {
-        const bytes = new Uint8Array(KERNEL_CALLBACK_RECORD_BYTES);
-        bytes.set(encodeCallbackRecord({ phase: CALLBACK_BEGUN, result: 0, kind, stage }));
-        new DataView(bytes.buffer).setBigInt64(CALLBACK_RECORD_BYTES, BigInt(stackPointer), true);
-        return { kind: 'write', address: this.#callbacks.record, bytes };
-      },
-    );
+    await calls.lead(TASK_TIMEOUT_MS, at, () => watch.expectAlive(), this.#note(kind, stage));
     session.resume();
+  }
+
+  /** What says that a task is led to a callback, once it is known where its stack pointer will be. */
+  #note(kind: CallbackKind, stage: CallbackStage): (stackPointer: number) => GuestChange {
+    return (stackPointer) => {
+      const bytes = new Uint8Array(KERNEL_CALLBACK_RECORD_BYTES);
+      bytes.set(encodeCallbackRecord({ phase: CALLBACK_BEGUN, result: 0, kind, stage }));
+      new DataView(bytes.buffer).setBigInt64(CALLBACK_RECORD_BYTES, BigInt(stackPointer), true);
+      return { kind: 'write', address: this.#callbacks.record, bytes };
+    };
   }
 
   #callAt(kind: CallbackKind): number {
@@ -214,17 +269,17 @@ export class KernelCallbacks implements AwaitableCallbackObject {
   }
 }
 
-/** The callbacks that a patch has, and the object that they are of. */
-export function callbacksOf({
-  manifest,
-}: Patch):
-  | { readonly object: string; readonly names: readonly (readonly [CallbackKind, string])[] }
-  | undefined {
-  for (const { name, callbacks } of manifest.objects) {
-    const names = Object.entries(callbacks ?? {}) as [CallbackKind, string][];
-    if (names.length > 0) return { object: name, names };
-  }
-  return undefined;
+/** The callbacks that a patch has, by the objects that they are of. */
+export function callbacksOf({ manifest }: Patch): readonly {
+  readonly object: string;
+  readonly names: readonly (readonly [CallbackKind, string])[];
+}[] {
+  return manifest.objects
+    .map(({ name, callbacks }) => ({
+      object: name,
+      names: Object.entries(callbacks ?? {}) as [CallbackKind, string][],
+    }))
+    .filter(({ names }) => names.length > 0);
 }
 
 /** Puts code into an image, from an offset on, that leads to each callback. */
@@ -233,20 +288,24 @@ export function linkCallbacks(
   { recordOffset }: PatchLayout,
   image: LinkedImage,
   offset: number,
-): RegisteredKernelCallbacks | undefined {
-  const callbacks = callbacksOf(patch);
-  if (callbacks === undefined) return undefined;
-  const record = image.base + recordOffset;
-  const calls = callbacks.names.map(([kind, name], index) => {
-    const callee = image.functions.find((fn) => fn.name === name)?.address;
-    if (callee === undefined)
-      throw new LivegraftError('patch-malformed', `the patch has no function ${name}, its ${kind} callback`);
-    const place = offset + index * REDIRECT_BYTES;
-    const at = image.base + place;
-    image.bytes.set(encodeCallAndReturn({ at, callee, record }), place);
-    return { kind, at };
+): readonly RegisteredKernelCallbacks[] {
+  let place = offset;
+  return callbacksOf(patch).map(({ object, names }, index) => {
+    const record = image.base + recordOffset + index * KERNEL_CALLBACK_RECORD_BYTES;
+    const calls = names.map(([kind, name]) => {
+      const callee = image.functions.find((fn) => fn.name === name)?.address;
+      if (callee === undefined)
+        throw new LivegraftError(
+          'patch-malformed',
+          `the patch has no function ${name}, its ${kind} callback`,
+        );
+      const at = image.base + place;
+      image.bytes.set(encodeCallAndReturn({ at, callee, record }), place);
+      place += REDIRECT_BYTES;
+      return { kind, at };
+    });
+    return { object, record, calls };
   });
-  return { object: callbacks.object, record, calls };
 }
 
 async function readRecord(session: KernelSession, record: number) {

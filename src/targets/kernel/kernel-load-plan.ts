@@ -115,8 +115,12 @@ export function textPagesOf({ text }: PatchLayout): number {
 /** With so many trampolines: one for each function, and one for the barrier; behind them what leads to the callbacks. */
 export function layoutForKernel(patch: Patch, slots: number): PatchLayout {
   const callbacks = callbacksOf(patch);
-  const recordBytes = callbacks === undefined ? 0 : KERNEL_CALLBACK_RECORD_BYTES;
-  return layoutPatch(patch, (slots + (callbacks?.names.length ?? 0)) * REDIRECT_BYTES, recordBytes);
+  const calls = callbacks.reduce((sum, { names }) => sum + names.length, 0);
+  return layoutPatch(
+    patch,
+    (slots + calls) * REDIRECT_BYTES,
+    callbacks.length * KERNEL_CALLBACK_RECORD_BYTES,
+  );
 }
 
 function linkExtras(
@@ -128,5 +132,5 @@ function linkExtras(
   const at = layout.redirectOffset + (freeSlot + 1) * REDIRECT_BYTES;
   const callbacks = linkCallbacks(patch, layout, image, at);
   const linked = linkStates(patch, layout, image, states);
-  return { ...(callbacks && { callbacks }), ...(linked.length > 0 && { states: linked }) };
+  return { ...(callbacks.length > 0 && { callbacks }), ...(linked.length > 0 && { states: linked }) };
 }

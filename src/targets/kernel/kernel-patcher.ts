@@ -15,7 +15,7 @@ import { findCodeAllocator, GuestAllocator } from './guest-allocator.js';
 import { GuestCalls } from './guest-calls.js';
 import { GuestWatch } from './guest-watch.js';
 import { findBarrier, type PlannedBarrier } from './kernel-barrier.js';
-import { KernelCallbacks } from './kernel-callbacks.js';
+import { type CallbackKernel, KernelCallbacks } from './kernel-callbacks.js';
 import { KernelEntries } from './kernel-entries.js';
 import { ENTRY_BYTES, type EntrySite, expectNotNeeded, findEntrySite } from './kernel-entry-site.js';
 import { linkForKernel } from './kernel-link.js';
@@ -28,7 +28,13 @@ import {
   type PlannedFunction,
   textPagesOf,
 } from './kernel-load-plan.js';
-import { KernelObjects, modulesOf, type ReplacedFunction, replacedFunctions } from './kernel-objects.js';
+import {
+  KernelObjects,
+  modulesOf,
+  type ReplacedFunction,
+  replacedFunctions,
+  VMLINUX,
+} from './kernel-objects.js';
 import { restrictToModules } from './kernel-patch-modules.js';
 import {
   findAnchorPlace,
@@ -265,14 +271,36 @@ export class KernelPatcher {
     const versions = this.versionsOf(restrictToModules(now, transition.objects));
     return new KernelTransition(this.#session, this.watch, versions, transition, usesBarrier, {
       saveDirection: (now) => this.save({ ...this.#registry, transition: turned(transition, now) }),
-      callbackObjects: () => this.callbackObjects(patch),
+      callbackObjects: () => this.callbackObjects(patch, transition.objects),
     });
   }
 
-  /** The objects of a patch that have callbacks; one that an earlier run began is seen to its end. */
-  callbackObjects(patch: RegisteredKernelPatch): Promise<readonly AwaitableCallbackObject[]> {
-    const kernel = { session: this.#session, calls: this.#calls, watch: this.watch };
-    return KernelCallbacks.open(kernel, patch);
+  /**
+   * The objects of a patch that are there and have callbacks; one that an earlier run began is seen to its end. `objects`: of an applied
+   * patch, modules that came later.
+   */
+  async callbackObjects(
+    patch: RegisteredKernelPatch,
+    objects?: readonly string[],
+  ): Promise<readonly AwaitableCallbackObject[]> {
+    if (patch.callbacks === undefined) return [];
+    const now = this.#registry.patches.find(({ id }) => id === patch.id) ?? patch;
+    const present = await this.late.presentOf(now);
+    const chosen =
+      objects === undefined ? [VMLINUX, ...present] : present.filter((name) => objects.includes(name));
+    return KernelCallbacks.open(this.#callbackKernel, now, chosen);
+  }
+
+  /** The callbacks of a module that is being loaded or unloaded; undefined when it has none. */
+  async callbacksOfModule(
+    patch: RegisteredKernelPatch,
+    module: string,
+  ): Promise<KernelCallbacks | undefined> {
+    return KernelCallbacks.ofModule(this.#callbackKernel, patch, module);
+  }
+
+  get #callbackKernel(): CallbackKernel {
+    return { session: this.#session, calls: this.#calls, watch: this.watch };
   }
 
   /** For good, and before the first task is switched unchecked. */

@@ -40,7 +40,7 @@ export interface RegisteredKernelBarrier {
 }
 
 export interface RegisteredKernelCallbacks {
-  /** For reports: what the patch calls the object that they are of. */
+  /** `vmlinux`, or the module that they are of. */
   readonly object: string;
   /** In the patch's memory; see kernel-callbacks.ts. */
   readonly record: number;
@@ -79,7 +79,8 @@ export interface RegisteredKernelPatch {
   readonly barrier?: RegisteredKernelBarrier;
   /** Until it is applied: all older patches go in the same transition. */
   readonly replaces?: boolean;
-  readonly callbacks?: RegisteredKernelCallbacks;
+  /** Of each of its objects that has some. */
+  readonly callbacks?: readonly RegisteredKernelCallbacks[];
   readonly states?: readonly RegisteredState[];
 }
 

@@ -6,6 +6,7 @@ import type { SymbolSource } from '../../patch/link.js';
 import { sectionsFor } from '../../patch/part.js';
 import type { GuestChange } from './gdb-client.js';
 import type { GuestWatch } from './guest-watch.js';
+import type { KernelCallbacks } from './kernel-callbacks.js';
 import { KernelEntries } from './kernel-entries.js';
 import { linkForKernel } from './kernel-link.js';
 import { describeFunction, type LoadPlan, layoutForKernel, redirectAt } from './kernel-load-plan.js';
@@ -21,7 +22,7 @@ import type { KernelSession } from './kernel-session.js';
 import { encodeJump } from './kernel-trampoline.js';
 import { encodeChooser } from './kernel-transition.js';
 import { enabledPatches, type PatchVersions } from './kernel-versions.js';
-import { placeOf, readModuleBuildId, readModuleSections } from './module-identity.js';
+import { ModuleWatch, placeOf, readModuleBuildId, readModuleSections } from './module-identity.js';
 
 const STUB_BYTES = 16;
 const GOT_ENTRY_BYTES = 8;
@@ -33,6 +34,7 @@ export interface PatchWriter {
   plan(patch: Patch, replaces: boolean, objects?: readonly string[]): Promise<LoadPlan>;
   symbols(plan: LoadPlan): SymbolSource;
   versionsOf(patch: RegisteredKernelPatch, registry?: KernelRegistry): PatchVersions;
+  callbacksOfModule(patch: RegisteredKernelPatch, module: string): Promise<KernelCallbacks | undefined>;
   save(registry: KernelRegistry): Promise<void>;
   saveWith(registry: KernelRegistry, changes: readonly GuestChange[]): Promise<void>;
 }
@@ -113,11 +115,27 @@ export class LateModules {
     return found === buildId ? 'unpatched' : 'unfit';
   }
 
+  /** The modules that a patch was brought to, and that are still there. */
+  async presentOf({ modules }: RegisteredKernelPatch): Promise<readonly string[]> {
+    const { memory, kernel, layout } = this.#session;
+    const watch = new ModuleWatch(memory, kernel, layout);
+    const present: string[] = [];
+    for (const place of modules) {
+      await this.#session.stop();
+      if (await watch.isLoaded(place)) present.push(place.name);
+      this.#session.breathe();
+    }
+    return present;
+  }
+
   /** Brings the registry in line with the modules that are there; says which have gone. */
   async settle(): Promise<readonly LeftModule[]> {
     const left: LeftModule[] = [];
     for (const patch of enabledPatches(this.#patcher.registry))
       for (const object of await this.#findLeft(patch)) left.push({ patch, object });
+    // What would have had its turn as they went has nobody to run it any more.
+    for (const { patch, object } of left)
+      await (await this.#patcher.callbacksOfModule(patch, object))?.setStage('none');
     if (left.length > 0) await this.#patcher.save(withoutLeftModules(this.#patcher.registry, left));
     return left;
   }
@@ -134,6 +152,14 @@ export class LateModules {
       if (!isThere) gone.push(name);
     }
     return gone;
+  }
+
+  /** Rejects `transition-in-progress` for a patch that is just being replaced by another. */
+  expectStays(patch: RegisteredKernelPatch): void {
+    const { patches, transition } = this.#patcher.registry;
+    if (transition === undefined || transition.patchId === patch.id) return;
+    if (patches.some(({ id, replaces }) => id === transition.patchId && replaces === true))
+      throw new LivegraftError('transition-in-progress', `patch ${patch.name} is being replaced`);
   }
 
   /**
@@ -206,30 +232,18 @@ export class LateModules {
 
   /**
    * Brings a patch to a module that is being loaded, and whose init code has not run: no task is inside. In a guest that stands
-   * still all through it. The entries are final at once; while the transition of the patch itself runs, they choose, and become
-   * final with it. They and the registry change together.
+   * still all through it. `record` is what {@link prepare} came to. The entries are final at once; while the transition of the patch
+   * itself runs, they choose, and become final with it: says which. They and the registry change together.
    */
-  async arrive(patch: RegisteredKernelPatch, content: Patch, object: string): Promise<void> {
-    if (content.manifest.objects.some(({ name, callbacks }) => name === object && callbacks !== undefined)) {
-      // They may use the module, which has not begun.
-      throw new LivegraftError('callbacks-wait', `${object}: its callbacks can't run before it is loaded`, {
-        remedy: 'it runs as it is until the patch is applied again',
-      });
-    }
+  async arrive(record: RegisteredKernelPatch, object: string): Promise<'final' | 'choosing'> {
     const patcher = this.#patcher;
-    const { patches, transition: current } = patcher.registry;
-    if (current !== undefined && current.patchId !== patch.id) {
-      if (patches.some(({ id, replaces }) => id === current.patchId && replaces === true))
-        throw new LivegraftError('transition-in-progress', `patch ${patch.name} is being replaced`);
-    }
     await patcher.watch.expectAlive();
-    const record = await this.prepare(patch, content, [object]);
     const registry: KernelRegistry = {
       ...patcher.registry,
-      patches: patcher.registry.patches.map((each) => (each.id === patch.id ? record : each)),
+      patches: patcher.registry.patches.map((each) => (each.id === record.id ? record : each)),
     };
     const { transition } = registry;
-    const isChoosing = transition?.patchId === patch.id && transition.objects === undefined;
+    const isChoosing = transition?.patchId === record.id && transition.objects === undefined;
     if (isChoosing) this.#session.useStateField(transition);
     const versions = patcher.versionsOf(record, registry);
     const entries: GuestChange[] = [];
@@ -242,6 +256,7 @@ export class LateModules {
       entries.push({ kind: 'write', address: fn.site, bytes: code });
     }
     await patcher.saveWith(registry, entries);
+    return isChoosing ? 'choosing' : 'final';
   }
 
   /** A module is about to be unloaded, with all redirects in it. `structAddress`: its `struct module`. */

@@ -1,4 +1,4 @@
-import { guestEnded } from './guest-calls.js';
+import { type Borrowed, guestEnded } from './guest-calls.js';
 import type { KernelSession } from './kernel-session.js';
 import type { KernelAddresses } from './running-kernel.js';
 
@@ -47,10 +47,13 @@ export class ModuleLoader {
   }
 
   /**
-   * Lets the guest run until it loads or unloads something, for so long at most; `use` then has a guest that stands still. Rejects
-   * with `target-gone`.
+   * Lets the guest run until it loads or unloads something, for so long at most; `use` then has a guest that stands still. Where it has led
+   * the task away (`led`), the event is told again when that has come back. Rejects with `target-gone`.
    */
-  async attend(timeoutMs: number, use: (event: LoaderEvent) => Promise<void>): Promise<void> {
+  async attend(
+    timeoutMs: number,
+    use: (event: LoaderEvent, task: Borrowed) => Promise<'led' | 'done'>,
+  ): Promise<void> {
     const { client } = this.#session;
     this.#session.resume();
     const stop = await client.waitForStop(timeoutMs);
@@ -61,8 +64,9 @@ export class ModuleLoader {
       for (const [index, registers] of (await client.readAllRegisters(vcpus)).entries()) {
         const kind = this.#places.get(registers.address('rip'));
         if (kind === undefined) continue;
-        await use({ kind, structAddress: registers.address('rdi') });
-        await this.#stepOver(vcpus[index] as string);
+        const vcpu = vcpus[index] as string;
+        const outcome = await use({ kind, structAddress: registers.address('rdi') }, { vcpu, registers });
+        if (outcome === 'done') await this.#stepOver(vcpu);
       }
     });
   }

@@ -26,3 +26,39 @@ int oom_reaper(void *unused)
 	return 0;
 }
 #endif
+
+/* With -DCALLBACKS: they print what binfmt_misc's `enabled` is, and the pre-patch one returns VETO. */
+#ifdef CALLBACKS
+#define __KERNEL__
+#define LIVEGRAFT_GFP 0
+#include <livegraft.h>
+extern int _printk(const char *format, ...);
+#ifndef VETO
+#define VETO 0
+#endif
+
+static int check(void)
+{
+	_printk("callback module pre_patch, enabled %d\n", enabled);
+	return VETO;
+}
+LIVEGRAFT_PRE_PATCH(check);
+
+static void begin(void)
+{
+	_printk("callback module post_patch, enabled %d\n", enabled);
+}
+LIVEGRAFT_POST_PATCH(begin);
+
+static void restore(void)
+{
+	_printk("callback module pre_unpatch, enabled %d\n", enabled);
+}
+LIVEGRAFT_PRE_UNPATCH(restore);
+
+static void end(void)
+{
+	_printk("callback module post_unpatch, enabled %d\n", enabled);
+}
+LIVEGRAFT_POST_UNPATCH(end);
+#endif
