@@ -30,7 +30,7 @@ export async function watchKernel(options: KernelWatchOptions): Promise<void> {
   /** Patches whose modules could not be patched by a transition: they are not tried over and over. */
   const given = new Set<string>();
   while (!signal.aborted) {
-    const unpatched = await withSession(options, ['SIGHUP'], (session) => watchOnce(session, options, given));
+    const unpatched = await withSession(options, [], (session) => watchOnce(session, options, given));
     for (const patch of unpatched) {
       given.add(patch.id);
       try {
