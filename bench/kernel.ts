@@ -18,7 +18,7 @@ type JsonLine = z.infer<typeof jsonLineSchema>;
  * tasks in the guest, which goes on forking and reading files; then what a call of a patched function costs. Whole commands
  * are run, as by hand. `slices` is how often the guest stood still in one command, `longestSliceMs` its longest stop, `over2Ms` how
  * many of 1000 stops of all commands were longer than 2 ms. `--tasks N` takes only the transitions with N tasks, with shared memory or, by
- * `--protocol`, without; `--calls` only the calls.
+ * `--protocol`, without; `--calls` only the calls. `--phases` says on stderr during what the long stops were.
  */
 const ROUNDS = Number(process.env.ROUNDS ?? 5);
 const SCENARIOS = [
@@ -70,6 +70,7 @@ async function measure({ tasks, sharedMemory }: (typeof SCENARIOS)[number], fold
       if (line.guest === undefined) throw new Error('no word of the guest');
       return line.guest;
     });
+    if (process.argv.includes('--phases')) showPhases(runs);
     const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0);
     return {
       ...{ what: 'transition', tasks, sharedMemory, transitions: runs.length },
@@ -85,6 +86,19 @@ async function measure({ tasks, sharedMemory }: (typeof SCENARIOS)[number], fold
   } finally {
     guest.stop();
   }
+}
+
+function showPhases(runs: readonly ReturnType<typeof transition>[]): void {
+  const phases = new Map<string, { stops: number; longStops: number; longestMs: number }>();
+  for (const { phase, stops, longStops, longestMs } of runs.flatMap(({ line }) => line.guest?.phases ?? [])) {
+    const sum = phases.get(phase) ?? { stops: 0, longStops: 0, longestMs: 0 };
+    sum.stops += stops;
+    sum.longStops += longStops;
+    sum.longestMs = Math.max(sum.longestMs, longestMs);
+    phases.set(phase, sum);
+  }
+  for (const [phase, { stops, longStops, longestMs }] of phases)
+    process.stderr.write(`${phase}: ${stops} stops, ${longStops} long, ${longestMs.toFixed(2)} ms at most\n`);
 }
 
 /**

@@ -22,7 +22,7 @@ export interface GdbClientOptions {
 }
 
 /** While a connection is made the guest goes on after so long, for so long. */
-const BREATHE_AFTER_MS = 1;
+const BREATHE_AFTER_MS = 0.5;
 const BREATHE_MS = 1;
 
 /** How long the guest stood still, stop by stop: from the stub's word that it has stopped until it may go on. */
@@ -218,16 +218,7 @@ export class GdbClient {
   /** Several pieces, each of which fits a packet, with one wait for all answers. Rejects when one of them can't be read. */
   async readPieces(pieces: readonly MemoryPiece[]): Promise<readonly Uint8Array[]> {
     await this.#usePhysical(false);
-    const places = pieces.map(({ address, sizeBytes }) => ({ address: unsigned(address), sizeBytes }));
-    const answers = await this.#requestAll(
-      places.map(({ address, sizeBytes }) => `m${address.toString(16)},${sizeBytes.toString(16)}`),
-    );
-    return places.map(({ address, sizeBytes }, i) => {
-      const answer = answers[i] as string;
-      if (!/^[0-9a-f]+$/i.test(answer) || answer.length !== 2 * sizeBytes)
-        throw memoryError('read', address, answer);
-      return fromHex(answer);
-    });
+    return parseReads(pieces, await this.#requestAll(readRequests(pieces)));
   }
 
   async writeMemory(address: number, bytes: Uint8Array): Promise<void> {
@@ -310,12 +301,29 @@ export class GdbClient {
 
   /** Stops the guest now. When it had stopped by itself already, that is what is returned. */
   async interrupt(): Promise<GuestStop> {
-    this.#connection.sendBreak();
+    return (await this.interruptAndRead([])).stop;
+  }
+
+  /**
+   * The same, and reads pieces that each fit a packet in that very stop. QEMU's stub stops the guest at the first byte and takes
+   * what comes with it as requests (`gdb_read_byte` in gdbstub.c), so that the guest waits for no request to travel. `bytes` is
+   * empty when the guest has ended. Rejects, with the guest stopped, when a piece can't be read.
+   */
+  async interruptAndRead(
+    pieces: readonly MemoryPiece[],
+  ): Promise<{ readonly stop: GuestStop; readonly bytes: readonly Uint8Array[] }> {
+    const isTogether = this.#takesTogether && this.#physicalMode !== true;
+    const sent = isTogether ? readRequests(pieces) : [];
+    this.#connection.sendTogether(sent, true);
     const stop = await this.waitForStop(this.#timeoutMs);
-    if (stop !== undefined) return stop;
-    // Poisons the connection: a stop that comes later would answer another question.
-    await this.#connection.receive(0);
-    throw this.#protocolError('the guest does not stop');
+    if (stop === undefined) {
+      // Poisons the connection: a stop that comes later would answer another question.
+      await this.#connection.receive(0);
+      throw this.#protocolError('the guest does not stop');
+    }
+    if (stop.kind === 'exited') return { stop, bytes: [] };
+    if (!isTogether) return { stop, bytes: pieces.length === 0 ? [] : await this.readPieces(pieces) };
+    return { stop, bytes: parseReads(pieces, await this.#receiveAll(sent.length)) };
   }
 
   /** Lets the guest go for good and closes the connection. Never throws: what the stub did not hear is the guard's to say. */
@@ -335,14 +343,16 @@ export class GdbClient {
     this.resume();
     // Not a byte may go out while it runs: an acknowledgement would stop it.
     await this.#connection.poll(BREATHE_MS);
-    this.#connection.sendBreak();
+    this.#connection.sendTogether([], true);
     this.#running = false;
     this.#stoppedAt = performance.now();
     this.#connection.startAcknowledging();
     let supported = await this.#request('qSupported:xmlRegisters=i386;vContSupported+');
     // QEMU tells first that connecting has stopped the guest, unless it stood still before, and that the break has.
-    while (this.#parseStop(supported) !== undefined)
+    while (this.#parseStop(supported) !== undefined) {
+      this.#stoppedAt = performance.now();
       supported = await this.#connection.receive(this.#timeoutMs);
+    }
     for (const feature of supported.split(';')) {
       const size = /^PacketSize=([0-9a-f]+)$/i.exec(feature)?.[1];
       if (size !== undefined) this.#packetBytes = Math.min(Number.parseInt(size, 16), 65536);
@@ -356,19 +366,21 @@ export class GdbClient {
     if ((await this.#request('vCont?')).startsWith('vCont;')) this.#features.add('vCont');
     if (this.#features.has('qXfer:features:read')) {
       const description = await this.#readDescription('target.xml', 0);
-      await this.#breathe();
+      this.resume();
       const layout = parseRegisterLayout(description);
+      await this.#breathe();
       if (layout === undefined) throw this.#protocolError('its registers are not those of x86-64');
       this.#layout = layout;
     }
-    const mode = await this.#request('qqemu.PhyMemMode');
+    const [mode, status] = await this.#requestAll(['qqemu.PhyMemMode', '?']);
     if (mode === '0' || mode === '1') this.#physicalMode = mode === '1';
-    const stop = this.#parseStop(await this.#request('?'));
+    const stop = this.#parseStop(status as string);
     if (stop === undefined || stop.kind === 'exited') throw this.#protocolError('the guest has ended');
   }
 
+  /** Lets the guest run for a moment, unless it has stopped just now. */
   async #breathe(): Promise<void> {
-    if (this.stoppedForMs < BREATHE_AFTER_MS) return;
+    if (!this.#running && this.stoppedForMs < BREATHE_AFTER_MS) return;
     this.resume();
     await this.waitForStop(BREATHE_MS);
     if (this.#running) await this.interrupt();
@@ -445,13 +457,22 @@ export class GdbClient {
    */
   async #requestAll(payloads: readonly string[]): Promise<string[]> {
     if (this.#running) throw new Error(`the guest runs; ${payloads[0]?.slice(0, 20)} needs it stopped`);
-    const answers: string[] = [];
-    if (this.#connection.acknowledges && !this.hasPhysicalMemory) {
-      for (const payload of payloads) answers.push(await this.#request(payload));
-      return answers;
+    if (this.#takesTogether) {
+      this.#connection.sendTogether(payloads);
+      return this.#receiveAll(payloads.length);
     }
-    this.#connection.sendTogether(payloads);
-    for (const _ of payloads) answers.push(await this.#connection.receive(this.#timeoutMs));
+    const answers: string[] = [];
+    for (const payload of payloads) answers.push(await this.#request(payload));
+    return answers;
+  }
+
+  get #takesTogether(): boolean {
+    return !this.#connection.acknowledges || this.hasPhysicalMemory;
+  }
+
+  async #receiveAll(count: number): Promise<string[]> {
+    const answers: string[] = [];
+    while (answers.length < count) answers.push(await this.#connection.receive(this.#timeoutMs));
     return answers;
   }
 
@@ -475,6 +496,21 @@ export class GdbClient {
       remedy: 'use a stub for an x86-64 machine, such as QEMU',
     });
   }
+}
+
+function readRequests(pieces: readonly MemoryPiece[]): readonly string[] {
+  return pieces.map(
+    ({ address, sizeBytes }) => `m${unsigned(address).toString(16)},${sizeBytes.toString(16)}`,
+  );
+}
+
+function parseReads(pieces: readonly MemoryPiece[], answers: readonly string[]): readonly Uint8Array[] {
+  return pieces.map(({ address, sizeBytes }, i) => {
+    const answer = answers[i] as string;
+    if (!/^[0-9a-f]+$/i.test(answer) || answer.length !== 2 * sizeBytes)
+      throw memoryError('read', unsigned(address), answer);
+    return fromHex(answer);
+  });
 }
 
 function memoryError(verb: string, address: bigint, answer: string): LivegraftError {

@@ -116,17 +116,12 @@ export class GdbConnection {
 
   /**
    * Sends several packets in one write: the stub gets all of them or, should this process be killed, none. Each is answered.
-   * For stubs that take a packet while they wait for an acknowledgement.
+   * For stubs that take a packet while they wait for an acknowledgement. With `stops` a running target is asked to stop first: the
+   * byte 3, outside of any packet.
    */
-  sendTogether(payloads: readonly string[]): void {
+  sendTogether(payloads: readonly string[], stops = false): void {
     if (this.#failure !== undefined) throw this.#failure;
-    this.#socket.write(payloads.map(framed).join(''), 'latin1');
-  }
-
-  /** Asks a running target to stop: the byte 3, outside of any packet. */
-  sendBreak(): void {
-    if (this.#failure !== undefined) throw this.#failure;
-    this.#socket.write(BREAK, 'latin1');
+    this.#socket.write(`${stops ? BREAK : ''}${payloads.map(framed).join('')}`, 'latin1');
   }
 
   /** The next packet. Rejects with `gdb-timeout`; the connection is unusable then, since a late answer would be taken for another. */

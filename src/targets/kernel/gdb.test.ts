@@ -82,6 +82,17 @@ describe('GdbClient', () => {
     expect(await client.waitForStop(20)).toBeUndefined();
     expect(client.isRunning).toBe(true);
     expect(await client.interrupt()).toEqual({ kind: 'signal', signal: 2, vcpu: '02' });
+    stub.memory.set([7, 8], 4);
+    client.resume();
+    expect(await client.interruptAndRead([{ address: 0x1004, sizeBytes: 2 }])).toEqual({
+      stop: { kind: 'signal', signal: 2, vcpu: '02' },
+      bytes: [Uint8Array.of(7, 8)],
+    });
+    client.resume();
+    await expect(client.interruptAndRead([{ address: 0, sizeBytes: 4 }])).rejects.toMatchObject({
+      code: 'guest-memory',
+    });
+    expect(client.isRunning).toBe(false);
     client.resume();
     stub.write('Ofe');
     stub.write('T05thread:01;');

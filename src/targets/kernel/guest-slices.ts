@@ -1,9 +1,9 @@
-import type { GdbClient } from './gdb-client.js';
+import type { GdbClient, MemoryPiece } from './gdb-client.js';
 import { guestEnded } from './guest-calls.js';
 import type { MemorySource } from './guest-memory.js';
 
 /** Behind this a stop of the guest ends, wherever it can. */
-const SLICE_MS = 1;
+const SLICE_MS = 0.5;
 /** How long the guest runs at least between two stops. */
 const RUN_MS = 1;
 /** Bytes that are moved in one go. */
@@ -24,11 +24,16 @@ export class GuestSlices implements MemorySource {
 
   /** Stops the guest, if it runs. It is given time to run before. Rejects with `target-gone`. */
   async stop(): Promise<void> {
-    if (!this.#client.isRunning) return;
+    await this.stopAndRead([]);
+  }
+
+  /** The same, and reads pieces in that stop, each of which fits a packet. Rejects, stopped, when one can't be read. */
+  async stopAndRead(pieces: readonly MemoryPiece[]): Promise<readonly Uint8Array[]> {
     await this.run();
-    if (!this.#client.isRunning) return;
-    const stop = await this.#client.interrupt();
+    if (!this.#client.isRunning) return pieces.length === 0 ? [] : this.#client.readPieces(pieces);
+    const { stop, bytes } = await this.#client.interruptAndRead(pieces);
     if (stop.kind === 'exited') throw guestEnded(stop.detail);
+    return bytes;
   }
 
   /** Lets the guest go on if it has stood still for a slice. */

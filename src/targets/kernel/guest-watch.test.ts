@@ -21,7 +21,7 @@ class Guest {
     return Uint8Array.from({ length: sizeBytes }, (_, i) => this.bytes.get(address + i) ?? 0);
   }
 
-  readPieces(pieces: readonly MemoryPiece[]): Promise<readonly Uint8Array[]> {
+  stopAndRead(pieces: readonly MemoryPiece[]): Promise<readonly Uint8Array[]> {
     if (this.unmapped-- > 0) return Promise.reject(new LivegraftError('guest-memory', 'not mapped'));
     return Promise.all(pieces.map(({ address, sizeBytes }) => this.readMemory(address, sizeBytes)));
   }
@@ -38,7 +38,7 @@ class Guest {
     const session = {
       client: this,
       kernel: { find: () => PANIC_CPU },
-      stop: async () => {},
+      stopAndRead: (pieces: readonly MemoryPiece[]) => this.stopAndRead(pieces),
       resume: () => {
         this.runs++;
       },

@@ -1,5 +1,4 @@
 import { LivegraftError } from '../../base/errors.js';
-import type { GdbClient } from './gdb-client.js';
 import { guestEnded } from './guest-calls.js';
 import type { KernelRegistryStore } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
@@ -15,14 +14,12 @@ const MAX_TRIES = 50;
  * written there.
  */
 export class GuestWatch {
-  readonly #session: Pick<KernelSession, 'resume' | 'stop'>;
-  readonly #client: Pick<GdbClient, 'readPieces'>;
+  readonly #session: Pick<KernelSession, 'resume' | 'stopAndRead'>;
   readonly #store: Pick<KernelRegistryStore, 'anchorPlace' | 'isAnchor'>;
   readonly #panicCpu: number | undefined;
 
   constructor(session: KernelSession, store: KernelRegistryStore) {
     this.#session = session;
-    this.#client = session.client;
     this.#store = store;
     this.#panicCpu = session.kernel.find('panic_cpu');
   }
@@ -33,7 +30,6 @@ export class GuestWatch {
    */
   async expectAlive(): Promise<void> {
     for (let attempt = 1; ; attempt++) {
-      await this.#session.stop();
       try {
         return await this.#look();
       } catch (error) {
@@ -54,11 +50,11 @@ export class GuestWatch {
     }
   }
 
-  /** With one wait for the stub: each is as long as the scheduler of this machine makes it. */
+  /** Asked for together with the stop: each wait for the stub is as long as the scheduler of this machine makes it. */
   async #look(): Promise<void> {
     const { anchorPlace } = this.#store;
     const panicked = this.#panicCpu === undefined ? [] : [{ address: this.#panicCpu, sizeBytes: 4 }];
-    const found = await this.#client.readPieces([
+    const found = await this.#session.stopAndRead([
       ...panicked,
       ...(anchorPlace === undefined ? [] : [anchorPlace]),
     ]);

@@ -3,7 +3,7 @@ import { LivegraftError } from '../../base/errors.js';
 import type { KernelImage } from '../../kernel-image/kernel-image.js';
 import { allowOptimization, collectGarbage } from '../process/own-runtime.js';
 import { Evidence } from './evidence.js';
-import { GdbClient } from './gdb-client.js';
+import { GdbClient, type MemoryPiece } from './gdb-client.js';
 import type { GdbEndpoint } from './gdb-connection.js';
 import type { GuestGuard } from './guest-guard.js';
 import { GuestMemory, type MemorySource } from './guest-memory.js';
@@ -208,6 +208,11 @@ export class KernelSession {
   /** Stops the guest, if it runs; not before it has run for a while. */
   async stop(): Promise<void> {
     await this.#slices.stop();
+  }
+
+  /** The same, and reads pieces that each fit a packet in that stop. */
+  async stopAndRead(pieces: readonly MemoryPiece[]): Promise<readonly Uint8Array[]> {
+    return this.#slices.stopAndRead(pieces);
   }
 
   /** Lets the guest go on if it has stood still for long enough. */

@@ -33,7 +33,7 @@ export async function rehearseProtocol(): Promise<void> {
           : [{ kind: 'registers' as const, vcpu: vcpus[0] as string, registers }]),
       ]);
       client.resume();
-      await client.interrupt();
+      await client.interruptAndRead([{ address: MEMORY, sizeBytes: 4 }]);
     }
     await client.detach();
   } catch {
