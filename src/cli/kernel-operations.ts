@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { hex } from '../base/brand.js';
+import { counted } from '../base/counted.js';
 import { LivegraftError } from '../base/errors.js';
 import { passMoment } from '../engine/callbacks.js';
 import { type Direction, switchesPerTask } from '../engine/target.js';
@@ -383,7 +384,7 @@ export async function forceInKernel(options: KernelForceOptions): Promise<Kernel
         `forcing patch ${patch.name} switches tasks that are in the middle of a version that leaves: they may run a mix of both, and crash the kernel`,
         {
           remedy:
-            'see what holds them (livegraft status --gdb … --explain); if a mix can do no harm, repeat with --accept-inconsistency',
+            'see what holds them (livegraft status with --explain); if a mix can do no harm, repeat with --accept-inconsistency',
           details: { patch: patch.id },
         },
       );
@@ -408,7 +409,7 @@ async function transit(
   const control = options.control ?? new TransitionControl();
   const stop = () => control.stop();
   options.signal.addEventListener('abort', stop);
-  step('install', `${patch.functions.length} functions`);
+  step('install', counted(patch.functions.length, 'function'));
   const wasBegun = patcher.registry.transition !== undefined;
   try {
     const result = await patcher.watch.explain(async () => {

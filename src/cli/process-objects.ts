@@ -1,3 +1,4 @@
+import { counted } from '../base/counted.js';
 import { LivegraftError } from '../base/errors.js';
 import { passMomentAtOnce } from '../engine/callbacks.js';
 import type { Patch } from '../patch/content.js';
@@ -26,7 +27,7 @@ type OnEvent = (event: OperationEvent) => void;
 export function tellPending(patch: RegisteredPatch, notice: (text: string) => void): void {
   for (const { name, functions } of pendingObjects(patch))
     notice(
-      `${name} is not loaded: ${functions.length} functions of it stay pending. livegraft watch patches it as it comes; after that, applying the patch again does`,
+      `${name} is not loaded: ${counted(functions.length, 'function')} of it ${functions.length === 1 ? 'stays' : 'stay'} pending. livegraft watch patches it as it comes; after that, applying the patch again does`,
     );
 }
 

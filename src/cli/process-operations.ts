@@ -1,5 +1,6 @@
 import { resolve } from 'node:path';
 import { x86_64 } from '../arch/x86-64/index.js';
+import { counted } from '../base/counted.js';
 import { LivegraftError } from '../base/errors.js';
 import type { Direction } from '../engine/target.js';
 import { runTransition, TransitionControl } from '../engine/transition.js';
@@ -239,7 +240,7 @@ async function transit(
   const control = options.control ?? new TransitionControl();
   const stop = () => control.stop();
   options.signal.addEventListener('abort', stop);
-  step('install', `${restrictTo(patch, objects).functions.length} functions`);
+  step('install', counted(restrictTo(patch, objects).functions.length, 'function'));
   const wasHalfDone = registry.transition !== undefined;
   try {
     const result = await runTransition(transition, {

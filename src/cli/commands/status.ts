@@ -10,7 +10,7 @@ import type { ProcessStatus, TransitionStatus } from '../operations.js';
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';
 import { reasonText } from '../reason-text.js';
-import { nextCommands } from './next-commands.js';
+import { kernelOptions, nextCommands } from './next-commands.js';
 
 export async function showStatus(pid: number | undefined, explain: boolean, output: Output): Promise<void> {
   const operations = createProcessOperations();
@@ -113,11 +113,13 @@ export async function showKernelStatus(
   if (transition === undefined) return;
   const { direction, patchId, stragglerReports } = transition;
   output.text(`  ${yellow('transition not complete')}: ${direction}, patch ${patchId}`);
+  const options = kernelOptions(reference);
   if (stragglerReports !== undefined)
-    explain(transition, stragglerReports, { tasks: 'task', name: 'kernel', options: '--gdb …' }, output);
+    explain(transition, stragglerReports, { tasks: 'task', name: 'kernel', options }, output);
   else {
+    const { go, back } = nextCommands(direction, options);
     output.text(
-      '  what to do: apply the patch again to complete it, or livegraft revert --gdb …; why it is not complete: --explain',
+      `  what to do: ${go} completes it, ${back} goes the other way; livegraft status ${options} --explain says why it is not complete`,
     );
   }
 }

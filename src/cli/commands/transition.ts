@@ -10,7 +10,7 @@ import type { ApplyOptions, ApplyOutcome, ForceOptions, OperationEvent } from '.
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';
 import { reasonText } from '../reason-text.js';
-import { nextCommands } from './next-commands.js';
+import { kernelOptions, nextCommands } from './next-commands.js';
 
 type Common = Pick<ApplyOptions, 'pid' | 'model' | 'timeoutMs' | 'allowSuspendedContexts'>;
 type KernelCommon = KernelReference & Pick<ApplyOptions, 'model' | 'timeoutMs'>;
@@ -135,8 +135,8 @@ function processSubject(pid: number): Subject {
   return { name: `process ${pid}`, kind: 'process', tasks: 'thread', options: `--pid ${pid}` };
 }
 
-function kernelSubject({ gdb, vmlinux }: KernelReference): Subject {
-  return { name: 'kernel', kind: 'kernel', tasks: 'task', options: `--gdb ${gdb} --vmlinux ${vmlinux}` };
+function kernelSubject(reference: KernelReference): Subject {
+  return { name: 'kernel', kind: 'kernel', tasks: 'task', options: kernelOptions(reference) };
 }
 
 async function transit(

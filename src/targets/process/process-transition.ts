@@ -1,3 +1,4 @@
+import { counted } from '../../base/counted.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { CallbackObject } from '../../engine/callbacks.js';
 import type { EntryState } from '../../engine/objects.js';
@@ -259,7 +260,7 @@ export class ProcessTransition implements TransitionTarget {
       this.#log.forget(record);
       tracee.syscallStopsWanted = 0;
       this.#tracer.resume(tracee);
-      this.#noteCheck(record, since);
+      this.#noteCheck(record, since, check === 'unchecked' ? 'it was switched unchecked' : undefined);
       return { kind: 'switched' };
     }
   }
@@ -269,7 +270,7 @@ export class ProcessTransition implements TransitionTarget {
       why ?? 'check',
       since,
       () => `thread ${tracee.tid} (${name}) was`,
-      () => why ?? `its stack of ${space.inspector.framesWalked} frames was walked`,
+      () => why ?? `its stack of ${counted(space.inspector.framesWalked, 'frame')} was walked`,
     );
   }
 
