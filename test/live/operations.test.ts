@@ -266,12 +266,26 @@ describe('the barrier', () => {
     expect(snapshot(target.pid)).toEqual(before);
   });
 
-  it('is refused when it is replaced itself, unknown, or missing in the lazy model', async () => {
+  it('is refused when it is replaced itself, called by new code, unknown, or missing in the lazy model', async () => {
     const target = await start();
     const before = snapshot(target.pid);
     const codeOf = (...options: string[]) => apply(target, ...options).lines.at(-1)?.code;
     expect(codeOf('--barrier', 'work')).toBe('bad-barrier');
     expect(codeOf('--barrier', 'nothing')).toBe('bad-barrier');
+    const calling = compilePatchOf('parked.c', 'calling', ['-DPATCHED', '-DCALLING']);
+    const refused = livegraft(
+      '--json',
+      'apply',
+      '--pid',
+      String(target.pid),
+      '--barrier',
+      'checkpoint',
+      calling,
+    );
+    expect(refused.lines.at(-1)).toMatchObject({
+      code: 'bad-barrier',
+      message: expect.stringContaining('the code of the patch calls it'),
+    });
     expect(codeOf('--model', 'lazy')).toBe('model-needs-barrier');
     expect(snapshot(target.pid)).toEqual(before);
   });

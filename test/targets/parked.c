@@ -1,7 +1,7 @@
 /* Threads that can be held inside of an old version. One of them parks in hold() until SIGUSR1 lets it out of there once;
  * the others call work() often. Between two calls every thread goes through checkpoint(), where it holds neither.
  *   parked SECONDS [THREADS] [gs]
- * Compiled with -DPATCHED for the new versions, or -DWORK=n, -DHOLD=n, -DCHECKPOINT for one function only. Prints "ready PID", then
+ * Compiled with -DPATCHED for the new versions, or -DWORK=n, -DHOLD=n, -DCHECKPOINT for one function only; with -DCALLING new code calls checkpoint(). Prints "ready PID", then
  * once in 20 ms the version that main sees; the parked thread prints "out VERSION" whenever it comes out of hold(). */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
@@ -35,7 +35,12 @@ __attribute__((noinline, noipa)) void checkpoint(int unused) {
 #endif
 }
 
-__attribute__((noinline, noipa)) int work(int value) { return value * 0 + WORK + zero; }
+__attribute__((noinline, noipa)) int work(int value) {
+#ifdef CALLING
+  checkpoint(zero);
+#endif
+  return value * 0 + WORK + zero;
+}
 
 __attribute__((noinline, noipa)) int hold(int fd) {
   char byte;

@@ -1,7 +1,6 @@
 import type { InstructionDecoder } from '../../arch/architecture.js';
-import { callsDirectly } from '../../arch/direct-calls.js';
 import { hex } from '../../base/brand.js';
-import { LivegraftError } from '../../base/errors.js';
+import { type BarrierCandidate, badBarrierError, whyNoBarrier } from '../barrier-check.js';
 import type { KernelRange, RegisteredKernelBarrier } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
 import { encodeJump, encodeTaskStore, findFentryNop, JUMP_BYTES } from './kernel-trampoline.js';
@@ -32,24 +31,18 @@ export async function findBarrier(
   const name = declared ?? KERNEL_EDGE;
   const refuse = (why: string): undefined => {
     if (declared === undefined) return undefined;
-    throw new LivegraftError('bad-barrier', `${name} can't be the barrier of this patch: ${why}`, {
-      remedy: 'declare a function that no task calls while it is in a function of the patch, or none',
-      details: { barrier: name, why },
-    });
+    throw badBarrierError(name, why, 'task');
   };
   const all = kernel.image.symbols.findAll(name);
   const [symbol] = all;
   if (symbol === undefined || all.length > 1)
     return refuse(`the kernel has ${all.length} functions of that name`);
   const entry = kernel.relocate(symbol.address);
-  if (replaced.some((range) => entry >= range.address && entry < range.address + range.sizeBytes))
-    return refuse('the patch replaces it');
-  if (isPatched(entry)) return refuse('an earlier patch replaces it');
-  for (const { name: caller, address, sizeBytes } of replaced) {
-    const code = await data.readMemory(address, sizeBytes);
-    if (callsDirectly(decoder, code, address, entry)) return refuse(`${caller}, which is replaced, calls it`);
-  }
-  if (isUsed(entry)) return refuse('the code of the patch calls it');
+  const leaving: BarrierCandidate['leaving'][number][] = [];
+  for (const { name, address, sizeBytes } of replaced)
+    leaving.push({ name, address, code: await data.readMemory(address, sizeBytes) });
+  const why = whyNoBarrier(decoder, { name, entry, leaving, isPatched, isUsed });
+  if (why !== undefined) return refuse(why);
   const code = await sliced.readMemory(entry, 16);
   const offset = findFentryNop(code);
   if (offset === undefined) return refuse(`at ${hex(entry)}, it does not begin with a fentry nop now`);

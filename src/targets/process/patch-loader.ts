@@ -1,5 +1,4 @@
 import { createHash } from 'node:crypto';
-import { callsDirectly } from '../../arch/direct-calls.js';
 import { hex, linkAddress } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import { PF_X, PT_LOAD, SHN_UNDEF, STT_FUNC } from '../../elf/constants.js';
@@ -9,6 +8,7 @@ import { layoutPatch } from '../../patch/layout.js';
 import { type ExternalSymbol, type LinkedImage, linkPatch, type SymbolSource } from '../../patch/link.js';
 import type { PatchFunction, PatchObject } from '../../patch/manifest.js';
 import { partOf } from '../../patch/part.js';
+import { badBarrierError, whyNoBarrier } from '../barrier-check.js';
 import { CALLBACK_RECORD_BYTES } from '../callback-record.js';
 import { expectCompatibleStates, linkStates } from '../patch-states.js';
 import type { LoadedModule } from './modules.js';
@@ -171,13 +171,8 @@ export function loadPart(
   );
   const shadowTable = usesShadowVariables(patch) ? session.expectShadowTable() : undefined;
   const base = findFreeRange(session.mappings, layout.sizeBytes, { start: module.start, end: module.end });
-  const image = linkPatch(
-    patch,
-    layout,
-    base,
-    symbolSource(session, object, module, shadowTable),
-    session.arch.redirector,
-  );
+  const source = symbolSource(session, object, module, shadowTable);
+  const image = linkPatch(patch, layout, base, source, session.arch.redirector);
   session.tracer.attend();
   let used = 0;
   const nextTrampoline = () => base + layout.redirectOffset + used++ * TRAMPOLINE_BYTES;
@@ -218,7 +213,9 @@ export function loadPart(
   let barrier: RegisteredBarrier | undefined;
   if (barrierName !== undefined) {
     const trampoline = nextTrampoline();
-    const planned = planBarrierOf(session, object, module, barrierName, functions, registry, trampoline);
+    const isUsed = (address: number) => refersTo(patch, source, address);
+    const request = { object: object.name, name: barrierName, trampoline, functions, isUsed };
+    const planned = planBarrierOf(session, module, registry, request);
     place(trampoline, planned.trampolineBytes);
     barrier = planned.barrier;
   }
@@ -285,39 +282,58 @@ export function loadPart(
   };
 }
 
-/** Refuses what can be seen to hold old code when it runs; the rest is what was declared. */
+/** Whether the code of a patch refers to an address, as its links are resolved. */
+function refersTo(patch: Patch, source: SymbolSource, address: number): boolean {
+  const used = new Set(patch.sections.flatMap((s) => s.relocations.map((r) => r.symbolIndex)));
+  return patch.symbols.some(
+    (symbol, index) =>
+      symbol.kind === 'external' &&
+      !symbol.isThreadLocal &&
+      used.has(index) &&
+      source.resolve(symbol) === address,
+  );
+}
+
+interface BarrierRequest {
+  readonly object: string;
+  readonly name: string;
+  readonly trampoline: number;
+  readonly functions: readonly RegisteredFunction[];
+  readonly isUsed: (address: number) => boolean;
+}
+
+/** Refuses what can be seen to hold code that leaves when it runs; the rest is what was declared. */
 function planBarrierOf(
   session: ProcessSession,
-  object: PatchObject,
   module: LoadedModule,
-  name: string,
-  functions: readonly RegisteredFunction[],
   registry: Registry,
-  trampoline: number,
+  { object, name, trampoline, functions, isUsed }: BarrierRequest,
 ) {
   const old = findBarrier(module, name);
-  const refuse = (why: string): never => {
-    throw new LivegraftError('bad-barrier', `${name} can't be the barrier of this patch: ${why}`, {
-      remedy: 'declare a function that no thread calls while it is in a function of the patch',
-      details: { barrier: name, why },
-    });
-  };
-  if (functions.some((fn) => fn.old.address === old.address)) return refuse('the patch replaces it');
-  if (versionStack(registry.patches).newest(old.address) !== undefined)
-    return refuse('an earlier patch replaces it');
-  if (registry.slots.kind === 'gsBase' && !canSetGsBase(session.pid))
-    return refuse(
-      'threads can not set their GS base here (Linux before 5.9), where earlier patches have states',
-    );
-  const caller = functions.find((fn) =>
-    [fn.old, ...fn.oldParts].some(({ address, sizeBytes }) => {
-      const code = session.memory.readExactly(address, sizeBytes);
-      return callsDirectly(session.arch.decoder, code, address, old.address);
-    }),
-  );
-  if (caller !== undefined) return refuse(`${caller.name}, which is replaced, calls it`);
+  const stack = versionStack(registry.patches);
+  const leaving = functions.flatMap(({ name, old, oldParts }) => {
+    const below = stack.newest(old.address);
+    const ranges = [old, ...oldParts, ...(below === undefined ? [] : [below.new, ...below.newParts])];
+    return ranges.map(({ address, sizeBytes }) => ({
+      name,
+      address,
+      code: session.memory.readExactly(address, sizeBytes),
+    }));
+  });
+  const why =
+    whyNoBarrier(session.arch.decoder, {
+      name,
+      entry: old.address,
+      leaving,
+      isPatched: (address) => stack.newest(address) !== undefined,
+      isUsed,
+    }) ??
+    (registry.slots.kind === 'gsBase' && !canSetGsBase(session.pid)
+      ? 'threads can not set their GS base here (Linux before 5.9), where earlier patches have states'
+      : undefined);
+  if (why !== undefined) throw badBarrierError(name, why, 'thread');
   return planBarrier(session.arch.redirector, {
-    object: object.name,
+    object,
     name,
     old,
     ...codeAround(module, name, old),

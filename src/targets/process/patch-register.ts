@@ -3,6 +3,7 @@ import { LivegraftError } from '../../base/errors.js';
 import { type ObjectTransition, settlePart } from '../../engine/objects.js';
 import type { Patch } from '../../patch/content.js';
 import type { PatchObject } from '../../patch/manifest.js';
+import { badBarrierError } from '../barrier-check.js';
 import { type EntryWrite, entryState } from './entry-writer.js';
 import type { LoadedModule } from './modules.js';
 import {
@@ -162,6 +163,7 @@ function loadParts(
 ) {
   const at =
     barrier === undefined ? undefined : (found.find(({ module }) => has(module, barrier)) ?? found[0]);
+  if (at !== undefined && barrier !== undefined) expectNotCalled(patch, at, barrier);
   return found.map((one) => {
     if (!replaces) expectNoneSkipped(registry, one.object);
     session.refreshMappings();
@@ -170,6 +172,21 @@ function loadParts(
       replaces,
     });
   });
+}
+
+/**
+ * By name, of the whole patch: the part for an object that is yet to come may call the barrier, too. Of the part that it belongs to
+ * {@link loadPart} knows more.
+ */
+function expectNotCalled({ symbols }: Patch, { object, module }: FoundObject, barrier: string): void {
+  const isExported = module.elf.dynamicSymbols.some(({ name, value }) => name === barrier && value !== 0);
+  const isCalled = symbols.some(
+    (symbol) =>
+      symbol.kind === 'external' &&
+      symbol.name === barrier &&
+      (symbol.object === object.name || (symbol.object === '*' && isExported)),
+  );
+  if (isCalled) throw badBarrierError(barrier, 'the code of the patch calls it', 'thread');
 }
 
 /** Versions lie on one another in the order of their patches: an older patch can't slip in below later. */
