@@ -17,6 +17,9 @@ import { contentOf, settle, takeBackCallbacks, tellChanges } from './process-obj
 
 /** Looking costs this process some microseconds, and the target nothing: it is read from outside. */
 const POLL_MS = 5;
+/** Who has loaded something may load more (plug-ins, the libraries that one needs): for so long it is looked more often. */
+const BURST_MS = 200;
+const BURST_POLL_MS = 1;
 /** Memory of objects that have gone is given back once so much of it has gathered: that takes a look at every stack. */
 const MOST_RETIRED = 16;
 
@@ -38,6 +41,7 @@ class ProcessWatch {
   #doorbell: RegisteredDoorbell | undefined;
   #bell: Doorbell | undefined;
   #objects: ObjectWatch | undefined;
+  #rangAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: WatchOptions, apply: Apply) {
     this.#options = options;
@@ -50,7 +54,8 @@ class ProcessWatch {
     try {
       await this.#begin();
       while (!signal.aborted && isRunning(pid)) {
-        await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+        const isBusy = performance.now() - this.#rangAtMs < BURST_MS;
+        await new Promise((resolve) => setTimeout(resolve, isBusy ? BURST_POLL_MS : POLL_MS));
         await this.#look();
       }
       if (isRunning(pid)) await this.#withThreads((session) => this.#end(session));
@@ -109,6 +114,7 @@ class ProcessWatch {
       // Read once: it may ring between two looks, and what comes with that is not known yet.
       const { rings } = bell;
       const isRinging = rings !== bell.answered;
+      if (isRinging) this.#rangAtMs = performance.now();
       if (!isRinging && bell.isArmed) {
         // A command that held the threads meanwhile has attended to it.
         if (this.#objects?.rings !== rings) this.#catchUp(rings);

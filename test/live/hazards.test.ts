@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { copyFileSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished } from 'vitest';
 import {
   compilePatch,
   type LiveTarget,
@@ -138,39 +138,38 @@ describe('a target', () => {
     await expectThereAndBack(target, undefined, 1);
   });
 
-  it('lives in a pid and mount namespace of its own, with a file that is nowhere else', async () => {
+  it('lives in a user, pid and mount namespace of its own, with a file that is nowhere else', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'livegraft-namespace-'));
     const script = `mount -t tmpfs none ${folder} && cp ${pair.program} ${folder}/hidden && exec ${folder}/hidden 3 120`;
-    // Not among the targets that are ended by pid: the pid that it prints is another process's here.
-    const target = await startTarget(
-      '/usr/bin/unshare',
-      '--pid',
-      '--mount',
-      '--fork',
-      '/bin/sh',
-      '-c',
-      script,
-    );
     // It knows itself by another pid than we do.
-    const outer = readdirSync('/proc').find((pid) => {
-      try {
-        return /^\d+$/.test(pid) && readlinkSync(`/proc/${pid}/exe`) === `${folder}/hidden`;
-      } catch {
-        return false;
-      }
+    const findOuter = () => {
+      const pids = readdirSync('/proc').filter((name) => /^\d+$/.test(name));
+      return pids.find((pid) => linkOf(`/proc/${pid}/exe`) === `${folder}/hidden`);
+    };
+    // Not ended by the pid that it prints, which is another process's here.
+    onTestFinished(() => {
+      const outer = findOuter();
+      if (outer !== undefined) process.kill(Number(outer), 'SIGKILL');
+      rmSync(folder, { recursive: true });
     });
+    const unshare = ['--user', '--map-root-user', '--pid', '--mount', '--fork', '/bin/sh', '-c', script];
+    const target = await startTarget('/usr/bin/unshare', ...unshare);
+    const outer = findOuter();
     expect(outer).toBeDefined();
     expect(Number(outer)).not.toBe(target.pid);
-    try {
-      for (let i = 0; i < 2; i++) {
-        expectDone('apply', '--pid', String(outer), pair.patch);
-        expect(await nextLine(target)).toBe('2');
-        expectDone('revert', '--pid', String(outer));
-        expect(await nextLine(target)).toBe('1');
-      }
-    } finally {
-      process.kill(Number(outer), 'SIGKILL');
-      rmSync(folder, { recursive: true });
+    for (let i = 0; i < 2; i++) {
+      expectDone('apply', '--pid', String(outer), pair.patch);
+      expect(await nextLine(target)).toBe('2');
+      expectDone('revert', '--pid', String(outer));
+      expect(await nextLine(target)).toBe('1');
     }
   });
 });
+
+function linkOf(path: string): string | undefined {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return undefined;
+  }
+}

@@ -50,8 +50,8 @@ function expectReliableButClone(line: SoakLine): void {
     const address = Number(place.replace(/^.*\+/, ''));
     expect(ranges.some(([from, to]) => address >= from && address < to)).toBe(false);
   }
-  // Each creation of a thread stops there three times: on entry, and on return in both threads.
-  expect(line.unreliable).toBeLessThan(line.switches / 4);
+  // All other walks were reliable, and there were some.
+  expect(line.switches - line.unreliable).toBeGreaterThan(100);
 }
 
 /** Nobody traces it any more, and no thread is stopped. */

@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
-import { livegraft, ROOT, startTarget } from '../support/live.js';
+import { livegraft, ROOT } from '../support/live.js';
+import { startForTest } from '../support/test-target.js';
 
 /** The command line of `validate`, and what a kept proof does to a walk. */
 
@@ -161,7 +162,7 @@ it('keeps a proof by build-id, and a walk refuses a row that it disproves', asyn
   writeFileSync(s, WRONG);
   const built = spawnSync('gcc', ['-O2', '-Wl,--build-id', '-o', program, c, s], { encoding: 'utf8' });
   expect([built.status, built.stderr]).toEqual([0, '']);
-  const target = await startTarget(program);
+  const target = await startForTest(program);
   const look = () => {
     const { lines } = livegraft('--json', 'stack', '--pid', String(target.pid));
     const stack = lines.find((line) => line.event === 'stack') as {
@@ -169,13 +170,9 @@ it('keeps a proof by build-id, and a walk refuses a row that it disproves', asyn
     };
     return stack.tasks[0];
   };
-  try {
-    // Without a proof the wrong row leads to a place that happens to be no return address.
-    expect(look()?.reason?.code).not.toBe('row-disproved');
-    expect(livegraft('validate', program).code).toBe(1);
-    expect(readdirSync(join(folder, 'livegraft/proofs')).length).toBeGreaterThan(0);
-    expect(look()).toMatchObject({ reliable: false, reason: { code: 'row-disproved' } });
-  } finally {
-    target.stop();
-  }
+  // Without a proof the wrong row leads to a place that happens to be no return address.
+  expect(look()?.reason?.code).not.toBe('row-disproved');
+  expect(livegraft('validate', program).code).toBe(1);
+  expect(readdirSync(join(folder, 'livegraft/proofs')).length).toBeGreaterThan(0);
+  expect(look()).toMatchObject({ reliable: false, reason: { code: 'row-disproved' } });
 });
