@@ -53,7 +53,7 @@ export function readLandingPads(
       if (start === undefined || place === undefined) continue;
       try {
         const lsda = parseLsda(place.section.data, place.section.address, place.offset, elf.source);
-        if (!addCalls(lsda, start, space, program, byCall)) continue;
+        if (!addCalls(lsda, start, space, program, byCall, problems)) continue;
         if (fde.instructions.includes(DW_CFA_GNU_args_size))
           addArguments(fde, start, elf, program, argumentBytes);
       } catch (error) {
@@ -101,14 +101,22 @@ function addCalls(
   space: CodeSpace,
   program: Program,
   byCall: Map<number, number>,
+  problems: string[],
 ): boolean {
   const { offsets, lengths, flows, count } = program.table;
   const base = landingPadBase === undefined ? start : space.positionOf(landingPadBase);
   let found = false;
   if (base === undefined) return false;
   for (const { start: from, end, landingPad } of callSites) {
-    const pad = landingPad === undefined ? -1 : program.index.find(base + landingPad);
-    if (pad < 0) continue;
+    if (landingPad === undefined) continue;
+    const pad = program.index.find(base + landingPad);
+    if (pad < 0) {
+      const name = program.functionAt(start)?.name ?? 'a function';
+      problems.push(
+        `${SECTION}: calls from ${at(name, from)} on land at ${at(name, landingPad + base - start)}, where no instruction begins`,
+      );
+      continue;
+    }
     for (let i = program.index.rank(start + from); i < count; i++) {
       // The unwinder looks for the byte before the return address.
       const last = (offsets[i] as number) + (lengths[i] as number) - 1;
@@ -119,6 +127,10 @@ function addCalls(
     }
   }
   return found;
+}
+
+function at(name: string, offset: number): string {
+  return `${name}${offset < 0 ? '-' : '+'}0x${Math.abs(offset).toString(16)}`;
 }
 
 function addArguments(

@@ -1,5 +1,5 @@
-# expect: cfa-mismatch
-# An exception leaves a call with two arguments on the stack, and nothing says that the unwinder takes them away.
+# An exception that leaves the call is to be caught in the middle of an instruction.
+# expect: malformed-table
 	.text
 	.globl f
 	.type f, @function
@@ -14,20 +14,20 @@ f:
 	.cfi_adjust_cfa_offset 8
 	push %rax
 	.cfi_adjust_cfa_offset 8
+	.cfi_escape 0x2e, 16
 .Lbegin:
 	call g
 .Lend:
 	add $16, %rsp
 	.cfi_adjust_cfa_offset -16
 .Lout:
+	.cfi_escape 0x2e, 0
 	pop %rbx
 	.cfi_remember_state
 	.cfi_def_cfa_offset 8
 	.cfi_restore %rbx
 	ret
 	.cfi_restore_state
-.Lpad:
-	jmp .Lout
 	.cfi_endproc
 	.size f, .-f
 	.globl g
@@ -46,7 +46,7 @@ g:
 .Ltable:
 	.uleb128 .Lbegin - f
 	.uleb128 .Lend - .Lbegin
-	.uleb128 .Lpad - f
+	.uleb128 .Lend + 1 - f
 	.uleb128 0
 .Ltable_end:
 	.data
