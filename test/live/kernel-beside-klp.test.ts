@@ -47,12 +47,6 @@ describe('a kernel that livepatches itself', () => {
     expect(await text()).toBe(`patched: ${before}`);
     expect(revert('cmdline')).toMatchObject({ result: { kind: 'complete' } });
     expect([await text(), await entryOf('cmdline_proc_show')]).toEqual([before, entry]);
-    // What livegraft has given back can be had again.
-    expect(await insert('cmdline')).toContain('loaded');
-    await settle('cmdline');
-    expect(await text()).toBe(`patched: ${before}`);
-    await remove('cmdline');
-    expect(await entryOf('cmdline_proc_show')).toBe(entry);
   });
 
   it('changes another function while a transition of livegraft waits, and both come to their end', async () => {
