@@ -331,21 +331,22 @@ function testGsBase(at: number, patched: number): StateTest {
 }
 
 /**
- * Looks the thread pointer up in an open-addressing table of {key, state}. Three registers are borrowed; they are
+ * Looks the thread pointer up in an open-addressing table of {key, state}; a thread that is not in it has the state of the free entry
+ * at which the search ends. Three registers are borrowed; they are
  * saved below the red zone, since a jump back to the entry may come here with the red zone in use.
  */
 function testThreadPointerTable(at: number, patched: number, slot: ThreadPointerTable): StateTest {
   const out = new ByteWriter(160);
   const emit = (...bytes: number[]) => out.writeBytes(Uint8Array.from(bytes));
-  const { below } = findTableEntry(out, slot);
+  const { free } = findTableEntry(out, slot);
+  patchShort(out, free, out.length);
   emit(0x80, 0x7c, 0x0a, 0x08, 0x00); // cmpb $0, 8(%rdx,%rcx)
   const stateReadAt = out.length;
   emit(0x74, 0); // je below
-  const alsoBelow = out.length - 1;
+  const below = out.length - 1;
   emit(...RESTORE_AFTER_TABLE, 0xe9);
   out.writeI32(expectRel32(patched - (at + out.length + 4)));
   patchShort(out, below, out.length);
-  patchShort(out, alsoBelow, out.length);
   emit(...RESTORE_AFTER_TABLE);
   return { bytes: out.toBytes(), stateReadAt };
 }
@@ -395,10 +396,11 @@ function storeAtGsBase(): StateStore {
 
 function storeInThreadPointerTable(slot: ThreadPointerTable): StateStore {
   const out = new ByteWriter(160);
-  const { below } = findTableEntry(out, slot);
+  const { free } = findTableEntry(out, slot);
   out.writeBytes(Uint8Array.of(0xc6, 0x44, 0x0a, 0x08, 0)); // movb $0, 8(%rdx,%rcx)
   const valueAt = out.length - 1;
-  patchShort(out, below, out.length);
+  // A free entry is nobody's: it holds the state of all that have none.
+  patchShort(out, free, out.length);
   out.writeBytes(Uint8Array.from(RESTORE_AFTER_TABLE));
   return { bytes: out.toBytes(), valueAt, slotUses: [] };
 }
@@ -407,9 +409,9 @@ type ThreadPointerTable = Extract<StateSlotLocation, { kind: 'threadPointerTable
 
 /**
  * Goes on with the table in rdx and the offset of the thread's entry in rcx, or jumps through the short displacement at
- * `below` when it has none.
+ * `free` when it has none: with the offset of the free entry where its own would be.
  */
-function findTableEntry(out: ByteWriter, slot: ThreadPointerTable): { readonly below: number } {
+function findTableEntry(out: ByteWriter, slot: ThreadPointerTable): { readonly free: number } {
   const bits = Math.log2(slot.entries);
   const emit = (...bytes: number[]) => out.writeBytes(Uint8Array.from(bytes));
   emit(0x48, 0x8d, 0xa4, 0x24, 0x80, 0xff, 0xff, 0xff); // lea -128(%rsp), %rsp
@@ -427,15 +429,15 @@ function findTableEntry(out: ByteWriter, slot: ThreadPointerTable): { readonly b
   emit(0x74, 0); // je found
   const found = out.length - 1;
   emit(0x48, 0x83, 0x3c, 0x0a, 0x00); // cmpq $0, (%rdx,%rcx)
-  emit(0x74, 0); // je below
-  const below = out.length - 1;
+  emit(0x74, 0); // je free
+  const free = out.length - 1;
   emit(0x83, 0xc1, 16); // add $16, %ecx
   emit(0x81, 0xe1); // and $mask, %ecx
   out.writeU32((slot.entries - 1) * 16);
   emit(0xeb, 0);
   patchShort(out, out.length - 1, probe);
   patchShort(out, found, out.length);
-  return { below };
+  return { free };
 }
 
 function patchShort(out: ByteWriter, at: number, target: number): void {

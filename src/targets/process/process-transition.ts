@@ -145,7 +145,11 @@ export class ProcessTransition implements TransitionTarget {
     const before = space.registry.transition;
     const from = stateWithoutSlot(before, direction);
     // What states mean that a killed run has given out is on record until they count again.
-    if (before === undefined) space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
+    // Without a transition no state is read: threads that nobody will have seen begin as all others.
+    if (before === undefined) {
+      space.slots.setAll(from);
+      space.setTransition({ ...this.#transitionEntry(), phase: 'installing' });
+    }
     this.#aimBarrier(space);
     seizeAllThreads(this.#tracer, space.pid);
     this.#roster.adoptThreads(space);
@@ -155,8 +159,10 @@ export class ProcessTransition implements TransitionTarget {
       const { tracee } = record;
       if (copies[ran ? 'running' : 'asleep']-- > 0) record.stackCopy = space.inspector.copyStack(tracee);
       // A transition that another run left half-done has given out states that count. Once all entries choose by them,
-      // so does what redirects read for a thread that was given none.
-      const keeps = before?.phase === 'running' || (before !== undefined && space.slots.hasSlot(tracee));
+      // so does what redirects read for a thread that was given none; in a table until all entries are final.
+      const isRead =
+        before?.phase === 'running' || (before?.phase === 'finishing' && space.slots.area.kind !== 'gsBase');
+      const keeps = isRead || (before !== undefined && space.slots.hasSlot(tracee));
       this.#slots.give(record, keeps ? space.slots.ownState(tracee) : from, before === undefined);
     };
     if (before === undefined) this.#slots.giveAhead(space, (record) => give(record, false));
@@ -364,6 +370,8 @@ export class ProcessTransition implements TransitionTarget {
   #finishSpace(space: ProcessSpace, entry: EntryState): void {
     const direction = this.#direction;
     space.setTransition({ ...this.#transitionEntry(), phase: 'finishing' });
+    // All have switched, and who is created now has its creator's state: so have those that are created after our death.
+    space.slots.setAll(direction === 'patch' ? 1 : 0);
     const patch = this.#patchOf(space);
     this.#stopAndWrite(
       space,

@@ -19,7 +19,7 @@ export const SLOTS_OFFSET = 2 * COPY_BYTES;
 
 const HEADER_BYTES = 32;
 const MAGIC = 0x6765_766c; // "lveg"
-const REGISTRY_FORMAT_VERSION = 3;
+const REGISTRY_FORMAT_VERSION = 4;
 
 export function findRegistryMapping(mappings: readonly Mapping[]): Mapping | undefined {
   return mappings.find((m) => m.name.startsWith(`/memfd:${REGISTRY_MEMFD_NAME}`) && m.fileOffset === 0);

@@ -16,7 +16,7 @@ import { PATIENT_TIMEOUT_MS, type Tracee, type Tracer } from './tracer.js';
  * is the thread's own, and clone hands it to the child, also when nobody watches. Such a child has its parent's slot until
  * it is assigned one; the slot itself only notes the state for whoever wants to know it of a running thread. With
  * `threadPointerTable` (for a target that uses GS itself, or can't set it) a table is keyed by the thread pointer; a
- * thread that is not in it runs the version below.
+ * thread that is not in it has the state of the free entry at which its search ends: see {@link TaskSlots.setAll}.
  */
 export interface TaskSlots {
   readonly area: SlotArea;
@@ -32,6 +32,12 @@ export interface TaskSlots {
   ownState(tracee: Tracee): 0 | 1;
   /** The thread must be stopped. */
   setState(tracee: Tracee, state: 0 | 1): void;
+  /**
+   * Sets the state of every slot in a table, those of threads to come too, and those of threads that have ended: a thread that is
+   * created while nobody watches begins with it. Allowed where nothing reads a state, or all threads have this one. Nothing
+   * with `gsBase`, where such a thread has its creator's.
+   */
+  setAll(state: 0 | 1): void;
   /** The thread has ended. */
   release(tracee: Tracee): void;
   /** Takes the slot from a stopped thread: nothing of ours may read it any more. */
@@ -147,6 +153,8 @@ class GsBaseSlots implements TaskSlots {
     this.#memory.write(slot + GS_SLOT_NOTE_OFFSET, Uint8Array.of(state));
   }
 
+  setAll(): void {}
+
   release(tracee: Tracee): void {
     const slot = this.#slotOf.get(tracee.tid);
     if (slot === undefined) return;
@@ -244,6 +252,14 @@ class ThreadPointerSlots implements TaskSlots {
     const entry = this.#entryOf.get(tracee.tid);
     if (entry === undefined) this.assign(tracee, state);
     else this.#memory.write(entry + 8, Uint8Array.of(state));
+  }
+
+  /** At once: what threads store meanwhile at a barrier is the same state, and keys are ours alone to write. */
+  setAll(state: 0 | 1): void {
+    const { address, sizeBytes } = this.area;
+    const table = Buffer.from(this.#memory.readExactly(address, sizeBytes));
+    for (let at = 8; at < table.length; at += ENTRY_BYTES) table[at] = state;
+    this.#memory.write(address, table);
   }
 
   /** The entry stays: removing one would break the probe sequences of others. A new thread with this key reuses it. */
