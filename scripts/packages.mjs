@@ -48,6 +48,7 @@ export const PACKAGES = {
   'test:kernel': [...COMPILER, ...GUEST, ...KERNEL_BUILD],
   'demo:kernel': [...COMPILER, ...GUEST, ...KERNEL_BUILD],
   kernels: [...COMPILER, ...GUEST],
+  'soak:kernel': GUEST,
   'bench:kernel': [...COMPILER, ...GUEST],
   fuzz: [...COMPILER, ...ORACLES],
   'oracle:decoder': [{ name: 'libssl3' }],

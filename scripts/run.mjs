@@ -20,6 +20,7 @@ const TASKS = {
   'bench:validate': ['--import', 'tsx', 'bench/validate.ts'],
   'demo:kernel': ['--import', 'tsx', 'examples/kernel/demo.ts'],
   'bench:kernel': ['--import', 'tsx', 'bench/kernel.ts'],
+  'soak:kernel': ['--import', 'tsx', 'test/soak/kernel.ts'],
   kernels: ['--import', 'tsx', 'test/kernels/run.ts'],
   verdicts: ['--import', 'tsx', 'test/oracle/verdicts.ts'],
   'oracle:objtool': ['--import', 'tsx', 'test/oracle/objtool-agreement.ts'],

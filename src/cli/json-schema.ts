@@ -204,6 +204,8 @@ export const jsonLineSchema = z.discriminatedUnion('event', [
     tasks: z.int(),
     /** Of a kernel only: how many of the tasks were kernel threads. */
     kthreads: z.int().optional(),
+    /** Of a kernel only: names of those of them whose stack was not reliable at some time. */
+    unreliableKthreads: z.array(z.string()).optional(),
     /** Of a process only: how many of the walks were at random instants, not at system-call stops. */
     instants: z.int().optional(),
     endedBy: z.enum(['count', 'time', 'interrupt', 'exit', 'exec']),

@@ -521,7 +521,7 @@ function addSoak(program: Command, output: () => Output, io: Io, setCode: (code:
       `
 A process: each thread at entry and exit of its system calls, and running ones at random instants. It runs on, slower.
 A kernel: every task at its context switches. Ctrl-C ends it and shows what was counted.
-Exit codes: 0 all stacks reliable, 1 some were not
+Exit codes: 0 all stacks reliable, 1 failed (says nothing about stacks), 2 usage, 4 some were not reliable
 
 Examples:
   $ livegraft soak --pid 1234 --switches 20000

@@ -14,14 +14,15 @@ describe('SoakCount', () => {
     const count = new SoakCount(OPTIONS);
     count.note(1, {}, { reliable: true }, () => 'not asked for');
     count.note(1, {}, unreliable('no-unwind-row', 'one'), () => 'f');
-    count.note(2, { isKthread: true }, unreliable('no-unwind-row', 'two'), () => 'g');
+    count.note(2, { isKthread: true, name: 'kswapd0' }, unreliable('no-unwind-row', 'two'), () => 'g');
     count.note(2, { isKthread: true, isInstant: true }, unreliable('no-unwind-row', 'three'), () => 'g');
-    count.note(3, {}, unreliable('unknown-code', 'four'), () => 'g');
+    count.note(3, { name: 'sh' }, unreliable('unknown-code', 'four'), () => 'g');
     expect(count.report('count')).toMatchObject({
       switches: 5,
       unreliable: 4,
       tasks: 3,
       kthreads: 1,
+      unreliableKthreads: ['kswapd0'],
       instants: 1,
       findings: [
         { cause: 'no-unwind-row', place: 'g', count: 2, detail: 'two' },

@@ -18,6 +18,8 @@ export interface SoakReport {
   /** Tasks whose stacks were walked, kernel threads among them. */
   readonly tasks: number;
   readonly kthreads: number;
+  /** Names of kernel threads with an unreliable walk. */
+  readonly unreliableKthreads: readonly string[];
   /** How many of the walks were at random instants. */
   readonly instants: number;
   readonly endedBy: SoakEnd;
@@ -42,6 +44,7 @@ export class SoakCount {
   readonly #startMs = performance.now();
   readonly #findings = new Map<string, { cause: string; place: string; count: number; detail: string }>();
   readonly #tasks = new Map<number, boolean>();
+  readonly #unreliableKthreads = new Set<string>();
   #switches = 0;
   #unreliable = 0;
   #instants = 0;
@@ -53,7 +56,7 @@ export class SoakCount {
   /** `task` is told from all others by that number; `place` is asked for only when the walk is unreliable. */
   note(
     task: number,
-    kind: { readonly isKthread?: boolean; readonly isInstant?: boolean },
+    kind: { readonly isKthread?: boolean; readonly isInstant?: boolean; readonly name?: string },
     walk: Walk,
     place: () => string,
   ): void {
@@ -61,6 +64,8 @@ export class SoakCount {
     this.#switches++;
     if (kind.isInstant === true) this.#instants++;
     if (!walk.reliable) this.#noteUnreliable(walk.reason, place());
+    if (!walk.reliable && kind.isKthread === true && kind.name !== undefined)
+      this.#unreliableKthreads.add(kind.name);
     if (this.#switches % PROGRESS_EVERY === 0) this.#options.onProgress(this.#switches, this.#unreliable);
   }
 
@@ -90,6 +95,7 @@ export class SoakCount {
       findings: [...this.#findings.values()].sort((a, b) => b.count - a.count),
       tasks: this.#tasks.size,
       kthreads: [...this.#tasks.values()].filter(Boolean).length,
+      unreliableKthreads: [...this.#unreliableKthreads],
       instants: this.#instants,
       endedBy,
       durationMs: performance.now() - this.#startMs,

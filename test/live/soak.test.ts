@@ -20,7 +20,7 @@ function soak(target: LiveTarget, switches: number): SoakLine {
     ...['--switches', String(switches), '--timeout', '10', '--seed', '7'],
   );
   const line = soakLine(run.lines.at(-1));
-  expect(run.code, run.stderr).toBe(line.unreliable === 0 ? 0 : 1);
+  expect(run.code, run.stderr).toBe(line.unreliable === 0 ? 0 : 4);
   return line;
 }
 
@@ -95,6 +95,12 @@ describe('soak of a process', () => {
     expect(target.output().trimEnd().split('\n')).toHaveLength(1);
     expect(target.isAlive()).toBe(true);
     expectFree(target);
+  });
+
+  it('fails with another exit code than that of a stack that is not reliable', () => {
+    const run = livegraft('soak', '--json', '--pid', '4194304');
+    expect(run.code).toBe(1);
+    expect(run.lines.at(-1)).toMatchObject({ event: 'error' });
   });
 
   it('counts what it can not walk by cause and place', async () => {

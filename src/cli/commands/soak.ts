@@ -1,5 +1,5 @@
 import type { SoakEnd, SoakOptions, SoakReport } from '../../targets/soak.js';
-import { EXIT } from '../conventions.js';
+import { SOAK_EXIT } from '../conventions.js';
 import type { Io } from '../io.js';
 import { type KernelReference, soak } from '../kernel-operations.js';
 import type { Output } from '../output.js';
@@ -18,7 +18,11 @@ export async function soakKernelStacks(
 ): Promise<number> {
   const report = await run('context switches', limits, output, io, (options) => soak(reference, options));
   const { instants: _, ...fields } = report;
-  output.json({ event: 'soak', ...fields, findings: [...report.findings] });
+  output.json({
+    ...{ event: 'soak', ...fields },
+    findings: [...report.findings],
+    unreliableKthreads: [...report.unreliableKthreads],
+  });
   return conclude(
     report,
     `${report.switches} context switches of ${report.tasks} tasks (${report.kthreads} kernel threads)`,
@@ -35,7 +39,7 @@ export async function soakProcessStacks(
   const report = await run('stacks', limits, output, io, (options) =>
     createProcessOperations().soak(pid, { ...options, seed: limits.seed }),
   );
-  const { kthreads: _, ...fields } = report;
+  const { kthreads: _, unreliableKthreads: _names, ...fields } = report;
   output.json({ event: 'soak', ...fields, findings: [...report.findings] });
   return conclude(
     report,
@@ -81,5 +85,5 @@ function conclude(report: SoakReport, what: string, output: Output): number {
   const verdict =
     report.unreliable === 0 ? green('all stacks reliable') : red(`${report.unreliable} unreliable`);
   output.text(`${what} in ${(report.durationMs / 1000).toFixed(1)} s${ENDS[report.endedBy]}: ${verdict}`);
-  return report.unreliable === 0 ? EXIT.done : EXIT.failed;
+  return report.unreliable === 0 ? SOAK_EXIT.reliable : SOAK_EXIT.unreliable;
 }
