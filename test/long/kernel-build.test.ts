@@ -30,7 +30,7 @@ beforeAll(async () => {
   const { release, vmlinuz } = fetchKernel();
   kernel = fetchKernelSource(release);
   writeFileSync(vmlinux, extractVmlinux(readFileSync(vmlinuz), 'vmlinuz', decompressors));
-  for (const name of ['special', 'fault']) {
+  for (const name of ['special', 'fault', 'callbacks']) {
     for (const [format, ending] of [
       ['lgp', 'lgp'],
       ['klp', 'ko'],
@@ -46,7 +46,7 @@ beforeAll(async () => {
     vcpus: 2,
     sharedMemory: true,
     files: () =>
-      ['special.ko', 'fault.ko'].map((name) => ({
+      ['special.ko', 'fault.ko', 'callbacks.ko'].map((name) => ({
         path: `lib/${name}`,
         data: readFileSync(join(folder, name)),
       })),
@@ -112,6 +112,32 @@ describe('a patch from a diff against the source', () => {
       'dmesg | grep -E "BUG:|Oops|general protection|WARNING" | grep -v livepatch/transition.c',
     );
     expect(harm.trim()).toBe('');
+  });
+
+  it('has its callbacks run in their order, from outside and as a module', async () => {
+    const before = await cmdline();
+    const ran = async () =>
+      (await guest.run('dmesg -c | grep -E "callback diff |BUG:|WARNING:|Oops"'))
+        .split('\n')
+        .flatMap((line) => /(?:callback diff |(?=BUG:|WARNING:|Oops))(.*)/.exec(line)?.[1] ?? []);
+    await ran();
+    expect(applied('apply', join(folder, 'callbacks.lgp'))).toMatchObject({ result: { kind: 'complete' } });
+    expect([await cmdline(), await ran()]).toEqual([
+      `with callbacks: ${before}`,
+      ['pre_patch', 'post_patch'],
+    ]);
+    expect(applied('revert', 'callbacks')).toMatchObject({ result: { kind: 'complete' } });
+    expect([await cmdline(), await ran()]).toEqual([before, ['pre_unpatch', 'post_unpatch']]);
+
+    await guest.run(
+      'insmod /lib/callbacks.ko; while [ "$(cat /sys/kernel/livepatch/livegraft_callbacks/transition)" != 0 ]; do sleep 0.2; done',
+      60_000,
+    );
+    expect(await cmdline()).toBe(`with callbacks: ${before}`);
+    await guest.run(LEAVE, 60_000);
+    const unprovoked = (await ran()).filter((line) => !line.includes('livepatch/transition.c'));
+    expect(unprovoked).toEqual(['pre_patch', 'post_patch', 'pre_unpatch', 'post_unpatch']);
+    expect(await cmdline()).toBe(before);
   });
 
   it('finds its exception table below and above that of another patch', async () => {
