@@ -97,7 +97,12 @@ async function apply(options: ApplyOptions): Promise<ApplyOutcome> {
       notice('a transition of this patch was left half-done: it is continued');
       session.seize();
       settle(session, options.onEvent);
-      return await transit(session, expectPatch(session.registry, patch.id), 'patch', options);
+      try {
+        return await transit(session, expectPatch(session.registry, patch.id), 'patch', options);
+      } catch (error) {
+        // It was killed before it had met the thread that uses GS, and had changed no entry: it begins anew, with a table.
+        if (!isGsInUse(error) || known?.state !== 'applying') throw error;
+      }
     }
     if (known !== undefined && known.state !== 'applying')
       return await complete(session, patch, known, options);
@@ -269,7 +274,10 @@ async function transit(
     // Without the patch, or its parts, in the registry the transition was complete, and something behind it failed.
     const kept = space.registry.patches.find((p) => p.id === patch.id);
     if (gone || kept === undefined || !hasParts(restrictTo(kept, objects))) throw error;
-    if (wasHalfDone || !transition.isUntouched(direction)) {
+    // Also one that a killed run has left before it changed an entry: with slots that this process can't have, it would never end.
+    const canBegin = isGsInUse(error) && registry.transition?.phase === 'installing';
+    const began = registry.transition?.direction ?? direction;
+    if ((wasHalfDone && !canBegin) || !transition.isUntouched(canBegin ? began : direction)) {
       throw new LivegraftError(
         'transition-interrupted',
         `process ${session.pid}: the transition of patch ${patch.name} is not complete: ${(error as Error).message}`,
@@ -364,7 +372,16 @@ async function revert(options: RevertOptions): Promise<ApplyOutcome> {
         attend: () => session.tracer.attend(),
       });
     }
-    return await transit(session, there, 'unpatch', options);
+    try {
+      return await transit(session, there, 'unpatch', options);
+    } catch (error) {
+      if (!isGsInUse(error) || there.state !== 'applying') throw error;
+      // As in apply: no entry was changed.
+      takeBackCallbacks(session, there, options.onEvent);
+      unload(session, patch.id, undefined);
+      notice('the patch had been loaded but not installed: it was removed');
+      return outcomeWithoutTransition(patch, 'unpatch');
+    }
   } finally {
     session.close();
   }

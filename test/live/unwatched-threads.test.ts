@@ -1,5 +1,13 @@
 import { describe, expect, it } from 'vitest';
-import { compile, compilePatchOf, type LiveTarget, livegraft, pause, snapshot } from '../support/live.js';
+import {
+  compile,
+  compilePatchOf,
+  hurtLivegraft,
+  type LiveTarget,
+  livegraft,
+  pause,
+  snapshot,
+} from '../support/live.js';
 import { startForTest } from '../support/test-target.js';
 
 /** Threads that a program creates while a transition was left alone, around its own passing of the barrier. */
@@ -56,4 +64,16 @@ describe('a thread that was created while no livegraft watched', () => {
       expect(snapshot(target.pid).code).toBe(code);
     },
   );
+});
+
+it('a run that is killed before it has met a thread that uses GS itself is taken back', async () => {
+  const target = await startForTest(program, '60', 'gs');
+  const pid = String(target.pid);
+  for (const step of [48, 56, 64]) {
+    expect(hurtLivegraft({ kind: 'kill-before', step }, 'apply', '--pid', pid, patch).code).toBe('killed');
+    const { code, lines } = livegraft('--json', 'revert', '--pid', pid);
+    // Before it had put anything there, there is nothing to take back.
+    expect(code === 0 || lines.at(-1)?.code === 'no-such-patch', JSON.stringify(lines.at(-1))).toBe(true);
+  }
+  expect(livegraft('apply', '--pid', pid, patch).code).toBe(0);
 });
