@@ -34,7 +34,7 @@ export class KernelLab {
   #image: KernelImage | undefined;
 
   /** Boots before the tests of a file, and ends behind them. */
-  constructor(options: Pick<GuestOptions, 'files' | 'restarts'> = {}) {
+  constructor(options: Pick<GuestOptions, 'vcpus' | 'files' | 'restarts'> = {}) {
     beforeAll(async () => {
       const guest = await bootGuest({ vcpus: 2, sharedMemory: true, ...options });
       this.#guest = guest;
