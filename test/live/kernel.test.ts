@@ -65,6 +65,11 @@ async function withSession<T>(use: (session: KernelSession) => Promise<T>): Prom
   }
 }
 
+/** What the guest has at a function and behind it. */
+function textAt(name: string): Promise<Uint8Array> {
+  return withSession(({ client, kernel }) => client.readMemory(kernel.expect(name), 4096));
+}
+
 /** A line of /proc/kallsyms. */
 function row(address: number, type: string, name: string): string {
   return `${hex(address).slice(2).padStart(16, '0')} ${type} ${name}`;
@@ -307,10 +312,12 @@ describe('livegraft stack --gdb', () => {
     const bytes = image.elf.bytesAt(linkAddress(banner), 20) as Uint8Array;
     changed.set(new TextEncoder().encode('Linux version 5'), bytes.byteOffset);
     writeFileSync(other, changed);
+    const before = await textAt('cmdline_proc_show');
     const run = livegraft('stack', '--gdb', guest.gdb, '--vmlinux', other, '--json');
     expect(run.code).toBe(1);
     expect(run.lines.at(-1)).toMatchObject({ event: 'error', code: 'kernel-mismatch' });
     expect(await guest.run('echo alive')).toContain('alive');
+    expect(await textAt('cmdline_proc_show')).toEqual(before);
   });
 
   it('refuses the same release in another build', async () => {
@@ -321,9 +328,12 @@ describe('livegraft stack --gdb', () => {
     const at = Buffer.from(changed.buffer).indexOf(id, notes?.offset);
     changed[at] = (changed[at] as number) ^ 1;
     writeFileSync(other, changed);
+    const before = await textAt('cmdline_proc_show');
     const run = livegraft('stack', '--gdb', guest.gdb, '--vmlinux', other, '--json');
     expect(run.lines.at(-1)).toMatchObject({ event: 'error', code: 'kernel-mismatch' });
     expect(String(run.lines.at(-1)?.message)).toContain(image.buildId);
+    expect(await guest.run('echo alive')).toContain('alive');
+    expect(await textAt('cmdline_proc_show')).toEqual(before);
   });
 
   it('lets the guest go on when it is interrupted, whenever that is', async () => {
