@@ -1,5 +1,6 @@
 import type { InstructionDecoder } from '../arch/architecture.js';
 import { hex, linkAddress } from '../base/brand.js';
+import { counted } from '../base/counted.js';
 import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { PatchSection, PatchSymbol } from '../patch/content.js';
@@ -61,7 +62,9 @@ export function makePatch(
   for (const provenPair of proveAll(pairs, target, options, notes)) {
     const { pair, comparison, changedFunctions, newGlobals, declarations, find, proven, index } = provenPair;
     const file = nameOfFile(pair);
-    notes.push(`${file}: ${proven} functions of the unpatched build are the target's`);
+    notes.push(
+      `${file}: ${counted(proven, 'function')} of the unpatched build ${proven === 1 ? 'is' : 'are'} the target's`,
+    );
     const roots = [
       ...changedFunctions.map((p) => p.patched),
       ...newGlobals,

@@ -9,7 +9,8 @@ import { enabledPatches } from '../targets/kernel/kernel-versions.js';
 import { ModuleAttendant } from '../targets/kernel/module-attendant.js';
 import { ModuleLoader } from '../targets/kernel/module-loader.js';
 import { sha256 } from '../targets/process/patch-loader.js';
-import { applyToKernel, type KernelReference, withSession } from './kernel-operations.js';
+import { type KernelReference, withSession } from './kernel-connection.js';
+import { applyToKernel } from './kernel-operations.js';
 import { readPatchFile, stepsOf, tellLeftModules } from './operation-support.js';
 import type { WatchOptions } from './operations.js';
 

@@ -4,14 +4,8 @@ import { basename, join } from 'node:path';
 import { pause } from '../../examples/support.js';
 import { x86_64 } from '../../src/arch/x86-64/index.js';
 import { hex } from '../../src/base/brand.js';
-import {
-  applyToKernel,
-  type KernelTaskStack,
-  kernelStacks,
-  kernelStatus,
-  revertFromKernel,
-  soak,
-} from '../../src/cli/kernel-operations.js';
+import { applyToKernel, revertFromKernel } from '../../src/cli/kernel-operations.js';
+import { type KernelTaskStack, kernelStacks, kernelStatus, soak } from '../../src/cli/kernel-views.js';
 import type { KernelImage } from '../../src/kernel-image/kernel-image.js';
 import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
 import { KernelSession } from '../../src/targets/kernel/kernel-session.js';

@@ -1,5 +1,6 @@
 import { beforeAll, describe, expect, it } from 'vitest';
-import { applyToKernel, kernelStatus, revertFromKernel } from '../../src/cli/kernel-operations.js';
+import { applyToKernel, revertFromKernel } from '../../src/cli/kernel-operations.js';
+import { kernelStatus } from '../../src/cli/kernel-views.js';
 import { KernelLab } from '../support/kernel-lab.js';
 
 const lab = new KernelLab();

@@ -56,7 +56,7 @@ export async function build(
     if ([source, diff, orig, patched].some((given) => given !== undefined))
       usage('--replacement stands alone, with --target');
     const [{ readKernelImage }, { readModuleImage }] = await Promise.all([
-      import('../kernel-operations.js'),
+      import('../kernel-connection.js'),
       import('../../kernel-image/module-image.js'),
     ]);
     result = buildReplacement(readElf(replacement), readKernelImage(target), {
@@ -69,7 +69,7 @@ export async function build(
     });
   } else if (options.kernel === true) {
     if (source === undefined || diff === undefined || isPair) usage('--kernel needs --source and --diff');
-    const { readKernelImage } = await import('../kernel-operations.js');
+    const { readKernelImage } = await import('../kernel-connection.js');
     result = buildFromKernelSource({
       ...common,
       image: readKernelImage(target),
@@ -98,7 +98,7 @@ export async function build(
   let { bytes } = result;
   if (options.format === 'klp') {
     const [{ readKernelImage }, { writeKlpModule }] = await Promise.all([
-      import('../kernel-operations.js'),
+      import('../kernel-connection.js'),
       import('../../build/klp-module.js'),
     ]);
     bytes = writeKlpModule(parsePatch(bytes, options.output, sha256), readKernelImage(target));

@@ -2,7 +2,8 @@ import { readFileSync, statSync } from 'node:fs';
 import { LivegraftError } from '../../base/errors.js';
 import { sha256 } from '../../build/from-objects.js';
 import { parsePatch } from '../../patch/file.js';
-import type { KernelPreview, KernelReference } from '../kernel-operations.js';
+import type { KernelReference } from '../kernel-connection.js';
+import type { KernelPreview } from '../kernel-views.js';
 import type { Output } from '../output.js';
 
 /** Returns whether the kernel that is named, if any, would take the patch. */
@@ -27,7 +28,7 @@ export async function inspect(
   let preview: KernelPreview | undefined;
   if (kernel !== undefined) {
     // Much code, for kernels only.
-    const { previewInKernel } = await import('../kernel-operations.js');
+    const { previewInKernel } = await import('../kernel-views.js');
     preview = await previewInKernel(kernel, patch);
   }
   output.json({

@@ -1,4 +1,5 @@
-import { type KernelReference, kernelStacks } from '../kernel-operations.js';
+import type { KernelReference } from '../kernel-connection.js';
+import { kernelStacks } from '../kernel-views.js';
 import type { Output } from '../output.js';
 
 export async function showKernelStacks(reference: KernelReference, output: Output): Promise<void> {

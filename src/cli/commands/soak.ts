@@ -1,7 +1,8 @@
 import type { SoakEnd, SoakOptions, SoakReport } from '../../targets/soak.js';
 import { SOAK_EXIT } from '../conventions.js';
 import type { Io } from '../io.js';
-import { type KernelReference, soak } from '../kernel-operations.js';
+import type { KernelReference } from '../kernel-connection.js';
+import { soak } from '../kernel-views.js';
 import type { Output } from '../output.js';
 import { createProcessOperations } from '../process-operations.js';
 

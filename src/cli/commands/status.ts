@@ -4,7 +4,7 @@ import { LivegraftError } from '../../base/errors.js';
 import type { ObjectState } from '../../targets/process/patch-register.js';
 import type { StragglerReport } from '../../targets/straggler-report.js';
 import { stragglerJson } from '../json-lines.js';
-import type { KernelReference } from '../kernel-operations.js';
+import type { KernelReference } from '../kernel-connection.js';
 import { LIVEPATCH_SNAPSHOT_COMMAND, parseLivepatchState } from '../klp-state.js';
 import type { ProcessStatus, TransitionStatus } from '../operations.js';
 import type { Output } from '../output.js';
@@ -59,7 +59,7 @@ export async function showKernelStatus(
   explained: boolean,
   output: Output,
 ): Promise<void> {
-  const { kernelStatus } = await import('../kernel-operations.js');
+  const { kernelStatus } = await import('../kernel-views.js');
   const { release, patches, transition } = await kernelStatus(reference, explained);
   output.json({
     event: 'kernelStatus',

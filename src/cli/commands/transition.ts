@@ -4,7 +4,8 @@ import { EXIT } from '../conventions.js';
 import type { Io } from '../io.js';
 import { eventLine, resultLine } from '../json-lines.js';
 // Only what a command needs is loaded: start-up is part of how long an apply takes.
-import type { GuestStops, KernelReference } from '../kernel-operations.js';
+import type { KernelReference } from '../kernel-connection.js';
+import type { GuestStops } from '../kernel-operations.js';
 import { createTransitionView } from '../live-view.js';
 import type { ApplyOptions, ApplyOutcome, ForceOptions, OperationEvent } from '../operations.js';
 import type { Output } from '../output.js';
