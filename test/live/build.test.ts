@@ -32,7 +32,7 @@ describe('what changes', () => {
     const [fn] = patch.manifest.objects[0]?.functions ?? [];
     expect(fn?.old.address).toBe(addressesOf(tree.target, 'work')[0]);
     expect(fn?.sympos).toBe(0);
-    expect(patch.manifest.notes).toContain("a.c: 1 functions of the unpatched build are the target's");
+    expect(patch.manifest.notes).toContain("a.c: 1 function of the unpatched build is the target's");
   });
 
   it.each([
