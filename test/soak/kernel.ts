@@ -10,8 +10,8 @@ import { allowRuns, livegraft } from '../support/live.js';
 
 /**
  * `npm run soak:kernel -- [--switches N] [--timeout SECONDS]`: boots Debian's cloud kernel with a load, walks the stack at so many context
- * switches (10,000 unless said otherwise), and all stacks before and after. Ends with 1 when one was not reliable, except for a CPU that
- * was caught between two tasks, which is a named cause that the next look does not find any more.
+ * switches (10,000 unless said otherwise), and all stacks before and after. Ends with 1 when one was not reliable: of the looks before and
+ * after, only where it was a kernel thread's, and its CPU was not between two tasks, which the next look does not find any more.
  */
 const { values } = parseArgs({
   options: {
