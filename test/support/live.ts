@@ -286,6 +286,8 @@ function isTaskAlive(pid: number, tid: string): boolean {
 /** What the target prints from now on: its second new line, since the first may have been on its way. Undefined when it prints no more. */
 export async function nextLine(target: LiveTarget): Promise<string | undefined> {
   const linesOf = () => target.output().trimEnd().split('\n');
+  // While a command was waited for, nothing was read of what the target printed.
+  await pause(10);
   const known = linesOf().length;
   for (let i = 0; i < 1000 && target.isAlive(); i++) {
     const lines = linesOf();
