@@ -2,15 +2,14 @@ import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { basename, join } from 'node:path';
 import { pause } from '../../examples/support.js';
-import { x86_64 } from '../../src/arch/x86-64/index.js';
 import { hex } from '../../src/base/brand.js';
 import { applyToKernel, revertFromKernel } from '../../src/cli/kernel-operations.js';
 import { type KernelTaskStack, kernelStacks, kernelStatus, soak } from '../../src/cli/kernel-views.js';
 import type { KernelImage } from '../../src/kernel-image/kernel-image.js';
-import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
-import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
+import type { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import type { Guest } from '../support/guest.js';
 import { compileKernelObject } from '../support/kernel-objects.js';
+import { withKernelSession } from '../support/kernel-session.js';
 import { livegraft, ROOT } from '../support/live.js';
 
 export interface Outcome {
@@ -102,17 +101,8 @@ export class KernelTrial {
     return { gdb: guest.gdb, vmlinux, guestMemory: guest.memoryFile };
   }
 
-  async #session<T>(use: (session: KernelSession) => Promise<T>): Promise<T> {
-    const { guest, image } = this.#subject;
-    const endpoint = parseGdbEndpoint(guest.gdb);
-    if (endpoint === undefined) throw new Error('no endpoint');
-    const session = await KernelSession.open({ endpoint, image, arch: x86_64, timeoutMs: 10_000 });
-    try {
-      await session.stop();
-      return await use(session);
-    } finally {
-      await session.close();
-    }
+  #session<T>(use: (session: KernelSession) => Promise<T>): Promise<T> {
+    return withKernelSession(this.#subject, use);
   }
 
   #describeImage(): string {

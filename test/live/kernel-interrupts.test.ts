@@ -1,10 +1,9 @@
 import { describe, expect, it } from 'vitest';
-import { x86_64 } from '../../src/arch/x86-64/index.js';
-import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
-import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
+import type { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import type { KernelWalk } from '../../src/targets/kernel/kernel-stacks.js';
 import type { Cpu } from '../../src/targets/kernel/kernel-tasks.js';
 import { KernelLab, numbersIn } from '../support/kernel-lab.js';
+import { withKernelSession } from '../support/kernel-session.js';
 
 /** With as many CPUs as no other test has: an NMI then comes to three of them. */
 const lab = new KernelLab({ vcpus: 4 });
@@ -12,17 +11,6 @@ const lab = new KernelLab({ vcpus: 4 });
 /** In `pt_regs` (arch/x86/include/asm/ptrace.h): the code segment of what was interrupted. */
 const PT_REGS_CS = 0x88;
 const MAX_STOPS = 1000;
-
-async function withSession<T>(use: (session: KernelSession) => Promise<T>): Promise<T> {
-  const endpoint = parseGdbEndpoint(lab.guest.gdb);
-  if (endpoint === undefined) throw new Error('no endpoint');
-  const session = await KernelSession.open({ endpoint, image: lab.image, arch: x86_64, timeoutMs: 10_000 });
-  try {
-    return await use(session);
-  } finally {
-    await session.close();
-  }
-}
 
 interface Place {
   readonly function: string;
@@ -39,10 +27,9 @@ interface Place {
 async function walkAt(
   place: Place,
 ): Promise<{ readonly walk: KernelWalk; readonly frames: readonly string[] }> {
-  return withSession(async (session) => {
+  return withKernelSession(lab, async (session) => {
     const { client, kernel, tasks, stacks } = session;
     const address = kernel.expect(place.function);
-    await session.stop();
     await client.insertBreakpoints([address]);
     try {
       for (let stop = 0; stop < MAX_STOPS; stop++) {

@@ -11,11 +11,10 @@ import { jsonLineSchema } from '../../src/cli/json-schema.js';
 import { parseElf } from '../../src/elf/reader.js';
 import { extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../../src/kernel-image/kernel-image.js';
-import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
 import { GuestSlices } from '../../src/targets/kernel/guest-slices.js';
 import { KernelLayout } from '../../src/targets/kernel/kernel-layout.js';
 import { readKernelProofs } from '../../src/targets/kernel/kernel-proofs.js';
-import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
+import type { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import { soakKernel } from '../../src/targets/kernel/kernel-soak.js';
 import type { KernelWalk } from '../../src/targets/kernel/kernel-stacks.js';
 import { ProofStore } from '../../src/targets/proof-store.js';
@@ -24,6 +23,7 @@ import { encodeProof } from '../../src/validate/proof.js';
 import { validateElf } from '../../src/validate/validate-file.js';
 import { bootGuest, type Guest } from '../support/guest.js';
 import { compileKernelObject } from '../support/kernel-objects.js';
+import { withKernelSession } from '../support/kernel-session.js';
 import { livegraft, pause, ROOT } from '../support/live.js';
 
 /** A module without dependencies that every Debian kernel package has. */
@@ -53,16 +53,8 @@ afterAll(() => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-async function withSession<T>(use: (session: KernelSession) => Promise<T>): Promise<T> {
-  const endpoint = parseGdbEndpoint(guest.gdb);
-  if (endpoint === undefined) throw new Error('no endpoint');
-  const session = await KernelSession.open({ endpoint, image, arch: x86_64, timeoutMs: 10_000 });
-  try {
-    await session.stop();
-    return await use(session);
-  } finally {
-    await session.close();
-  }
+function withSession<T>(use: (session: KernelSession) => Promise<T>): Promise<T> {
+  return withKernelSession({ guest, image }, use);
 }
 
 /** What the guest has at a function and behind it. */

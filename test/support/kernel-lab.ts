@@ -3,15 +3,13 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect } from 'vitest';
-import { x86_64 } from '../../src/arch/x86-64/index.js';
 import { decompressors } from '../../src/cli/decompressors.js';
 import type { OperationEvent } from '../../src/cli/operations.js';
 import { extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { type KernelImage, parseKernelImage } from '../../src/kernel-image/kernel-image.js';
-import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
-import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import { bootGuest, type Guest, type GuestOptions } from './guest.js';
 import { compileKernelObject } from './kernel-objects.js';
+import { withKernelSession } from './kernel-session.js';
 import { livegraft, ROOT } from './live.js';
 
 /** The last line of a command's output: its result, or what went wrong. */
@@ -95,18 +93,10 @@ export class KernelLab {
   });
 
   /** The bytes at the entry of a function, as the guest has them. */
-  readonly entryOf = async (name: string): Promise<string> => {
-    const endpoint = parseGdbEndpoint(this.guest.gdb);
-    if (endpoint === undefined) throw new Error('endpoint');
-    const { image } = this;
-    const session = await KernelSession.open({ endpoint, image, arch: x86_64, timeoutMs: 10_000 });
-    try {
-      await session.stop();
-      return Buffer.from(await session.client.readMemory(session.kernel.expect(name), 16)).toString('hex');
-    } finally {
-      await session.close();
-    }
-  };
+  readonly entryOf = (name: string): Promise<string> =>
+    withKernelSession(this, async ({ client, kernel }) =>
+      Buffer.from(await client.readMemory(kernel.expect(name), 16)).toString('hex'),
+    );
 
   /** Kills the command line (SIGKILL) a while after it has told of an event. */
   readonly killedAt = (event: string, delayMs: number, ...args: string[]): Promise<void> => {

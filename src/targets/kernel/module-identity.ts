@@ -42,12 +42,21 @@ export async function readModuleSections(
   const total = Math.min(await read.number(attributes, count), MAX_SECTIONS);
   for (let i = 0; i < total; i++) {
     const at = attributes + first.offset + i * sizeBytes;
-    sections.push({
-      name: await read.text(await read.address(at, name), { offset: 0, sizeBytes: MAX_NAME_BYTES }),
-      address: await read.address(at, address),
-    });
+    sections.push(await readSection(read, at, name, address));
   }
   return sections.sort((a, b) => a.address - b.address);
+}
+
+async function readSection(
+  read: StructReader,
+  attribute: number,
+  name: FieldPlace,
+  address: FieldPlace,
+): Promise<ModuleSection> {
+  return {
+    name: await read.text(await read.address(attribute, name), { offset: 0, sizeBytes: MAX_NAME_BYTES }),
+    address: await read.address(attribute, address),
+  };
 }
 
 /** As they are since 6.14, which keeps the address in the attribute of each section's file: a list of pointers to them, 0 at its end. */
@@ -67,10 +76,7 @@ async function readSectionFiles(
   for (let i = 0; first !== 0 && i < MAX_SECTIONS; i++) {
     const file = await read.address(first, { offset: 8 * i });
     if (file === 0) break;
-    sections.push({
-      name: await read.text(await read.address(file, name), { offset: 0, sizeBytes: MAX_NAME_BYTES }),
-      address: await read.address(file, address),
-    });
+    sections.push(await readSection(read, file, name, address));
   }
   return sections.sort((a, b) => a.address - b.address);
 }
