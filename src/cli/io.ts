@@ -4,9 +4,12 @@ import { fstatSync, writeSync } from 'node:fs';
 export interface Io {
   out(text: string): void;
   err(text: string): void;
+  /** Of what `out` writes to. */
   readonly isTerminal: boolean;
   readonly columns: number;
   readonly rows: number;
+  /** Of the terminal that `err` writes to; undefined where that is none. */
+  readonly errorColumns: number | undefined;
   readonly noColor: boolean;
   /** Calls back on SIGINT, SIGTERM and SIGHUP (a terminal that was closed); returns how to stop listening. */
   onInterrupt(stop: () => void): () => void;
@@ -44,6 +47,11 @@ export function processIo(): ProcessIo {
     isTerminal: terminal?.isTTY === true,
     columns: terminal?.columns ?? 80,
     rows: terminal?.rows ?? 24,
+    // Asked for seldom, and then made: see above.
+    get errorColumns() {
+      if (!fstatSync(STDERR).isCharacterDevice()) return undefined;
+      return process.stderr.isTTY ? process.stderr.columns || 80 : undefined;
+    },
     noColor: process.env.NO_COLOR !== undefined && process.env.NO_COLOR !== '',
     onInterrupt(stop) {
       for (const signal of INTERRUPTS) process.on(signal, stop);

@@ -28,6 +28,7 @@ function story(isTerminal: boolean, rows: number, events: readonly OperationEven
     out: (text: string) => screen.write(text),
     err: () => {},
     isTerminal,
+    errorColumns: undefined,
     columns: 60,
     rows,
     noColor: true,

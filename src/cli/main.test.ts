@@ -14,6 +14,7 @@ function fakeIo(): Io & { readonly written: { out: string; err: string } } {
       written.err += text;
     },
     isTerminal: false,
+    errorColumns: undefined,
     columns: 80,
     rows: 24,
     noColor: true,

@@ -16,7 +16,12 @@ export interface Output {
   readonly isJson: boolean;
   /** A live view may redraw lines. */
   readonly isLive: boolean;
+  /** Progress may be drawn beside the results: on the standard error, whatever becomes of the output. */
+  readonly isProgressShown: boolean;
+  /** For {@link text}. */
   readonly colors: Colors;
+  /** For what goes to the standard error. */
+  readonly errorColors: Colors;
   readonly io: Io;
   /** For people; nothing with --json or --quiet. */
   text(line: string): void;
@@ -31,14 +36,22 @@ export function createOutput(
 ): Output {
   const isJson = options.json === true;
   const isQuiet = options.quiet === true;
-  const colors = createColors(io.isTerminal && !io.noColor && options.color !== false);
+  const isColorWanted = !io.noColor && options.color !== false;
+  const colors = createColors(io.isTerminal && isColorWanted);
+  const errorColors = () => createColors(isColorWanted && io.errorColumns !== undefined);
   const json = (body: JsonBody) => {
     if (isJson) io.out(`${JSON.stringify({ schemaVersion: SCHEMA_VERSION, ...body })}\n`);
   };
   return {
     isJson,
     isLive: io.isTerminal && !isJson && !isQuiet,
+    get isProgressShown() {
+      return !isJson && !isQuiet && io.errorColumns !== undefined;
+    },
     colors,
+    get errorColors() {
+      return errorColors();
+    },
     io,
     text(line) {
       if (!isJson && !isQuiet) io.out(`${line}\n`);
@@ -57,7 +70,7 @@ export function createOutput(
         });
         return;
       }
-      io.err(`${colors.red('livegraft: error:')} ${message}\n`);
+      io.err(`${errorColors().red('livegraft: error:')} ${message}\n`);
       if (known && error.remedy !== undefined) io.err(`  what to do: ${error.remedy}\n`);
       const bug = known && error.code === 'transition-interrupted' ? error.cause : error;
       if (bug instanceof Error && !(bug instanceof LivegraftError))

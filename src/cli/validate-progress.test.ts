@@ -4,15 +4,17 @@ import { ValidateProgress } from './validate-progress.js';
 
 const MIB = 1024 * 1024;
 
-function drawn(isTerminal: boolean, run: (progress: ValidateProgress) => void, tickMs = 100): string[] {
+function drawn(isErrorTerminal: boolean, run: (progress: ValidateProgress) => void, tickMs = 100): string[] {
   let text = '';
   const io = {
     out: () => {},
     err: (more: string) => {
       text += more;
     },
-    isTerminal,
-    columns: 60,
+    // What the results go to does not matter.
+    isTerminal: !isErrorTerminal,
+    errorColumns: isErrorTerminal ? 60 : undefined,
+    columns: 10,
     rows: 24,
     noColor: true,
     onInterrupt: () => () => {},
@@ -60,7 +62,7 @@ describe('progress of validate', () => {
     expect(lines.at(-1)).toContain('100 % 2/2');
   });
 
-  it('draws nothing where no terminal is', () => {
+  it('draws nothing where the standard error is no terminal, though the output is one', () => {
     expect(drawn(false, (progress) => progress.start(FILES))).toEqual([]);
   });
 });

@@ -5,7 +5,7 @@ const REDRAW_EVERY_MS = 50;
 /** What is done sooner is done without a bar. */
 const WORTH_SHOWING_BYTES = 1024 * 1024;
 
-/** How far a run of `validate` is, by bytes of its files: one line that is redrawn, on a terminal only. */
+/** How far a run of `validate` is, by bytes of its files: one line that is redrawn, where the standard error is a terminal. */
 export class ValidateProgress {
   readonly #output: Output;
   readonly #nowMs: () => number;
@@ -16,6 +16,7 @@ export class ValidateProgress {
   #doneBytes = 0;
   #doneFiles = 0;
   #files = 0;
+  #columns = 0;
   #drawnAt = 0;
   #isShown = false;
 
@@ -30,7 +31,8 @@ export class ValidateProgress {
       this.#totalBytes += sizeBytes;
     }
     this.#files = files.length;
-    this.#isShown = this.#output.isLive && this.#totalBytes > WORTH_SHOWING_BYTES;
+    this.#isShown = this.#output.isProgressShown && this.#totalBytes > WORTH_SHOWING_BYTES;
+    this.#columns = this.#output.io.errorColumns ?? 0;
     this.#draw('', true);
   }
 
@@ -61,6 +63,6 @@ export class ValidateProgress {
     const filled = Math.round(share * BAR_WIDTH);
     const bar = `[${'#'.repeat(filled)}${'-'.repeat(BAR_WIDTH - filled)}] ${Math.floor(share * 100)} % `;
     const line = `${bar}${this.#doneFiles}/${this.#files} ${file.replace(/^.*\//, '')}`;
-    this.#output.io.err(`\r\x1b[K${line.slice(0, this.#output.io.columns - 1)}`);
+    this.#output.io.err(`\r\x1b[K${line.slice(0, this.#columns - 1)}`);
   }
 }

@@ -63,6 +63,35 @@ describe('livegraft validate', () => {
     expect(livegraft('--json', 'validate', '--sarif', '-', bad).stdout).toContain('two-outputs');
   });
 
+  it('draws progress and colours on a terminal only, whatever the other output goes to', () => {
+    const [large, out, err] = ['large', 'out', 'err'].map((name) => join(folder, name)) as [
+      string,
+      string,
+      string,
+    ];
+    // Large enough for a bar, and read at once.
+    writeFileSync(large, new Uint8Array(2 ** 21));
+    const files = `${large} ${assemble('cfa-mismatch.bad')}`;
+    const command = `${process.execPath} ${join(ROOT, 'bin/livegraft.js')} validate --no-keep ${files}`;
+    // A run on a terminal of its own, as util-linux's script makes one.
+    const onTerminal = (redirect: string) =>
+      spawnSync('script', ['-qec', `${command} ${redirect}`, '/dev/null'], {
+        encoding: 'utf8',
+        env: { ...process.env, NO_COLOR: '' },
+      }).stdout;
+    const shown = onTerminal(`> ${out}`);
+    expect(shown).toContain('100 % 2/2 cfa-mismatch');
+    expect(shown).toContain('\x1b[31munreadable:');
+    expect(onTerminal(`2> ${err}`)).toContain('\x1b[31merror cfa-mismatch');
+    for (const [file, text] of [
+      [out, 'error cfa-mismatch'],
+      [err, 'unreadable:'],
+    ] as const) {
+      expect(readFileSync(file, 'utf8')).toContain(text);
+      expect(readFileSync(file, 'utf8')).not.toContain('\x1b');
+    }
+  });
+
   it('finds the same where proofs can’t be kept, and says so', () => {
     const [object, library] = [assemble('cfa-mismatch.bad'), join(folder, 'unkept.so')];
     expect(spawnSync('gcc', ['-shared', '-nostdlib', '-Wl,--build-id', '-o', library, object]).status).toBe(

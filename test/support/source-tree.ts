@@ -94,6 +94,7 @@ export async function cli(...args: readonly string[]): Promise<Run> {
     },
     isTerminal: false,
     columns: 80,
+    errorColumns: undefined,
     rows: 24,
     noColor: true,
     onInterrupt: () => () => {},

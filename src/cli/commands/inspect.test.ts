@@ -54,6 +54,7 @@ async function inspect(...args: string[]) {
       err += text;
     },
     isTerminal: false,
+    errorColumns: undefined,
     columns: 80,
     rows: 24,
     noColor: true,

@@ -129,7 +129,7 @@ function warnOfProofs(reports: readonly FileReport[], output: Output): void {
   const [first] = failed;
   if (first === undefined || output.isJson) return;
   const more = failed.length > 1 ? ` (and ${failed.length - 1} more)` : '';
-  output.io.err(`${output.colors.yellow('the proof is not kept:')} ${first.message}${more}\n`);
+  output.io.err(`${output.errorColors.yellow('the proof is not kept:')} ${first.message}${more}\n`);
   if (first.remedy !== undefined) output.io.err(`  what to do: ${first.remedy}\n`);
 }
 
@@ -138,8 +138,9 @@ function showReport(report: FileReport, output: Output, withNotes: boolean, isTe
   if (report.kind === 'unreadable') {
     const { file, code, message, remedy } = report;
     output.json({ event: 'unreadable', file, code, message, remedy: remedy ?? null });
-    output.io.err(`${output.isJson ? '' : `${red('unreadable:')} ${message}\n`}`);
-    if (!output.isJson && remedy !== undefined) output.io.err(`  what to do: ${remedy}\n`);
+    if (output.isJson) return;
+    output.io.err(`${output.errorColors.red('unreadable:')} ${message}\n`);
+    if (remedy !== undefined) output.io.err(`  what to do: ${remedy}\n`);
     return;
   }
   output.json({
