@@ -3,7 +3,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'n
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { InstructionTable } from '../src/arch/instruction-table.js';
+import { FlowCode, InstructionTable, NO_TARGET } from '../src/arch/instruction-table.js';
 import { x86_64 } from '../src/arch/x86-64/index.js';
 import { isExactAddress } from '../src/base/brand.js';
 import { LivegraftError, ParseError } from '../src/base/errors.js';
@@ -172,6 +172,24 @@ function readFrames(bytes: Uint8Array, kind: 'eh_frame' | 'debug_frame'): void {
   }
 }
 
+/** Compiled code, the longest headers, and every first byte. */
+const instructionSeeds = once(() => [
+  (sectionsOf(LIBRARY, '.text')[0] as Uint8Array).slice(0, 2000),
+  (sectionsOf('/usr/lib/x86_64-linux-gnu/libc.so.6', '.text')[0] as Uint8Array).slice(100_000, 104_000),
+  new Uint8Array(400).fill(0x62),
+  Uint8Array.from(
+    { length: 512 },
+    (_, i) => [0x66, 0xf2, 0xf3, 0x4f, 0x0f, 0xc4, 0xc5, 0x62][i % 8] as number,
+  ),
+  Uint8Array.from({ length: 1024 }, (_, i) => ((i & 3) === 0 ? i >> 2 : 0x84)),
+]);
+
+/** Where to go on: behind what is no instruction, a byte later. */
+function sweepOn(bytes: Uint8Array, at: number, into: InstructionTable): number {
+  const stopped = x86_64.sweeper.sweep(bytes, at, bytes.length, into);
+  return stopped < bytes.length ? stopped + 1 : stopped;
+}
+
 const patchSeed = once(() => {
   const flags = ['-c', '-ffunction-sections', '-fdata-sections'];
   const plain = compile('plain.o', C_SOURCE(3), '-c');
@@ -296,21 +314,56 @@ export const TARGETS: readonly FuzzTarget[] = [
   {
     name: 'instructions',
     cases: 1000,
-    seeds: once(() => [
-      (sectionsOf(LIBRARY, '.text')[0] as Uint8Array).slice(0, 2000),
-      new Uint8Array(400).fill(0x62),
-    ]),
+    seeds: instructionSeeds,
     read(bytes) {
+      const { sweeper, decoder } = x86_64;
       const table = new InstructionTable(16);
-      const stopped = x86_64.sweeper.sweep(bytes, 0, bytes.length, table);
+      const stopped = sweeper.sweep(bytes, 0, bytes.length, table);
       let at = 0;
       for (let i = 0; i < table.count; i++) {
-        const one = x86_64.decoder.decode(bytes, at, at, bytes.length);
-        if (table.offsets[i] !== at || one?.lengthBytes !== table.lengths[i])
+        const one = decoder.decode(bytes, at, at, bytes.length);
+        const flow = one && FlowCode[one.flow];
+        if (
+          one === undefined ||
+          table.offsets[i] !== at ||
+          one.lengthBytes !== table.lengths[i] ||
+          flow !== table.flows[i] ||
+          // Targets count in 32 bits: one beyond is in no file.
+          ((one.target ?? NO_TARGET) | 0) !== table.targets[i]
+        )
           throw new Error(`sweep and decoder disagree at ${at}`);
+        void [decoder.fields(bytes, at), decoder.isPrecededByCall(bytes, at)];
         at += table.lengths[i] as number;
       }
       if (at !== stopped || at > bytes.length) throw new Error(`stopped at ${stopped} behind ${at}`);
+    },
+  },
+  {
+    name: 'header-trie',
+    cases: 1000,
+    seeds: instructionSeeds,
+    read(bytes) {
+      // What is in the trie is what all cases before have put there; headers met first are looked up the second time.
+      const [first, second] = [new InstructionTable(16), new InstructionTable(16)];
+      for (let at = 0; at < bytes.length; ) at = sweepOn(bytes, at, first);
+      for (let at = 0; at < bytes.length; ) at = sweepOn(bytes, at, second);
+      if (first.count !== second.count)
+        throw new Error(`${second.count} instructions, ${first.count} at first`);
+      for (const column of [
+        'offsets',
+        'lengths',
+        'flows',
+        'targets',
+        'effects',
+        'values',
+        'touches',
+      ] as const) {
+        const at = first[column]
+          .subarray(0, first.count)
+          .findIndex((value, i) => value !== second[column][i]);
+        if (at >= 0)
+          throw new Error(`${column} of the instruction at ${first.offsets[at]} are others the second time`);
+      }
     },
   },
   {

@@ -107,6 +107,14 @@ export class CodeSpace {
     return region.start + symbol.value;
   }
 
+  /** Where a relocation against a symbol leads; undefined outside of the code, wherever a damaged addend says. */
+  positionOfRelocation(symbol: ElfSymbol | undefined, addend: number): number | undefined {
+    const start = symbol && this.positionOfSymbol(symbol);
+    if (start === undefined) return undefined;
+    const position = start + addend;
+    return position >= 0 && position <= this.bytes.length ? position : undefined;
+  }
+
   /** The address of a position, as the file counts: within the section in a relocatable object. */
   addressOf(position: number): LinkAddress {
     const region = this.regionAt(position);

@@ -17,8 +17,8 @@ export function readHints(elf: ElfFile, space: CodeSpace): Hints {
     if (section === undefined || !space.isRelocatable) return;
     for (const { symbolIndex, addend } of elf.relocationsFor(section)) {
       const symbol = elf.symbols[symbolIndex];
-      const place = symbol && space.positionOfSymbol(symbol);
-      if (symbol !== undefined && place !== undefined) each(place + addend, symbol.name);
+      const place = space.positionOfRelocation(symbol, addend);
+      if (symbol !== undefined && place !== undefined) each(place, symbol.name);
     }
   };
   positions('.discard.unwind_hints', (position) => hints.add(position));

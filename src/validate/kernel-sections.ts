@@ -1,7 +1,10 @@
+import type { Architecture } from '../arch/architecture.js';
+import { FlowCode } from '../arch/instruction-table.js';
 import { linkAddress } from '../base/brand.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
 import type { LandingPads } from './landing-pads.js';
+import type { Program } from './program.js';
 
 /** Control can go from one place to another although no instruction says so. */
 export interface ExtraFlow {
@@ -12,7 +15,7 @@ export interface ExtraFlow {
   readonly alternatives: readonly Alternative[];
   /**
    * Positions of instructions that control may go on behind, whatever they are: traps that the kernel returns from, as
-   * `WARN_ON()` does (`__bug_table`, include/linux/bug.h), and jump labels.
+   * `WARN_ON()` does (`__bug_table`, include/linux/bug.h), jump labels, and a kernel's halts.
    */
   readonly resumed: readonly number[];
   /** Edges that may be none: control goes there only if the claims on both sides agree. */
@@ -88,6 +91,19 @@ export function readKernelFlow(
   return { edges, continuations, alternatives, resumed };
 }
 
+/** Positions where a kernel waits for an interrupt: `hlt` ends a program's function, not a kernel's. */
+export function findHalts({ elf, space, table }: Program, { idioms }: Architecture): number[] {
+  if (elf.findSection('.modinfo') === undefined && elf.findSection('.orc_unwind') === undefined) return [];
+  const halts: number[] = [];
+  const flows = table.flows.subarray(0, table.count);
+  const next = (from: number) => flows.indexOf(FlowCode.deadEnd, from);
+  for (let i = next(0); i >= 0; i = next(i + 1)) {
+    const at = table.offsets[i] as number;
+    if (idioms.isHalt(space.bytes, at, table.lengths[i] as number)) halts.push(at);
+  }
+  return halts;
+}
+
 /** `struct alt_instr` had 12 bytes (13 before 5.19, with a padlen), and has 14 since its cpuid took 32 bits (5d1dd961e743). */
 function alternativeBytes(sizeBytes: number, elf: ElfFile): number {
   const section = elf.findSection('.altinstructions');
@@ -141,9 +157,7 @@ function eachPair(
       const entry = Math.floor(offset / entryBytes);
       const within = offset - entry * entryBytes;
       if (entry < 0 || entry >= count || (within !== 0 && within !== 4)) continue;
-      const symbol = elf.symbols[symbolIndex];
-      const place = symbol && space.positionOfSymbol(symbol);
-      fields[2 * entry + within / 4] = place === undefined ? undefined : place + addend;
+      fields[2 * entry + within / 4] = space.positionOfRelocation(elf.symbols[symbolIndex], addend);
     }
     for (let i = 0; i < count; i++) visit(fields[2 * i], fields[2 * i + 1], i);
     return;

@@ -14,7 +14,7 @@ import { type FlowProofResult, proveFlow } from './flow-proof.js';
 import { checkFramePointers } from './frame-pointer.js';
 import { readHints } from './hints.js';
 import { findJumpTables, type JumpTables } from './jump-tables.js';
-import { type ExtraFlow, readKernelFlow } from './kernel-sections.js';
+import { type ExtraFlow, findHalts, readKernelFlow } from './kernel-sections.js';
 import { readLandingPads } from './landing-pads.js';
 import { findNoReturnTargets } from './no-return.js';
 import { Places } from './places.js';
@@ -115,6 +115,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   const kernelFlow = readKernelFlow(elf, space, (name) => symbols.get(name));
   const extraFlow: ExtraFlow = {
     ...kernelFlow,
+    resumed: [...kernelFlow.resumed, ...findHalts(program, architecture)],
     edges: [...kernelFlow.edges, ...jumpTables.edges],
     possibleEdges: jumpTables.possibleEdges,
     landingPads,

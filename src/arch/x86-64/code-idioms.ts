@@ -44,10 +44,14 @@ export const codeIdioms: CodeIdioms = {
     }
   },
 
+  isHalt: (bytes, at, lengthBytes) => lengthBytes === 1 && bytes[at] === HLT,
+
   registerName(register) {
     return REGISTER_NAMES[register] ?? `r${register}?`;
   },
 };
+
+const HLT = 0xf4;
 
 const REGISTER_NAMES = [
   'rax',
