@@ -58,8 +58,8 @@ export interface FlowProofResult {
   readonly contradictions: readonly Contradiction[];
   /** Claim ids of each instruction. */
   readonly claimIds: Int32Array;
-  /** Instructions from whose fall-through or jump two states that differ in the stack met, with no claim to decide. */
-  readonly conflicts: number;
+  /** Indexes of instructions where two states met that differ in the stack, with no claim to decide. */
+  readonly conflicts: readonly number[];
   /** Some claim is neither proven nor contradicted. */
   readonly hasUnknown: boolean;
 }
@@ -109,7 +109,7 @@ class FlowProof {
   readonly #donors = new PairMap();
   /** By index behind a call that never returns: the state there if it did. What nothing else leads to is dead, or goes on so. */
   readonly #behindCalls = new Map<number, number>();
-  #conflicts = 0;
+  readonly #conflicts: number[] = [];
   /** Bits of stack pointer, frame pointer and slots. */
   readonly #frameMask: number;
   /** Up to where the rows have been looked at for functions that come one after the other. */
@@ -296,7 +296,7 @@ class FlowProof {
     const joined = this.#states.join(kept, state);
     if (joined === COVERED || this.#verdicts.isRefused(i, state, from)) return false;
     if (this.#options.isIndependent === true && this.#states.conflict(kept, state)) {
-      this.#conflicts++;
+      this.#conflicts.push(i);
       return false;
     }
     this.#snapshots[i] = joined;

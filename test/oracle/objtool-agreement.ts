@@ -5,14 +5,20 @@ import { readKernel } from '../../src/cli/validate-files.js';
 import { parseElf } from '../../src/elf/reader.js';
 import { extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { Scratch } from '../../src/validate/scratch.js';
-import { type AgreementCounts, compareWithObjtool, NO_COUNTS } from '../support/orc-agreement.js';
+import { AGREEMENT_CLASSES, classOf } from '../support/agreement-classes.js';
+import {
+  type AgreementCounts,
+  compareWithObjtool,
+  type DifferingPlace,
+  NO_COUNTS,
+} from '../support/orc-agreement.js';
 
 /**
  * `npm run -s oracle:objtool -- FILE…`: modules and kernels with ORC tables; a row of the table in docs/validation-results.md for all
- * together, and behind it the places that differ, most instructions first.
+ * together, and behind it the places that differ by their class, most instructions first. Ends with 1 when one is in none.
  */
 const total: AgreementCounts = { ...NO_COUNTS };
-const differing: { readonly text: string; readonly count: number }[] = [];
+const byClass = new Map<string | undefined, { readonly text: string; readonly count: number }[]>();
 const scratch = new Scratch();
 let files = 0;
 for (const file of process.argv.slice(2)) {
@@ -21,8 +27,12 @@ for (const file of process.argv.slice(2)) {
   if (result === undefined) continue;
   files++;
   for (const key of Object.keys(total) as (keyof AgreementCounts)[]) total[key] += result.counts[key];
-  for (const [place, count] of result.differing)
-    differing.push({ text: `${basename(file)} ${place}`, count });
+  for (const place of result.differing) {
+    const name = classOf(place);
+    const known = byClass.get(name) ?? [];
+    byClass.set(name, known);
+    known.push({ text: textOf(file, place), count: place.count });
+  }
 }
 const { proven, assumed, disproved, unknown, unclaimed, unreached, conflicts } = total;
 const withRow = proven + assumed + disproved + unknown + unreached;
@@ -32,5 +42,16 @@ console.log(
 );
 console.log(`| ${files} files | ${columns.map((n) => n.toLocaleString('en')).join(' | ')} |`);
 console.log(`"Same" includes ${assumed} frames of saved registers.`);
-differing.sort((a, b) => b.count - a.count);
-for (const { text, count } of differing) console.log(`${count} ${text}`);
+for (const name of new Set([...AGREEMENT_CLASSES.map((each) => each.name), undefined])) {
+  const places = byClass.get(name) ?? [];
+  if (places.length === 0) continue;
+  const count = places.reduce((sum, place) => sum + place.count, 0);
+  console.log(`\n${name ?? 'NOT EXPLAINED'}: ${count}`);
+  for (const place of places.sort((a, b) => b.count - a.count)) console.log(`  ${place.count} ${place.text}`);
+}
+process.exitCode = byClass.has(undefined) ? 1 : 0;
+
+function textOf(file: string, { kind, section, function: name, behind, address }: DifferingPlace): string {
+  const at = BigInt.asUintN(64, BigInt(address)).toString(16);
+  return `${basename(file)} ${kind} ${section} ${name || '(no symbol)'} from ${at}, behind ${behind}`;
+}
