@@ -51,5 +51,11 @@ export const PACKAGES = {
   'soak:kernel': GUEST,
   'bench:kernel': [...COMPILER, ...GUEST],
   fuzz: [...COMPILER, ...ORACLES],
+  // Files of the tables.
+  'oracle:compilers': [
+    ...['libssl3', 'libstdc++6', 'zlib1g', 'redis-tools', 'gdb', 'python3.11-minimal'].map((name) => ({
+      name,
+    })),
+  ],
   'oracle:decoder': [{ name: 'libssl3' }],
 };

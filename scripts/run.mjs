@@ -24,6 +24,7 @@ const TASKS = {
   kernels: ['--import', 'tsx', 'test/kernels/run.ts'],
   verdicts: ['--import', 'tsx', 'test/oracle/verdicts.ts'],
   'oracle:objtool': ['--import', 'tsx', 'test/oracle/objtool-agreement.ts'],
+  'oracle:compilers': ['--import', 'tsx', 'test/oracle/compiler-tables.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
   simulate: ['--import', 'tsx', 'test/simulation/simulate.ts'],
   faults: ['--import', 'tsx', 'test/faults/run.ts'],

@@ -1,11 +1,12 @@
 import { spawnSync } from 'node:child_process';
-import { closeSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
 import { afterAll, describe, expect, it } from 'vitest';
 import { ownRows, readelfRows } from '../../test/oracle/frames/readelf-frames.js';
+import { readVdso } from '../../test/support/vdso.js';
 import { ByteWriter } from '../base/byte-writer.js';
 import { ParseError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
@@ -88,20 +89,8 @@ describe('rows held against readelf --debug-dump=frames-interp', () => {
   });
 
   it('the vDSO of this process', () => {
-    const range = /^([0-9a-f]+)-([0-9a-f]+) .*\[vdso\]$/m.exec(readFileSync('/proc/self/maps', 'utf8'));
-    const [start, end] = [range?.[1], range?.[2]].map((text) => Number.parseInt(text ?? '', 16)) as [
-      number,
-      number,
-    ];
-    const bytes = Buffer.alloc(end - start);
-    const memory = openSync('/proc/self/mem', 'r');
-    try {
-      expect(readSync(memory, bytes, 0, bytes.length, start)).toBe(bytes.length);
-    } finally {
-      closeSync(memory);
-    }
     const path = join(folder, 'vdso.so');
-    writeFileSync(path, bytes);
+    writeFileSync(path, readVdso());
     expectSameRows(path, '.eh_frame', 10);
   });
 
