@@ -1,0 +1,24 @@
+# expect: saved-register-mismatch
+# The second push, of the new value, is claimed to be the save.
+	.text
+	.globl f
+	.type f, @function
+f:
+	.cfi_startproc
+	push %rbx
+	.cfi_def_cfa_offset 16
+	.cfi_offset rbx, -16
+	push %rbx
+	.cfi_def_cfa_offset 24
+	mov %edi, %ebx
+	push %rbx
+	.cfi_def_cfa_offset 32
+	.cfi_offset rbx, -32
+	add $16, %rsp
+	.cfi_def_cfa_offset 16
+	pop %rbx
+	.cfi_def_cfa_offset 8
+	.cfi_restore rbx
+	ret
+	.cfi_endproc
+	.size f, .-f
