@@ -1,5 +1,6 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
+import { parseArgs } from 'node:util';
 import { makeWorkFolder, removeFolder } from '../../examples/support.js';
 import { decompressors } from '../../src/cli/decompressors.js';
 import { decompress, extractVmlinux } from '../../src/kernel-image/decompress.js';
@@ -9,8 +10,8 @@ import { fetchSuiteHeaders, fetchSuiteKernel, KERNEL_SUITES } from '../support/s
 import { KernelTrial, type Outcome } from './trial.js';
 
 /**
- * `npm run kernels [-- SUITE…]`: each suite's cloud kernel boots in an emulator, and all that livegraft does with a kernel is
- * tried on it. Prints a table for docs/kernel.md; ends with 1 when anything failed.
+ * `npm run kernels [-- [--only STEP] SUITE…]`: each suite's cloud kernel boots in an emulator, and all that livegraft does with a kernel is
+ * tried on it, or the steps whose names hold a text. Prints a table for docs/kernel.md; ends with 1 when anything failed.
  */
 
 /** A module without dependencies that every one of these packages has, packed or not. */
@@ -29,7 +30,7 @@ async function tryKernel(suite: string): Promise<{ release: string; outcomes: re
     const files = modulesOf(kernel.modules);
     for (const { path, data } of files) writeFileSync(join(folder, basename(path)), data);
     guest = await bootGuest({ kernel, vcpus: 2, sharedMemory: true, files: () => files });
-    const trial = new KernelTrial({ guest, image, vmlinux, headers, folder });
+    const trial = new KernelTrial({ guest, image, vmlinux, headers, folder, only: values.only });
     return { release: kernel.release, outcomes: await trial.run() };
   } catch (error) {
     const text = error instanceof Error ? error.message : String(error);
@@ -54,7 +55,10 @@ function modulesOf(modules: string): readonly { readonly path: string; readonly 
   });
 }
 
-const suites = process.argv.slice(2);
+const { values, positionals: suites } = parseArgs({
+  allowPositionals: true,
+  options: { only: { type: 'string' } },
+});
 let failed = 0;
 for (const suite of suites.length > 0 ? suites : KERNEL_SUITES) {
   const { release, outcomes } = await tryKernel(suite);

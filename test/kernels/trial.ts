@@ -1,7 +1,6 @@
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { basename, join } from 'node:path';
-import { pause } from '../../examples/support.js';
 import { hex } from '../../src/base/brand.js';
 import { applyToKernel, revertFromKernel } from '../../src/cli/kernel-operations.js';
 import { type KernelTaskStack, kernelStacks, kernelStatus, soak } from '../../src/cli/kernel-views.js';
@@ -11,6 +10,7 @@ import type { Guest } from '../support/guest.js';
 import { compileKernelObject } from '../support/kernel-objects.js';
 import { withKernelSession } from '../support/kernel-session.js';
 import { livegraft, ROOT } from '../support/live.js';
+import { HalfDoneTransitions } from './half-done.js';
 
 export interface Outcome {
   readonly what: string;
@@ -24,6 +24,8 @@ interface Subject {
   readonly vmlinux: string;
   readonly headers: readonly string[];
   readonly folder: string;
+  /** Steps whose names hold this; all without. */
+  readonly only?: string | undefined;
 }
 
 const ROUNDS = 25;
@@ -66,6 +68,10 @@ export class KernelTrial {
       this.#patch('with-headers.c', this.#shown, /^cat is task \d+ of user 0: /),
     );
     await this.#try('patch of two functions that change together', () => this.#patchTogether());
+    const halfDone = new HalfDoneTransitions({ ...this.#subject, patch: this.#build('loadavg.c') });
+    await this.#try("model lazy, at the kernel's edge", () => halfDone.lazy());
+    await this.#try('killed', () => halfDone.killed());
+    await this.#try('turned around', () => halfDone.reversed());
     await this.#try('patch over displaced instructions', () =>
       this.#patch('uname.c', () => guest.run(`uname -r | grep -c ${guest.kernel.release}`), /^0/).catch(
         refusalOf('no-fentry'),
@@ -81,6 +87,7 @@ export class KernelTrial {
   }
 
   async #try(what: string, use: () => Promise<string>): Promise<void> {
+    if (!what.includes(this.#subject.only ?? '')) return;
     const startedAt = performance.now();
     const note = (failed: boolean, text: string) => {
       this.#outcomes.push({ what, failed, text });
@@ -308,7 +315,7 @@ export class KernelTrial {
       'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen; touch /tmp/stopped) & sleep 0',
     );
     const text = await this.#applied(path);
-    await pause(300);
+    await guest.run('while ! grep -q "both are new" /tmp/seen; do sleep 0.1; done', 60_000);
     await this.#revert(name);
     await guest.run('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done', 60_000);
     const count = async (command: string) => Number.parseInt(await guest.run(`${command} /tmp/seen`), 10);

@@ -163,7 +163,7 @@ describe('a patch of a running kernel', () => {
 
   it("lets tasks switch themselves at the kernel's edge (model lazy), and kernel threads in the hybrid model", async () => {
     const patch = patchOf('loadavg.c');
-    const before = await entryOf('exit_to_user_mode_prepare');
+    const before = await entryOf('error_return');
     await lab.guest.run(
       'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen3; touch /tmp/stopped) & sleep 0',
     );
@@ -184,18 +184,18 @@ describe('a patch of a running kernel', () => {
     expect(Date.parse(thread?.since ?? '')).toBeGreaterThan(0);
     expect(result.stragglers[0]?.reason).toEqual({
       kind: 'beforeBarrier',
-      barrier: 'exit_to_user_mode_prepare',
+      barrier: "the kernel's edge to user mode",
     });
     // It goes on without livegraft: what runs in user mode switches, in the direction that was turned to.
-    expect(await entryOf('exit_to_user_mode_prepare')).not.toBe(before);
+    expect(await entryOf('error_return')).not.toBe(before);
     expect(run('revert', 'loadavg', '--timeout', '30').lines.at(-1)).toMatchObject({
       result: { kind: 'complete', direction: 'unpatch' },
     });
-    expect(await entryOf('exit_to_user_mode_prepare')).toBe(before);
+    expect(await entryOf('error_return')).toBe(before);
     expect(run('apply', patch, '--timeout', '30').lines.at(-1)).toMatchObject({
       result: { kind: 'complete' },
     });
-    expect(await entryOf('exit_to_user_mode_prepare')).toBe(before);
+    expect(await entryOf('error_return')).toBe(before);
     expect(run('revert', 'loadavg', '--timeout', '30').lines.at(-1)).toMatchObject({
       result: { kind: 'complete' },
     });

@@ -1,4 +1,3 @@
-import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -10,7 +9,7 @@ import { type KernelImage, parseKernelImage } from '../../src/kernel-image/kerne
 import { bootGuest, type Guest, type GuestOptions } from './guest.js';
 import { compileKernelObject } from './kernel-objects.js';
 import { withKernelSession } from './kernel-session.js';
-import { livegraft, ROOT } from './live.js';
+import { killLivegraftAt, livegraft } from './live.js';
 
 /** The last line of a command's output: its result, or what went wrong. */
 export const errorOf = (lines: readonly Record<string, unknown>[]) => lines.at(-1);
@@ -95,18 +94,12 @@ export class KernelLab {
   /** The bytes at the entry of a function, as the guest has them. */
   readonly entryOf = (name: string): Promise<string> =>
     withKernelSession(this, async ({ client, kernel }) =>
-      Buffer.from(await client.readMemory(kernel.expect(name), 16)).toString('hex'),
+      Buffer.from(await client.readMemory(kernel.expect(name), 32)).toString('hex'),
     );
 
   /** Kills the command line (SIGKILL) a while after it has told of an event. */
-  readonly killedAt = (event: string, delayMs: number, ...args: string[]): Promise<void> => {
-    const command = [join(ROOT, 'bin/livegraft.js'), ...args, ...this.subject(), '--json'];
-    const child = spawn(process.execPath, command);
-    child.stdout.on('data', (bytes) => {
-      if (String(bytes).includes(event)) setTimeout(() => child.kill('SIGKILL'), delayMs);
-    });
-    return new Promise((resolve) => child.on('exit', () => resolve()));
-  };
+  readonly killedAt = (event: string, delayMs: number, ...args: string[]): Promise<void> =>
+    killLivegraftAt(event, delayMs, ...args, ...this.subject());
 
   readonly expectQuiet = async (): Promise<void> => {
     const log = await this.guest.run(

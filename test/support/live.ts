@@ -118,6 +118,15 @@ export function livegraft(...args: readonly string[]): Run {
   return livegraftUnder([], ...args);
 }
 
+/** Kills the command line (SIGKILL) a while after it has told of an event. */
+export function killLivegraftAt(event: string, delayMs: number, ...args: readonly string[]): Promise<void> {
+  const child = spawn(process.execPath, [join(ROOT, 'bin/livegraft.js'), ...args, '--json']);
+  child.stdout.on('data', (bytes) => {
+    if (String(bytes).includes(event)) setTimeout(() => child.kill('SIGKILL'), delayMs);
+  });
+  return new Promise((resolve) => child.on('exit', () => resolve()));
+}
+
 /** `launcher`: a program, with arguments, that executes what follows them. */
 export function livegraftUnder(launcher: readonly string[], ...args: readonly string[]): Run {
   const [program = BIN, ...rest] = [...launcher, BIN, ...args];

@@ -3,7 +3,7 @@ import type { Patch } from '../../patch/content.js';
 import { layoutPatch, type PatchLayout } from '../../patch/layout.js';
 import type { LinkedImage } from '../../patch/link.js';
 import { type EnabledStates, linkStates } from '../patch-states.js';
-import type { PlannedBarrier } from './kernel-barrier.js';
+import { type PlannedBarrier, placeBarrier } from './kernel-barrier.js';
 import { callbacksOf, KERNEL_CALLBACK_RECORD_BYTES, linkCallbacks } from './kernel-callbacks.js';
 import type { EntrySite } from './kernel-entry-site.js';
 import type { ReplacedFunction } from './kernel-objects.js';
@@ -68,7 +68,7 @@ export function describeLoaded(
     ehFrame: ehFrame && { address: image.base + ehFrame.offset, sizeBytes: ehFrame.sizeBytes },
     slots: freeSlot + 1,
     functions: functions.map((planned) => describeFunction(planned, image, trampolineAt(planned.slot))),
-    ...(barrier && { barrier: { ...barrier, trampoline: trampolineAt(freeSlot) } }),
+    ...(barrier && { barrier: placeBarrier(barrier, trampolineAt(freeSlot)) }),
     ...(replaces && { replaces }),
     ...linkExtras(patch, plan, layout, image),
   };

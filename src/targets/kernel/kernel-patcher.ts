@@ -481,7 +481,7 @@ export class KernelPatcher {
     const source = this.#objects.symbols;
     const isUsed = (entry: number) =>
       patch.symbols.some((symbol) => symbol.kind === 'external' && source.resolve(symbol) === entry);
-    return await findBarrier(this.#session, this.#arch.decoder, name, leaving, isPatched, isUsed);
+    return await findBarrier(this.#session, this.#arch, name, leaving, isPatched, isUsed);
   }
 }
 

@@ -50,6 +50,17 @@ describe('KernelRegistryStore', () => {
     expect(other.borrowed).toBe(-0x1234_0000_0000);
   });
 
+  it('knows the barrier of a patch that was written when it was a single function', async () => {
+    const memory = new FakeMemory();
+    const store = new KernelRegistryStore(memory, memory, ETEXT);
+    await store.useMemory(MEMORY);
+    const place = { site: -0x1000, original: [0x0f, 0x1f, 0x44, 0x00, 0x00], trampoline: -0x2000 };
+    const old = { ...registryOf(1), patches: [{ name: 'p', barrier: { name: 'edge', ...place } }] };
+    await store.write(old as unknown as KernelRegistry);
+    const { patches } = await new KernelRegistryStore(memory, memory, ETEXT).read();
+    expect(patches[0]?.barrier).toEqual({ name: 'edge', places: [{ ...place, next: -0xffb }] });
+  });
+
   it('keeps a whole registry when it is killed at any write', async () => {
     for (let writes = 0; writes < 4; writes++) {
       const memory = new FakeMemory();

@@ -31,12 +31,18 @@ export interface RegisteredKernelFunction {
   readonly restores?: boolean;
 }
 
-/** A function in which tasks switch themselves while a transition runs: its fentry nop, and code that stores the state. */
-export interface RegisteredKernelBarrier {
-  readonly name: string;
+/** One instruction of 5 bytes that is a jump or a call to code that stores the state and goes on to `next`. */
+export interface KernelBarrierPlace {
   readonly site: number;
   readonly original: readonly number[];
+  readonly next: number;
   readonly trampoline: number;
+}
+
+/** Where tasks switch themselves while a transition runs: a function's fentry nop, or the kernel's edge. */
+export interface RegisteredKernelBarrier {
+  readonly name: string;
+  readonly places: readonly KernelBarrierPlace[];
 }
 
 export interface RegisteredKernelCallbacks {
@@ -205,7 +211,8 @@ export class KernelRegistryStore implements BorrowRecord {
         remedy: 'restart the guest: what runs in it can not be told any more',
       });
     }
-    return JSON.parse(decodeText(text)) as KernelRegistry;
+    const registry = JSON.parse(decodeText(text)) as KernelRegistry;
+    return { ...registry, patches: registry.patches.map(withBarrierPlaces) };
   }
 
   /** Where the anchor is, which stays as it is written; undefined before there is any. */
@@ -261,6 +268,18 @@ export class KernelRegistryStore implements BorrowRecord {
     await memory.writeMemory(this.#place, encodeAnchor(anchor));
     this.#anchor = anchor;
   }
+}
+
+/** Of registries that were written before a barrier could have several places: it was a function's fentry nop. */
+interface OldKernelBarrier extends Omit<KernelBarrierPlace, 'next'> {
+  readonly name: string;
+}
+
+function withBarrierPlaces(patch: RegisteredKernelPatch): RegisteredKernelPatch {
+  const barrier = patch.barrier as RegisteredKernelBarrier | OldKernelBarrier | undefined;
+  if (barrier === undefined || 'places' in barrier) return patch;
+  const { name, ...place } = barrier;
+  return { ...patch, barrier: { name, places: [{ ...place, next: place.site + place.original.length }] } };
 }
 
 function encodeRegistry(registry: KernelRegistry): Uint8Array {

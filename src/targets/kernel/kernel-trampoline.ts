@@ -2,6 +2,8 @@ import { BORROWED_CALL_RETURNED } from '../../arch/architecture.js';
 import { ByteWriter } from '../../base/byte-writer.js';
 
 export const JUMP_BYTES = 5;
+/** Of a direct call with an offset of 4 bytes. */
+export const CALL_OPCODE = 0xe8;
 /** Of each function's place in a patch's memory: a trampoline, then a copy of displaced instructions. */
 export const REDIRECT_BYTES = 128;
 const TRAMPOLINE_BYTES = 48;
@@ -78,6 +80,9 @@ export function encodeTaskTest(options: {
   writer.writeI32(switched - (at + writer.length + 4));
   return writer.writeBytes(encodeJump(at + writer.length, other)).toBytes();
 }
+
+/** What {@link encodeTaskStore} makes. */
+export const TASK_STORE_BYTES = 25;
 
 /**
  * Sets the current task's state word to `value` and goes on to `next`. It changes r11.
