@@ -8,6 +8,7 @@ import { ModuleMap } from '../../unwind/module-map.js';
 import { prepareRow, type UnwindRow } from '../../unwind/unwind-row.js';
 import { type Frame, type StackLimits, type WalkReason, walkReliable } from '../../unwind/walk-reliable.js';
 import type { GuestMemory, MemorySource } from './guest-memory.js';
+import { mendEntryRows } from './kernel-entry-rows.js';
 import {
   ENCODED_FRAME,
   type FramePointerCode,
@@ -366,7 +367,7 @@ function kernelCode(memory: GuestMemory, kernel: KernelAddresses, frames: FrameR
     const symbol = kernel.image.symbols.findCovering(address - kernel.offset);
     return symbol && { name: symbol.name, address: kernel.relocate(symbol.address) };
   };
-  const findRow = frames(covering) ?? findOrcRow(get);
+  const findRow = frames(covering) ?? mendEntryRows(kernel, findOrcRow(get));
   return ['.text', '.init.text'].flatMap((name) => {
     const section = elf.findSection(name);
     if (section === undefined) return [];
