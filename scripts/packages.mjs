@@ -24,6 +24,16 @@ const KERNEL_BUILD = [
   { name: 'xz-utils', command: 'xz' },
 ];
 
+/** What builds a whole kernel: `npm run kernels -- frame-pointer`. */
+const WHOLE_KERNEL = [
+  ...KERNEL_BUILD,
+  { name: 'flex', command: 'flex' },
+  { name: 'bison', command: 'bison' },
+  { name: 'bc', command: 'bc' },
+  { name: 'libelf-dev' },
+  { name: 'dwarves', command: 'pahole' },
+];
+
 export const PACKAGES = {
   test: [
     ...COMPILER,
@@ -47,7 +57,7 @@ export const PACKAGES = {
   'bench:validate': [...ORACLES, { name: 'libelf1' }, { name: 'libssl3' }],
   'test:kernel': [...COMPILER, ...GUEST, ...KERNEL_BUILD],
   'demo:kernel': [...COMPILER, ...GUEST, ...KERNEL_BUILD],
-  kernels: [...COMPILER, ...GUEST],
+  kernels: [...COMPILER, ...GUEST, ...WHOLE_KERNEL],
   'soak:kernel': GUEST,
   'bench:kernel': [...COMPILER, ...GUEST],
   fuzz: [...COMPILER, ...ORACLES],

@@ -37,6 +37,11 @@ export class StackWindow {
     const index = (address - this.#start) / 4;
     return (this.#high[index + 1] as number) * 0x1_0000_0000 + (this.#low[index] as number);
   }
+
+  /** Whether the number at an address, just read, is odd: of one of 57 bits what {@link read64} returns does not tell. */
+  isOdd(address: number): boolean {
+    return ((this.#low[(address - this.#start) / 4] as number) & 1) === 1;
+  }
 }
 
 const WINDOW_BYTES = 16 * 1024;

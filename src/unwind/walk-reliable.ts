@@ -52,8 +52,13 @@ export interface NestedStacks {
    * the kernel, to user mode, which ends the walk, or nowhere, with the reason.
    */
   entryOf(registers: Float64Array, frameEnd: number): 'kernel' | 'user' | { readonly damaged: string };
-  /** In place of a row by the frame pointer where that is odd, in a kernel whose entry code says so where it has saved registers. */
+  /**
+   * In place of a row by the frame pointer where that is odd, in a kernel whose entry code says so where it has saved registers. To the
+   * row it is the even address below.
+   */
   readonly encodedFrame?: UnwindRow;
+  /** With `encodedFrame`: whether the frame pointer that the walk begins with is odd, which its number may be too large to say. */
+  readonly startsEncoded?: boolean;
 }
 
 export interface StackLimits {
@@ -112,12 +117,16 @@ class Walk {
   #limits: StackLimits = { low: 0, high: 0 };
   /** See {@link WalkPlace}; kept only for whoever asks. */
   #foundBy: number | undefined;
+  /** The frame pointer was odd: it leads to saved registers. */
+  #isEncoded: boolean;
   /** The low ends of the stacks that were entered. */
   readonly #visited: number[] = [];
 
   constructor(input: WalkInput) {
     this.#input = input;
     this.#window = new StackWindow(input.readMemory, input.restAt !== undefined);
+    this.#isEncoded = input.nestedStacks?.startsEncoded === true;
+    if (this.#isEncoded) input.registers[RBP] = evenBelow(input.registers[RBP] as number);
   }
 
   run(): WalkResult {
@@ -167,8 +176,7 @@ class Walk {
     frames.push({ pc, lookup, stackPointer: registers[RSP] as number, module, by, isDisplaced });
     if (frames.length >= maxFrames && !row.isOutermost)
       return this.#fail('too-deep', `more than ${maxFrames} frames`);
-    const isEncoded = row.cfaRegister === RBP && Math.abs((registers[RBP] as number) % 2) === 1;
-    return (isEncoded ? encoded : undefined) ?? row;
+    return (row.cfaRegister === RBP && this.#isEncoded ? encoded : undefined) ?? row;
   }
 
   /** Turns the registers into the caller's. Returns how the walk ends, undefined where it goes on. */
@@ -184,6 +192,11 @@ class Walk {
     const problem = restoreCaller(row, cfa, registers, this.#window);
     if (problem !== undefined)
       return this.#fail(problem, `the caller of ${hex(pc)} can't be read from its frame at ${hex(cfa)}`);
+    const savedAt = nestedStacks?.encodedFrame === undefined ? -1 : row.savedRegisters.indexOf(RBP);
+    if (savedAt >= 0) {
+      this.#isEncoded = this.#window.isOdd(cfa + (row.savedOffsets[savedAt] as number));
+      if (this.#isEncoded) registers[RBP] = evenBelow(registers[RBP] as number);
+    }
     if (nestedStacks !== undefined && row.savedRegisters.includes(RSP)) {
       const end = this.#leaveException(nestedStacks, pc, cfa);
       if (end !== undefined) return end;
@@ -262,6 +275,11 @@ class Walk {
     this.#limits = next;
     return undefined;
   }
+}
+
+/** Of an address plus one, also where its number has lost the one. */
+function evenBelow(address: number): number {
+  return Math.floor(address / 8) * 8;
 }
 
 function canonicalFrameAddress(

@@ -5,21 +5,25 @@ import { makeWorkFolder, removeFolder } from '../../examples/support.js';
 import { decompressors } from '../../src/cli/decompressors.js';
 import { decompress, extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { parseKernelImage } from '../../src/kernel-image/kernel-image.js';
+import { buildFramePointerKernel } from '../support/frame-pointer-kernel.js';
 import { bootGuest } from '../support/guest.js';
 import { fetchSuiteHeaders, fetchSuiteKernel, KERNEL_SUITES } from '../support/suite-kernels.js';
 import { KernelTrial, type Outcome } from './trial.js';
 
 /**
- * `npm run kernels [-- [--only STEP] SUITE…]`: each suite's cloud kernel boots in an emulator, and all that livegraft does with a kernel is
+ * `npm run kernels [-- [--only STEP] [SUITE|frame-pointer…]]`: each suite's cloud kernel boots in an emulator, and all that livegraft does with a kernel is
  * tried on it, or the steps whose names hold a text. Prints a table for docs/kernel.md; ends with 1 when anything failed.
  */
 
+/** No suite of Debian, but a kernel that is built: only when it is asked for. */
+const FRAME_POINTER = 'frame-pointer';
 /** A module without dependencies that every one of these packages has, packed or not. */
 const MODULES = ['kernel/fs/configfs/configfs.ko', 'kernel/fs/binfmt_misc.ko'];
 
 async function tryKernel(suite: string): Promise<{ release: string; outcomes: readonly Outcome[] }> {
-  const kernel = fetchSuiteKernel(suite);
-  const headers = fetchSuiteHeaders(suite, kernel.release);
+  const isPackaged = suite !== FRAME_POINTER;
+  const kernel = isPackaged ? fetchSuiteKernel(suite) : buildFramePointerKernel();
+  const headers = isPackaged ? fetchSuiteHeaders(suite, kernel.release) : undefined;
   const folder = makeWorkFolder();
   let guest: Awaited<ReturnType<typeof bootGuest>> | undefined;
   try {

@@ -6,10 +6,12 @@ import { applyToKernel, revertFromKernel } from '../../src/cli/kernel-operations
 import { type KernelTaskStack, kernelStacks, kernelStatus, soak } from '../../src/cli/kernel-views.js';
 import type { KernelImage } from '../../src/kernel-image/kernel-image.js';
 import type { KernelSession } from '../../src/targets/kernel/kernel-session.js';
+import type { Cpu, KernelTask } from '../../src/targets/kernel/kernel-tasks.js';
 import type { Guest } from '../support/guest.js';
 import { compileKernelObject } from '../support/kernel-objects.js';
 import { withKernelSession } from '../support/kernel-session.js';
 import { livegraft, ROOT } from '../support/live.js';
+import { stepThroughEntries } from './entry-steps.js';
 import { HalfDoneTransitions } from './half-done.js';
 
 export interface Outcome {
@@ -22,7 +24,8 @@ interface Subject {
   readonly guest: Guest;
   readonly image: KernelImage;
   readonly vmlinux: string;
-  readonly headers: readonly string[];
+  /** Without, the kernel is of no package, and has no modules. */
+  readonly headers: readonly string[] | undefined;
   readonly folder: string;
   /** Steps whose names hold this; all without. */
   readonly only?: string | undefined;
@@ -58,15 +61,22 @@ export class KernelTrial {
     await this.#try('image', async () => this.#describeImage());
     await guest.run('for m in /lib/*.ko; do insmod $m; done');
     await this.#try('symbols', () => this.#compareSymbols());
-    await this.#try('modules', () => this.#compareModules());
+    const isPackaged = this.#subject.headers !== undefined;
+    if (isPackaged) await this.#try('modules', () => this.#compareModules());
     await this.#try('stacks when idle', () => this.#compareStacks());
     await guest.run(LOAD);
     await this.#try('stacks under load', () => this.#walkUnderLoad());
+    // Without ORC tables most of it has no row.
+    if (this.#hasOrc)
+      await this.#try("stacks at each instruction of the kernel's entry code", () =>
+        stepThroughEntries(this.#subject),
+      );
     await this.#try('soak', () => this.#soak());
     await this.#try('patch from one C file', () => this.#patch('cmdline.c', this.#shown, /^patched: /));
-    await this.#try('patch against the headers package', () =>
-      this.#patch('with-headers.c', this.#shown, /^cat is task \d+ of user 0: /),
-    );
+    if (isPackaged)
+      await this.#try('patch against the headers package', () =>
+        this.#patch('with-headers.c', this.#shown, /^cat is task \d+ of user 0: /),
+      );
     await this.#try('patch of two functions that change together', () => this.#patchTogether());
     const halfDone = new HalfDoneTransitions({ ...this.#subject, patch: this.#build('loadavg.c') });
     await this.#try("model lazy, at the kernel's edge", () => halfDone.lazy());
@@ -77,7 +87,7 @@ export class KernelTrial {
         refusalOf('no-fentry'),
       ),
     );
-    await this.#try("patch of a module's function", () => this.#patchModule());
+    if (isPackaged) await this.#try("patch of a module's function", () => this.#patchModule());
     await this.#try("the kernel's log", async () => {
       const log = (await guest.run(`dmesg | grep -B 4 -E "${TROUBLE}" | head -12`)).trim();
       if (log !== '') throw new Error(log);
@@ -101,6 +111,10 @@ export class KernelTrial {
       if (code === undefined) process.stderr.write(`${stack ?? ''}\n`);
       note(true, `${code ?? 'error'}: ${message}`);
     }
+  }
+
+  get #hasOrc(): boolean {
+    return this.#subject.image.elf.findSection('.orc_unwind') !== undefined;
   }
 
   get #reference() {
@@ -209,6 +223,7 @@ export class KernelTrial {
   async #walkUnderLoad(): Promise<string> {
     let walked = 0;
     let between = 0;
+    let interrupted = 0;
     const refused: string[] = [];
     await this.#session(async ({ client, tasks, stacks }) => {
       for (let round = 0; round < ROUNDS; round++) {
@@ -218,6 +233,10 @@ export class KernelTrial {
           walked++;
           if (walk.reliable) continue;
           if (walk.reason.code === 'between-cpus') between++;
+          // Where code was interrupted, a frame pointer says nothing for certain.
+          else if (walk.reason.code === 'no-unwind-row' && !this.#hasOrc && task.isOnCpu) interrupted++;
+          // In a retpoline the stack leads astray on purpose; newer tables leave it out.
+          else if (isInThunk(cpus, task, stacks)) interrupted++;
           else refused.push(`${task.name}: ${walk.reason.code} ${walk.reason.detail}`);
         }
         client.resume();
@@ -226,7 +245,7 @@ export class KernelTrial {
       }
     });
     if (refused.length > 0) throw new Error([...new Set(refused)].join('; '));
-    return `${walked} walks in ${ROUNDS} stops, 0 unreliable, ${between} between CPUs`;
+    return `${walked} walks in ${ROUNDS} stops, ${interrupted} unreliable, ${between} between CPUs`;
   }
 
   async #soak(): Promise<string> {
@@ -254,7 +273,7 @@ export class KernelTrial {
 
   #compileWithHeaders(source: string): string {
     const { headers, folder } = this.#subject;
-    const [own, common] = headers as [string, string];
+    const [own = '', common = ''] = headers ?? [];
     const includes = [common, own].flatMap((tree) =>
       ['arch/x86/include', 'arch/x86/include/generated', 'include', 'arch/x86/include/uapi']
         .concat(['arch/x86/include/generated/uapi', 'include/uapi', 'include/generated/uapi'])
@@ -340,6 +359,11 @@ export class KernelTrial {
       throw new Error(`shows ${shown}, then ${after}`);
     return `${text}; reverted`;
   }
+}
+
+function isInThunk(cpus: readonly Cpu[], task: KernelTask, stacks: KernelSession['stacks']): boolean {
+  const at = cpus.find(({ current }) => current === task.address)?.registers.address('rip');
+  return at !== undefined && stacks.describe(at)?.includes('__x86_indirect_thunk') === true;
 }
 
 /** To refuse is right, too, where a kernel does not say enough. */

@@ -7,7 +7,7 @@ import type { KernelAddresses } from './running-kernel.js';
 export interface CallPlaces {
   /** Where every system call passes with interrupts on. */
   readonly safePoint: number;
-  /** A function called in the guest returns here: a loop around `hlt`, which waits should nobody be there to see it. */
+  /** A function called in the guest returns here: a loop, which waits should nobody be there to see it. */
   readonly parking: number;
   /** How a guest that does nothing is woken; undefined where its kernel lacks what that takes. */
   readonly rouse: RousePlaces | undefined;
@@ -22,18 +22,21 @@ export function findCallPlaces(kernel: KernelAddresses, arch: Architecture): Cal
   };
 }
 
-/** `hlt; jmp` back to it. */
-export const PARKING_LOOP = [0xf4, 0xeb, 0xfd];
+/** `hlt; jmp` back to it or, in kernels that have no such loop, `pause; jmp`. */
+const PARKING_LOOPS = [
+  [0xf4, 0xeb, 0xfd],
+  [0xf3, 0x90, 0xeb, 0xfc],
+];
+/** Of the longer one. */
+export const PARKING_BYTES = 4;
 
 function findParking(kernel: KernelAddresses): number {
   const { address, bytes } = kernel.image.text;
-  for (
-    let at = bytes.indexOf(PARKING_LOOP[0] as number);
-    at >= 0;
-    at = bytes.indexOf(PARKING_LOOP[0] as number, at + 1)
-  )
-    if (PARKING_LOOP.every((byte, i) => bytes[at + i] === byte)) return kernel.relocate(address + at);
-  throw new LivegraftError('kernel-unsupported', `${kernel.image.source} has no loop around hlt in its text`);
+  for (const loop of PARKING_LOOPS) {
+    const at = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).indexOf(Uint8Array.from(loop));
+    if (at >= 0) return kernel.relocate(address + at);
+  }
+  throw new LivegraftError('kernel-unsupported', `${kernel.image.source} has no loop to wait in in its text`);
 }
 
 /**

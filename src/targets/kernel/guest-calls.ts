@@ -1,5 +1,5 @@
 import { LivegraftError } from '../../base/errors.js';
-import { type CallPlaces, PARKING_LOOP } from './call-places.js';
+import { type CallPlaces, PARKING_BYTES } from './call-places.js';
 import type { GdbClient, GuestChange } from './gdb-client.js';
 import type { GuestRegisters } from './guest-registers.js';
 import { GuestRouser } from './guest-rouser.js';
@@ -133,7 +133,7 @@ export class GuestCalls {
     } catch (error) {
       if (!(error instanceof LivegraftError) || error.code !== 'guest-memory') throw error;
       // Where the kernel's text can't be read either, the answer says nothing about the stack.
-      await this.#client.readMemory(this.#parking, PARKING_LOOP.length);
+      await this.#client.readMemory(this.#parking, PARKING_BYTES);
       return undefined;
     }
   }
@@ -270,11 +270,7 @@ export class GuestCalls {
   async #atParking(frame: number, vcpus: readonly string[]): Promise<Borrowed | undefined> {
     for (const [index, registers] of (await this.#client.readAllRegisters(vcpus)).entries()) {
       const rip = registers.address('rip');
-      if (
-        rip >= this.#parking &&
-        rip <= this.#parking + PARKING_LOOP.length &&
-        registers.address('rsp') === frame
-      )
+      if (rip >= this.#parking && rip <= this.#parking + PARKING_BYTES && registers.address('rsp') === frame)
         return { vcpu: vcpus[index] as string, registers };
     }
     return undefined;

@@ -6,18 +6,30 @@ import { walkReliable } from '../../unwind/walk-reliable.js';
 import { ENCODED_FRAME, findFrameRow } from './kernel-frame-pointers.js';
 
 const [RBP, RSP, RA] = [6, 7, 16];
-const [SCHEDULE, READ, ENTRY_CODE, FORK, STARTUP, END] = [0x1000, 0x2000, 0x3000, 0x4000, 0x5000, 0x6000];
+const [SCHEDULE, READ, ENTRY_CODE, FORK] = [0x1000, 0x2000, 0x3000, 0x4000];
+const [SYSTEM_CALL, STARTUP, END] = [0x4800, 0x5000, 0x6000];
 const STACK = { low: 0x10_0000, high: 0x10_4000 };
 /** `struct pt_regs`, at the top of a stack. */
 const REGS = STACK.high - 168;
 const [AT_IP, AT_CS, AT_FLAGS, AT_SP, AT_BP] = [128, 136, 144, 152, 32];
 
+/** Behind a `hlt`. */
+const IDLE = READ + 0x44;
+const THUNK = IDLE + 0x106;
+/** `nop; pop %rbp`, and a jump to the thunk of returns. */
+const BEFORE_RETURN = [0x90, 0x5d, 0xe9, 0xff, 0x00, 0x00, 0x00];
+/** `pop %rbp; call` */
+const BEFORE_CALL = [0x5d, 0xe8, 0x00, 0x00, 0x00, 0x00];
 const FUNCTIONS = [SCHEDULE, READ];
 const CODE: CodeModule = {
   ...{ name: 'kernel', start: SCHEDULE, end: END, isText: () => true },
   findRow: findFrameRow({
     isEntry: (address) => FUNCTIONS.includes(address),
     isNewTaskEntry: (address) => address === FORK,
+    isSystemCall: (address) => address >= SYSTEM_CALL && address < STARTUP,
+    codeAt: (address) => Uint8Array.from(address === IDLE ? BEFORE_RETURN : BEFORE_CALL),
+    decoder: x86_64.decoder,
+    returnThunk: THUNK,
     isStartup: (address) => address >= STARTUP,
   }),
   codeBefore: () => Uint8Array.of(0xe8, 0, 0, 0, 0),
@@ -54,6 +66,7 @@ function walk({ pc, bp, sp, isReturnAddress = true }: Start, words: readonly (re
         return (saved[RA] as number) === 0 && frameEnd === STACK.high ? 'user' : 'kernel';
       },
       encodedFrame: ENCODED_FRAME,
+      startsEncoded: bp % 2 === 1,
     },
   });
   return { ...result, pcs: result.frames.map((frame) => frame.pc) };
@@ -79,6 +92,47 @@ describe('a stack with frame pointers', () => {
     const { reliable, pcs } = walk(SLEEPER, [...FRAMES, ...USER]);
     expect(reliable).toBe(true);
     expect(pcs).toEqual([SCHEDULE + 0x40, READ + 0x30, ENTRY_CODE + 0x20]);
+  });
+
+  it('is walked to the registers of user mode where a system call came in, which clears the frame pointer', () => {
+    const top = REGS - 16;
+    const words = [
+      [STACK.low + 0x3000, top],
+      [STACK.low + 0x3008, READ + 0x30],
+      [top, 0],
+      [top + 8, SYSTEM_CALL + 0x20],
+    ] as const;
+    const { reliable, pcs } = walk(SLEEPER, [...words, ...USER]);
+    expect([reliable, pcs.at(-1)]).toEqual([true, SYSTEM_CALL + 0x20]);
+  });
+
+  it('knows an odd frame pointer where addresses have 57 bits, of which a number loses the lowest', () => {
+    const base = -0x00c5_2d1b_0000_0000;
+    expect(base + 1).toBe(base);
+    const [sp, bp, regs] = [base + 0x3000, base + 0x3080, base + 0x4000 - 168];
+    const words = new Map<number, bigint>([
+      [bp, BigInt(regs) + 1n],
+      [bp + 8, BigInt(ENTRY_CODE + 0x20)],
+    ]);
+    const registers = new Float64Array(17).fill(Number.NaN);
+    [registers[RBP], registers[RSP], registers[RA]] = [bp, sp, SCHEDULE + 0x40];
+    const result = walkReliable({
+      registers,
+      readMemory: (address, into) => {
+        const view = new DataView(into.buffer, into.byteOffset, into.length);
+        for (let at = 0; at + 8 <= into.length; at += 8)
+          view.setBigInt64(at, words.get(address + at) ?? 0n, true);
+        return into.length;
+      },
+      stackLimits: () => ({ low: base, high: base + 0x4000 }),
+      modules: new ModuleMap({ modules: [CODE], decoder: x86_64.decoder }),
+      startsAtReturnAddress: true,
+      nestedStacks: {
+        entryOf: (_, frameEnd) => (frameEnd === base + 0x4000 ? 'user' : { damaged: 'elsewhere' }),
+        encodedFrame: ENCODED_FRAME,
+      },
+    });
+    expect(result).toMatchObject({ reliable: true });
   });
 
   it('ends at the first registers of a kernel thread, also of one that has never run', () => {
@@ -110,6 +164,12 @@ describe('a stack with frame pointers', () => {
       reliable: true,
       pcs: [SCHEDULE, READ + 0x30, ENTRY_CODE + 0x20],
     });
+  });
+
+  it('is taken where code runs straight to its return, which tells where its address lies', () => {
+    const idle = { pc: IDLE, bp: 0x7777, sp: STACK.low + 0x3000, isReturnAddress: false };
+    const words = [[STACK.low + 0x3000, STACK.low + 0x3080] as const, ...FRAMES.slice(1), ...USER];
+    expect(walk(idle, words)).toMatchObject({ reliable: true, pcs: [IDLE, READ + 0x30, ENTRY_CODE + 0x20] });
   });
 
   it('is refused where an exception has interrupted the kernel itself', () => {

@@ -102,7 +102,7 @@ export class KernelStacks {
     this.hasFramePointers = keepsFramePointers(kernel.image);
     const frames = (covering: FindSymbol) =>
       this.hasFramePointers
-        ? findFrameRow(frameCode(memory, kernel, this.#newTaskEntries, covering))
+        ? findFrameRow(frameCode(arch, memory, kernel, this.#newTaskEntries, covering))
         : undefined;
     this.#code = [
       ...kernelCode(memory, kernel, frames),
@@ -165,7 +165,8 @@ export class KernelStacks {
       const stackPointer = cpu.registers.address('rsp');
       // The stack changes before `current` does (__switch_to_asm).
       if (!stacks.some((stack) => contains(stack, stackPointer))) return BETWEEN_CPUS;
-      return this.#walk(task, () => cpu.registers.toDwarf(), false, stacks);
+      const isEncoded = (cpu.registers.get('rbp') & 1n) === 1n;
+      return this.#walk(task, () => cpu.registers.toDwarf(), false, stacks, isEncoded);
     }
     if (task.isOnCpu) return BETWEEN_CPUS;
     const frame = task.savedStackPointer;
@@ -179,7 +180,11 @@ export class KernelStacks {
       return values;
     };
     // A task that has never run was not put to sleep by a call.
-    return this.#walk(task, registers, !this.#newTaskEntries.includes(returnAddress), [stackOf(task)]);
+    const isEncoded =
+      this.hasFramePointers &&
+      ((await this.#read.number(frame, { offset: this.#inactive.bp.offset, sizeBytes: 1 })) & 1) === 1;
+    const hasRun = !this.#newTaskEntries.includes(returnAddress);
+    return this.#walk(task, registers, hasRun, [stackOf(task)], isEncoded);
   }
 
   reportFrames(frames: readonly Frame[]): readonly ReportedFrame[] {
@@ -206,6 +211,7 @@ export class KernelStacks {
     registers: () => Float64Array,
     startsAtReturnAddress: boolean,
     stacks: readonly StackLimits[],
+    startsEncoded: boolean,
   ): Promise<KernelWalk> {
     const own = stackOf(task);
     const { hasFramePointers } = this;
@@ -243,7 +249,7 @@ export class KernelStacks {
               };
             return 'user';
           },
-          ...(hasFramePointers ? { encodedFrame: ENCODED_FRAME } : {}),
+          ...(hasFramePointers ? { encodedFrame: ENCODED_FRAME, startsEncoded } : {}),
         },
       }),
     );
@@ -314,7 +320,11 @@ type FindSymbol = (address: number) => { readonly name: string; readonly address
 /** Undefined where the kernel has ORC tables. */
 type FrameRows = (covering: FindSymbol) => CodeModule['findRow'] | undefined;
 
+/** Of some instructions. */
+const STRETCH_BYTES = 64;
+
 function frameCode(
+  arch: Architecture,
   memory: GuestMemory,
   kernel: KernelAddresses,
   newTaskEntries: readonly number[],
@@ -332,7 +342,14 @@ function frameCode(
         findFentryNop(bytes) !== undefined
       );
     },
+    codeAt: (address) => {
+      const bytes = new Uint8Array(STRETCH_BYTES);
+      return bytes.subarray(0, Math.max(0, memory.readInto(address, bytes)));
+    },
+    decoder: arch.decoder,
+    returnThunk: kernel.find('__x86_return_thunk'),
     isNewTaskEntry: (address) => newTaskEntries.includes(address),
+    isSystemCall: (address) => /^entry_(SYSCALL|SYSENTER|INT80)/.test(covering(address)?.name ?? ''),
     isStartup: (address) => covering(address)?.name.startsWith('secondary_startup_64') === true,
   };
 }
