@@ -8,7 +8,7 @@ const PLACES = [
   ...['asm_sysvec_apic_timer_interrupt', 'asm_exc_page_fault', 'entry_SYSCALL_64'],
   ...['error_return', 'syscall_return_via_sysret'],
 ];
-const ROUNDS = 3;
+const ROUNDS = 2;
 /** The longest way through one of them. */
 const MOST_STEPS = 110;
 /** Called by entry code on the stack on which the processor came in. */
