@@ -17,7 +17,6 @@ import type { Walked } from './deep-stack.js';
 import { type EntryWrite, entryState, planEntryWrites } from './entry-writer.js';
 import { beginHold, HoldLog, type HoldStart } from './hold-log.js';
 import { collectGarbage } from './own-runtime.js';
-import { callbackObjectsOf } from './patch-callbacks.js';
 import { findLeft, isWithin, type LeftObject, partsOf, restrictTo, withoutLeft } from './patch-objects.js';
 import { readMappings, readTimeslices } from './proc.js';
 import { type ProcessSpace, seizeAllThreads } from './process-space.js';
@@ -29,6 +28,7 @@ import type { TaskRecord } from './task-record.js';
 import { TaskRoster } from './task-roster.js';
 import type { Tracee, Tracer } from './tracer.js';
 import { afterTransition, decidedFunction, rangesLeaving } from './trampolines.js';
+import { callbacksInTransition } from './transition-callbacks.js';
 
 /** System-call stops that a refused thread is watched for: a restarted call's entry and exit, and the next ones. */
 const WATCHED_STOPS = 6;
@@ -116,24 +116,9 @@ export class ProcessTransition implements TransitionTarget {
 
   /** One for each address space: a child that forked meanwhile has what the callbacks have done so far. */
   callbackObjects(): readonly CallbackObject[] {
-    return this.spaces.flatMap((space) => {
-      const patch = this.#patchOf(space);
-      if (partsOf(patch).every(({ callbacks }) => callbacks === undefined)) return [];
-      const { pid, memory, inspector } = space;
-      const target = { tracer: this.#tracer, memory, inspector, mappings: readMappings(pid) ?? [] };
-      return callbackObjectsOf(target, patch).map((object): CallbackObject => {
-        const stage = () => this.#roster.unlessGone(space, () => object.stage) ?? 'none';
-        return {
-          name: object.name,
-          get stage() {
-            return stage();
-          },
-          has: (kind) => object.has(kind),
-          run: (kind) => this.#roster.unlessGone(space, () => object.run(kind)),
-          setStage: (next) => this.#roster.unlessGone(space, () => object.setStage(next)),
-        };
-      });
-    });
+    return this.spaces.flatMap((space) =>
+      callbacksInTransition(space, this.#patchOf(space), this.#tracer, this.#roster),
+    );
   }
 
   install(direction: Direction): void {
@@ -369,9 +354,10 @@ export class ProcessTransition implements TransitionTarget {
 
   #finishSpace(space: ProcessSpace, entry: EntryState): void {
     const direction = this.#direction;
-    space.setTransition({ ...this.#transitionEntry(), phase: 'finishing' });
-    // All have switched, and who is created now has its creator's state: so have those that are created after our death.
+    // All have switched, and who is created now has its creator's state: so have those that are created after our death. Before
+    // the record: whoever finds that goes by what all threads have.
     space.slots.setAll(direction === 'patch' ? 1 : 0);
+    space.setTransition({ ...this.#transitionEntry(), phase: 'finishing' });
     const patch = this.#patchOf(space);
     this.#stopAndWrite(
       space,

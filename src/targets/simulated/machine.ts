@@ -4,7 +4,7 @@ import { VersionStack } from '../../engine/version-stack.js';
 import type { Choices } from './choices.js';
 import { ALL_FUNCTIONS, FUNCTIONS, LIBRARY, LIBRARY_FUNCTIONS, objectOf, PROGRAM } from './objects.js';
 import { Oracle } from './oracle.js';
-import { frameOf, type SimulatedFrame, type SimulatedTask, stateOf } from './task.js';
+import { frameOf, type SimulatedFrame, type SimulatedSlot, type SimulatedTask, stateOf } from './task.js';
 
 /** A simulated program that can be patched. It does what its choices say, one thing at a time, and its oracle watches. */
 
@@ -71,6 +71,8 @@ export interface MachineOptions {
   readonly isSteady?: boolean;
   /** Tasks load and unload the library. */
   readonly hasLibrary?: boolean;
+  /** The program needs its GS bases itself: states are in a table. */
+  readonly hasStateTable?: boolean;
   /** What tasks call; all functions where it is not given. */
   readonly calls?: readonly string[];
   /** Told what happens, for people. */
@@ -106,6 +108,13 @@ export class SimulatedMachine {
   barrierGives: 'patched' | 'unpatched' | undefined;
   /** A tool lives, and gives new tasks a slot of their own. */
   isWatched = false;
+  /**
+   * Of a table of states: what a task finds that has no entry, since nobody watched when it was created. One slot stands for
+   * all free entries, which have one state.
+   */
+  readonly freeEntry: SimulatedSlot = { isPatched: false, isState: true };
+  /** Entries of tasks that have ended. A task that nobody watched being created may find itself in one. */
+  readonly #leftEntries: SimulatedSlot[] = [];
   /** The program winds down: tasks return, and vforked ones end. */
   isCalm = false;
   onEvent: (kind: MachineEvent, task: SimulatedTask, parent?: SimulatedTask) => void = () => {};
@@ -113,6 +122,8 @@ export class SimulatedMachine {
   readonly #places = new Map<number, number>();
   /** Of patches that are loaded, by object: how far their callbacks are. */
   readonly #stages = new Map<string, Map<string, CallbackStage>>();
+  /** How tasks are created. Where states are in a table, what is to be tried is threads. */
+  readonly #ways: readonly ('clone' | 'fork' | 'vfork')[];
   #loader: SimulatedTask | undefined;
   #nextId = 1;
   #turn = 0;
@@ -120,6 +131,10 @@ export class SimulatedMachine {
   constructor(options: MachineOptions) {
     this.choices = options.choices;
     this.#options = options;
+    this.#ways =
+      options.hasStateTable === true
+        ? ['clone', 'clone', 'clone', 'clone', 'fork', 'vfork']
+        : ['clone', 'fork', 'vfork'];
     this.oracle = new Oracle(this);
     for (const name of FUNCTIONS) this.entries.set(name, { kind: 'fixed', version: undefined });
     for (let i = 0; i < options.tasks; i++) this.#create(undefined, 'clone');
@@ -173,6 +188,16 @@ export class SimulatedMachine {
   dropStages(): void {
     for (const id of this.#stages.keys())
       if (!this.patches.some((patch) => patch.id === id)) this.#stages.delete(id);
+  }
+
+  /** Sets the states of all entries of a table, those of tasks to come too. */
+  setTable(isPatched: boolean): void {
+    for (const entry of [this.freeEntry, ...this.#leftEntries]) entry.isPatched = isPatched;
+  }
+
+  /** Who has the state of the task: a vforked child in a table has its parent's thread pointer. */
+  sharersOf(task: SimulatedTask): readonly SimulatedTask[] {
+    return task.slot.isState === true ? this.alive.filter(({ slot }) => slot === task.slot) : [task];
   }
 
   log(line: () => string): void {
@@ -281,13 +306,15 @@ export class SimulatedMachine {
 
   /** Done by the task itself, whether a tool lives or not (ARCHITECTURE.md, "The barrier"). */
   #passBarrier(task: SimulatedTask): void {
-    if (this.barrierGives === undefined) return;
+    // In a table it switches at its own entry only.
+    if (this.barrierGives === undefined || task.slot === this.freeEntry) return;
     const isPatched = this.barrierGives === 'patched';
+    const hadIt = stateOf(task) === isPatched;
     task.slot.isPatched = isPatched;
-    if (task.isPatched === isPatched) return;
+    if (hadIt) return;
     task.isPatched = isPatched;
     this.log(() => `task ${task.id} passes the barrier and is ${this.barrierGives}`);
-    this.oracle.noteSwitched(task, isPatched);
+    for (const sharer of this.sharersOf(task)) this.oracle.noteSwitched(sharer, isPatched);
     this.onEvent('switched', task);
   }
 
@@ -346,8 +373,9 @@ export class SimulatedMachine {
 
   #split(parent: SimulatedTask): void {
     if (this.alive.length >= this.#options.mostTasks) return;
-    const how =
-      this.#options.isOneProcess === true ? 'clone' : this.choices.pick(['clone', 'fork', 'vfork'] as const);
+    const how = this.#options.isOneProcess === true ? 'clone' : this.choices.pick(this.#ways);
+    // Should its parent be ended by a thread's exec, two processes would run on one stack, which no program survives.
+    if (parent.isVforked && how === 'vfork' && parent.slot.isState === true) return;
     const child = this.#create(parent, how);
     if (how === 'vfork') parent.vforkChild = child;
     this.log(() => `task ${parent.id} creates task ${child.id} (${how})`);
@@ -357,15 +385,15 @@ export class SimulatedMachine {
   /** A thread starts with an empty stack, a process with a copy of its parent's. All inherit the state (rule 2). */
   #create(parent: SimulatedTask | undefined, how: 'clone' | 'fork' | 'vfork'): SimulatedTask {
     const id = this.#nextId++;
-    // A forked process has a copy of it.
-    const isShared = parent !== undefined && how !== 'fork' && !this.isWatched;
-    const isPatched = parent !== undefined && stateOf(parent);
+    const inherited = parent !== undefined && stateOf(parent);
+    const slot = this.#slotForNew(parent, how, inherited);
+    const isPatched = slot.isState === true ? slot.isPatched : inherited;
     const task: SimulatedTask = {
       id,
       process: how === 'clone' ? (parent?.process ?? 0) : id,
       stack: how === 'clone' ? [] : [...(parent?.stack ?? [])],
       isPatched,
-      slot: isShared ? parent.slot : { isPatched },
+      slot,
       sleepsFor: 0,
       isUninterruptible: false,
       isHeld: false,
@@ -378,6 +406,19 @@ export class SimulatedMachine {
     this.#places.set(id, this.alive.length);
     this.alive.push(task);
     return task;
+  }
+
+  #slotForNew(
+    parent: SimulatedTask | undefined,
+    how: 'clone' | 'fork' | 'vfork',
+    isPatched: boolean,
+  ): SimulatedSlot {
+    // A forked process has a copy of it.
+    const isShared = parent !== undefined && how !== 'fork' && !this.isWatched;
+    if (this.#options.hasStateTable !== true) return isShared ? parent.slot : { isPatched };
+    if (parent !== undefined && how === 'vfork') return parent.slot;
+    if (!isShared) return { isPatched, isState: true };
+    return this.choices.chance(0.5) ? (this.#leftEntries.pop() ?? this.freeEntry) : this.freeEntry;
   }
 
   #exit(task: SimulatedTask): void {
@@ -400,6 +441,8 @@ export class SimulatedMachine {
       this.#places.set(last.id, place);
     }
     this.#places.delete(task.id);
+    if (task.slot.isState === true && task.slot !== this.freeEntry && this.sharersOf(task).length === 0)
+      this.#leftEntries.push(task.slot);
     if (task === this.#loader) this.answer();
     if (task.isVforked)
       for (const other of this.alive) if (other.vforkChild === task) other.vforkChild = undefined;

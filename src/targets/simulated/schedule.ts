@@ -86,12 +86,14 @@ const ATTENDS = ['withoutCallbacks', 'withCallbacks', undefined] as const;
 export async function runSchedule(options: ScheduleOptions): Promise<void> {
   const { choices, tally, isLong = false } = options;
   tally.schedules += 1;
+  const hasStateTable = choices.chance(0.3);
   const machine = new SimulatedMachine({
     choices,
     tasks: 1 + choices.below(isLong ? 12 : 3),
     mostTasks: isLong ? 24 : 6,
     longestSleep: 8,
     hasLibrary: true,
+    hasStateTable,
     log: options.log,
   });
   machine.run(choices.below(20));
@@ -116,7 +118,8 @@ export async function runSchedule(options: ScheduleOptions): Promise<void> {
     isCalm = operation >= calmAfter;
     if (machine.isGone || !(await operate(story, isCalm))) return;
     if (!isCalm && choices.chance(0.5)) watch(story);
-    machine.run(choices.below(12));
+    // What a table has for threads that nobody has seen is seen by what they do until the next run.
+    machine.run(choices.below(hasStateTable ? 60 : 12));
   }
 }
 

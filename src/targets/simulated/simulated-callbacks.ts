@@ -13,13 +13,21 @@ export class SimulatedCallbacks implements CallbackObject {
   readonly #machine: SimulatedMachine;
   readonly #patch: SimulatedPatch;
   readonly #onStep: () => void;
+  readonly #onStage: (stage: CallbackStage) => void;
 
-  /** `onStep`: the tool takes a step, and may die. */
-  constructor(machine: SimulatedMachine, patch: SimulatedPatch, object: string, onStep: () => void) {
+  /** `onStep`: the tool takes a step, and may die. `onStage`: its callbacks are about to come to a stage. */
+  constructor(
+    machine: SimulatedMachine,
+    patch: SimulatedPatch,
+    object: string,
+    onStep: () => void,
+    onStage: (stage: CallbackStage) => void = () => {},
+  ) {
     this.name = object;
     this.#machine = machine;
     this.#patch = patch;
     this.#onStep = onStep;
+    this.#onStage = onStage;
   }
 
   get stage(): CallbackStage {
@@ -32,6 +40,7 @@ export class SimulatedCallbacks implements CallbackObject {
 
   run(kind: CallbackKind): LivegraftError | undefined {
     this.#onStep();
+    this.#onStage(stageAfter(kind));
     // It runs in the program, which also notes that it has had its turn: nothing comes between, not even the tool's death.
     this.#machine.log(() => `callback ${kind} of ${this.#patch.id} for the ${this.name}`);
     this.#machine.oracle.noteCallback(this.#patch, this.name, kind);
@@ -49,6 +58,7 @@ export class SimulatedCallbacks implements CallbackObject {
   }
 
   setStage(stage: CallbackStage): void {
+    this.#onStage(stage);
     this.#machine.setStage(this.#patch.id, this.name, stage);
   }
 }

@@ -1,5 +1,5 @@
 import { LivegraftError } from '../../base/errors.js';
-import type { CallbackObject } from '../../engine/callbacks.js';
+import type { CallbackObject, CallbackStage } from '../../engine/callbacks.js';
 import {
   type Direction,
   type StragglerReason,
@@ -82,9 +82,22 @@ export class SimulatedTransition implements TransitionTarget {
 
   callbackObjects(): readonly CallbackObject[] {
     const { patch } = this.#options;
+    if (patch.callbacks === undefined) return [];
     return OBJECTS.filter((object) => this.#takesPart(object)).map(
-      (object) => new SimulatedCallbacks(this.#machine, patch, object, () => this.#step()),
+      (object) =>
+        new SimulatedCallbacks(
+          this.#machine,
+          patch,
+          object,
+          () => this.#step(),
+          (stage) => this.#prepareFor(stage),
+        ),
     );
+  }
+
+  /** Where callbacks count on it that all have switched, so must who is created from now on, also when nobody watches any more. */
+  #prepareFor(stage: CallbackStage): void {
+    if (stage === 'postPatched' || stage === 'none') this.#machine.setTable(stage === 'postPatched');
   }
 
   /** An object that the transition is for, that the patch changes, and that is there. */
@@ -111,6 +124,8 @@ export class SimulatedTransition implements TransitionTarget {
       // What every task runs until now, whichever way the transition was to go when it was begun.
       const began = before?.direction ?? direction;
       const runsNew = (began === 'unpatch') !== (before?.phase === 'finishing');
+      if (before === undefined) machine.setTable(runsNew);
+      this.#mayDie();
       if (before === undefined && !machine.patches.includes(patch))
         machine.patches = [...machine.patches, patch];
       machine.change ??= { ...of, direction, phase: 'installing' };
@@ -138,8 +153,9 @@ export class SimulatedTransition implements TransitionTarget {
     const { alive } = this.#machine;
     const taken = new Set<SimulatedSlot>();
     for (const task of [...alive]) {
+      if (task.slot === this.#machine.freeEntry) task.slot = { ...task.slot };
       if (taken.has(task.slot)) task.slot = { isPatched: stateOf(task) };
-      taken.add(task.slot);
+      if (task.slot.isState !== true) taken.add(task.slot);
       this.#step();
     }
     // One that was stopped late has passed the barrier in the slot of one that was stopped before.
@@ -219,6 +235,9 @@ export class SimulatedTransition implements TransitionTarget {
     const machine = this.#machine;
     const { patch, objects } = this.#options;
     machine.barrierGives = undefined;
+    // All have switched: who is created from now on, also when nobody watches any more, begins with what they have.
+    machine.setTable(direction === 'patch');
+    this.#step();
     if (machine.change !== undefined) machine.change = { ...machine.change, direction, phase: 'finishing' };
     this.#step();
     this.#updateChanged();
@@ -303,7 +322,7 @@ export class SimulatedTransition implements TransitionTarget {
     if (stateOf(task) === isPatched) return;
     setState(task, isPatched);
     this.#log(`switches task ${task.id} to ${to}`);
-    this.#machine.oracle.noteSwitched(task, isPatched);
+    for (const sharer of this.#machine.sharersOf(task)) this.#machine.oracle.noteSwitched(sharer, isPatched);
   }
 
   #release(task: SimulatedTask): void {

@@ -17,6 +17,8 @@ export interface SimulatedFrame {
  */
 export interface SimulatedSlot {
   isPatched: boolean;
+  /** In a table that threads find themselves in by their thread pointer: this is what redirects go by, and nothing else is. */
+  readonly isState?: boolean;
 }
 
 export interface SimulatedTask {
@@ -54,7 +56,7 @@ const FRAMES: Readonly<Record<FramePart, Map<string, Map<string | undefined, Sim
 
 /** What the task's redirects go by. */
 export function stateOf(task: SimulatedTask): boolean {
-  return task.isPatched;
+  return task.slot.isState === true ? task.slot.isPatched : task.isPatched;
 }
 
 export function frameOf(name: string, part: FramePart, version: string | undefined): SimulatedFrame {
