@@ -1,3 +1,4 @@
+import type { CallbackMoment } from './callbacks.js';
 import type { Direction } from './target.js';
 
 /**
@@ -66,6 +67,12 @@ function entriesOfArrived(
 function takesPart({ patchId, objects }: ObjectTransition, patch: string, object: string): boolean {
   return patchId === patch && objects?.includes(object) !== false;
 }
+
+/**
+ * What passes for the callbacks of an object that is about to go, while it is there still and no task runs it any more
+ * (klp_module_going): whatever state its patch is in, the object is left as if it had none.
+ */
+export const LEAVING_MOMENTS: readonly CallbackMoment[] = ['disable', 'disabled'];
 
 /** What is found of a patch in an object. */
 export interface FoundPart {

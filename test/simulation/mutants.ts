@@ -368,6 +368,13 @@ export const MUTANTS: readonly Mutant[] = [
     replace: ' ? part',
   },
   {
+    name: 'lets-go-without-callbacks',
+    breaks: 'an object that goes has what its callbacks did undone',
+    file: OBJECTS,
+    find: "['disable', 'disabled']",
+    replace: "['disabled']",
+  },
+  {
     name: 'keeps-the-callbacks-of-what-has-gone',
     breaks: 'the callbacks of an object that comes again begin anew',
     file: LIBRARY,

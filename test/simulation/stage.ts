@@ -6,7 +6,7 @@ import type { ConsistencyModel, Direction } from '../../src/engine/target.js';
 import { runTransition, TransitionControl } from '../../src/engine/transition.js';
 import { Choices } from '../../src/targets/simulated/choices.js';
 import { SimulatedMachine, type SimulatedPatch } from '../../src/targets/simulated/machine.js';
-import { OBJECTS } from '../../src/targets/simulated/objects.js';
+import { LIBRARY, OBJECTS } from '../../src/targets/simulated/objects.js';
 import { SimulatedObjects } from '../../src/targets/simulated/simulated-objects.js';
 import { SimulatedTransition } from '../../src/targets/simulated/simulated-transition.js';
 import { frameOf, type SimulatedTask, stateOf } from '../../src/targets/simulated/task.js';
@@ -51,11 +51,34 @@ export class Stage {
     const conflict = findStateConflict({ replaces: patch.replaces, states: patch.states ?? [] }, named);
     if (conflict !== undefined)
       throw new LivegraftError('state-incompatible', `with ${conflict.enabled} in state ${conflict.id}`);
+    if (change === undefined) new SimulatedObjects(this.machine, true, () => {}).prepare(patch);
     return await this.#go(patch, 'patch', options);
   }
 
   async disable(patch: SimulatedPatch, options?: TurnOptions): Promise<TransitionResult> {
     return await this.#go(patch, 'unpatch', options);
+  }
+
+  /** The library is loaded while a tool watches, which runs callbacks there and then, as in a kernel. */
+  load(): void {
+    this.#watched((task) => this.machine.load(task));
+  }
+
+  /** The same for what is unloaded. */
+  unload(): void {
+    this.#watched((task) => this.machine.close(task));
+  }
+
+  #watched(work: (task: SimulatedTask) => void): void {
+    const { machine } = this;
+    machine.isAnswered = true;
+    machine.isToldOfLeaving = true;
+    // Whoever unloads it sees to it that nobody is inside.
+    for (const task of machine.alive) if (task.sleepsFor !== Number.POSITIVE_INFINITY) task.stack.length = 0;
+    work(machine.alive.at(-1) as SimulatedTask);
+    new SimulatedObjects(machine, true, () => machine.run(machine.choices.below(4))).attend();
+    machine.detach();
+    machine.run(20 * machine.alive.length);
   }
 
   /** Which versions of a function the program's tasks would run, should they call it now; undefined for the original. */
@@ -107,6 +130,7 @@ export class Stage {
     const target = new SimulatedTransition({
       machine,
       patch,
+      attends: 'withCallbacks',
       hasBarrier: this.#model === 'lazy',
       deathChance: 0,
       unreliableChance: this.#unreliableChance,
@@ -141,17 +165,18 @@ export interface TurnOptions {
   readonly onWaiting?: (control: TransitionControl, task: string) => void;
 }
 
-/** The patch with all four callbacks, which write their names down; the pre-patch one answers `answer`. */
+/** The patch with all four callbacks, which write their names down; the pre-patch one answers `answer`, for the object `only` alone where that is given. */
 export function withCallbacks(
   patch: SimulatedPatch,
   log: string[],
   answer = 0,
   does: Partial<Record<CallbackKind, () => void>> = {},
+  only?: string,
 ): SimulatedPatch {
-  const callback = (kind: CallbackKind) => () => {
-    log.push(`${patch.id} ${kind}`);
+  const callback = (kind: CallbackKind) => (object: string) => {
+    log.push(`${patch.id} ${kind}${object === LIBRARY ? ' (library)' : ''}`);
     does[kind]?.();
-    return kind === 'prePatch' ? answer : 0;
+    return kind === 'prePatch' && (only === undefined || only === object) ? answer : 0;
   };
   return {
     ...patch,

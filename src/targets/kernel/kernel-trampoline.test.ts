@@ -58,6 +58,9 @@ describe('the trampoline of a kernel function', () => {
     const hex = Buffer.from(code).toString('hex');
     // As `as` writes it: mov %gs:0x1fbc0,%r11; cmpl $0x6c670001,0x145c(%r11)
     expect(hex.slice(0, 40)).toBe('654c8b1c25c0fb01004181bb5c1400000100676c');
+    // From 6.15 on per-CPU variables lie at kernel addresses: mov %gs:0xffffffff82d382c8,%r11
+    const late = Buffer.from(encodeTaskTest({ ...options, currentTask: -0x7d2c_7d38 })).toString('hex');
+    expect(late.slice(0, 18)).toBe('654c8b1c25c882d382');
   });
 });
 

@@ -1,5 +1,6 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { CallbackKind, CallbackMoment } from '../../engine/callbacks.js';
+import { LEAVING_MOMENTS } from '../../engine/objects.js';
 import type { Patch } from '../../patch/content.js';
 import type { Borrowed } from './guest-calls.js';
 import { StructReader } from './kernel-layout.js';
@@ -122,7 +123,7 @@ export class ModuleAttendant {
     for (const patch of enabledPatches(this.#patcher.registry)) {
       const module = patch.modules.find((place) => place.structAddress === structAddress)?.name;
       if (module === undefined) continue;
-      for (const moment of ['disable', 'disabled'] as const)
+      for (const moment of LEAVING_MOMENTS)
         if ((await this.#pass(patch, module, moment, task)) === 'led') return 'led';
     }
     this.#host.tellLeft(await this.#patcher.late.leave(structAddress));

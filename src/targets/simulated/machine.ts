@@ -21,7 +21,7 @@ export interface SimulatedPatch {
   readonly replaces: boolean;
   /** What runs in the program; what the pre-patch one answers but 0 is a veto. */
   readonly states?: readonly SystemState[];
-  readonly callbacks?: Readonly<Partial<Record<CallbackKind, () => number>>>;
+  readonly callbacks?: Readonly<Partial<Record<CallbackKind, (object: string) => number>>>;
 }
 
 /** What a patch has for an object that is there, as the registry of a target keeps it. */
@@ -96,14 +96,16 @@ export class SimulatedMachine {
   /** What patches have for the library, by patch: for one that has gone, too, until a tool looks. */
   readonly parts = new Map<string, SimulatedPart>();
   readonly entries = new Map<string, SimulatedEntry>();
-  /** `coming`: mapped, and the task that loads it waits until a tool has looked at it. */
-  library: 'gone' | 'coming' | 'here' = 'gone';
+  /** `coming`, `going`: the task that loads or unloads it waits until a tool has looked; nobody runs it. */
+  library: 'gone' | 'coming' | 'here' | 'going' = 'gone';
   /** How often it has been loaded. */
   loads = 0;
   /** Redirects may go by the states of tasks. */
   areStatesGiven = false;
   /** A tool lives that looks at what is loaded. */
   isAnswered = false;
+  /** It looks at what is about to be unloaded, too. */
+  isToldOfLeaving = false;
   /** What a task that passes the barrier gets, undefined for nothing. */
   barrierGives: 'patched' | 'unpatched' | undefined;
   /** A tool lives, and gives new tasks a slot of their own. */
@@ -208,15 +210,17 @@ export class SimulatedMachine {
   detach(): void {
     this.isWatched = false;
     this.isAnswered = false;
+    this.isToldOfLeaving = false;
     this.answer();
     this.onEvent = () => {};
     for (const task of this.alive) task.isHeld = false;
   }
 
-  /** The task that loads the library goes on, and runs it: constructors first. */
+  /** The task that loads the library goes on, and runs it: constructors first. One that unloads it goes on with that. */
   answer(): void {
     this.#loader = undefined;
     if (this.library === 'coming') this.library = 'here';
+    else if (this.library === 'going') this.unload();
   }
 
   /** Lets `instants` pass, in each of which one task does one thing. */
@@ -275,7 +279,18 @@ export class SimulatedMachine {
   #toggleLibrary(task: SimulatedTask): void {
     if (this.library === 'gone') this.load(task);
     else if (this.library === 'here' && this.choices.chance(0.4) && !this.alive.some(isInLibrary))
+      this.close(task);
+  }
+
+  /** `by` waits where a tool wants to know. No task may be inside. */
+  close(by: SimulatedTask): void {
+    if (!this.isToldOfLeaving) {
       this.unload();
+      return;
+    }
+    this.library = 'going';
+    this.#loader = by;
+    this.log(() => `task ${by.id} unloads the library, and waits`);
   }
 
   /** `by` waits where a tool answers. */

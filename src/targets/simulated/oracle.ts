@@ -182,6 +182,8 @@ export class Oracle {
     const { change } = this.#machine;
     if (this.#sides === undefined || change?.patch !== patch.id) return;
     if (change.objects?.includes(object) === false || change.phase !== 'running') return;
+    // Nobody runs what is about to go, whatever version tasks have.
+    if (object === LIBRARY && this.#machine.library === 'going') return;
     // What an arrival that was taken back had begun is undone while tasks are on their way.
     if (object === LIBRARY && !this.#sides.has('x') && !this.#sides.has('y')) return;
     const wanted = kind === 'postPatch' || kind === 'preUnpatch';
@@ -192,6 +194,13 @@ export class Oracle {
   /** It was refused, and counts as not begun. */
   noteVeto(patch: SimulatedPatch, object: string): void {
     this.#ran.set(keyOf(patch.id, object), undefined);
+  }
+
+  /** Behind the last callback of an object that goes. */
+  expectUndone(patch: SimulatedPatch, object: string): void {
+    const last = patch.callbacks === undefined ? undefined : this.#ran.get(keyOf(patch.id, object));
+    if (last !== undefined)
+      fail(`the ${object} goes, and the last callback of ${patch.id} for it was ${last}`);
   }
 
   /** At rest every entry leads to the newest version of what is enabled, and to nothing else. */

@@ -39,9 +39,10 @@ export interface Tally {
   forced: number;
   deaths: number;
   gone: number;
-  /** Patches that came to a library as it was loaded, and that were refused it. */
+  /** Patches that came to a library as it was loaded, that were refused it, and whose callbacks ran as it was unloaded. */
   arrived: number;
   refused: number;
+  left: number;
   /** Patches that were brought to the library later, in a transition of its own. */
   completed: number;
 }
@@ -59,6 +60,7 @@ export function emptyTally(): Tally {
     gone: 0,
     arrived: 0,
     refused: 0,
+    left: 0,
     completed: 0,
   };
 }
@@ -185,6 +187,7 @@ async function operate(story: Story, isCalm: boolean): Promise<boolean> {
     target.objects.attend();
     tally.arrived += target.objects.arrived;
     tally.refused += target.objects.refused;
+    tally.left += target.objects.left;
     tally.reversed += ways;
     if (machine.forced.size > 0) {
       // A forced patch is there for good, and what is inside of old code is not known any more.
@@ -224,6 +227,7 @@ async function operate(story: Story, isCalm: boolean): Promise<boolean> {
 function watch(story: Story): void {
   const { machine, choices, tally } = story;
   machine.isAnswered = true;
+  machine.isToldOfLeaving = story.attends === 'withCallbacks';
   const { deathChance } = story;
   const objects = new SimulatedObjects(machine, story.attends === 'withCallbacks', () => {
     machine.run(choices.below(4));
@@ -246,6 +250,7 @@ function watch(story: Story): void {
   }
   tally.arrived += objects.arrived;
   tally.refused += objects.refused;
+  tally.left += objects.left;
 }
 
 /**

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { patchOf, Stage, withCallbacks } from '../../../test/simulation/stage.js';
 import type { SimulatedPatch } from './machine.js';
+import { LIBRARY } from './objects.js';
 
 /**
  * The scenarios of the kernel's selftests (tools/testing/selftests/livepatch) as behaviours of the engine, under their names
@@ -169,6 +170,125 @@ describe('test-callbacks', () => {
     });
     expect(result).toMatchObject({ kind: 'complete', direction: 'unpatch' });
     expect(log).toEqual(['livepatch prePatch', 'livepatch postUnpatch']);
+    stage.machine.oracle.expectAtRest([]);
+  });
+
+  /** Of a patch of the program and its library, which stands for a module. */
+  const both = (log: string[], answer = 0) =>
+    withCallbacks(patchOf('livepatch', ['f', 'x']), log, answer, {}, LIBRARY);
+  const turnsAt = (object: string) => ({
+    patched: [`prePatch${object}`, `postPatch${object}`],
+    unpatched: [`preUnpatch${object}`, `postUnpatch${object}`],
+  });
+  const [atProgram, atLibrary] = [turnsAt(''), turnsAt(' (library)')] as const;
+  const since = (log: string[]) => ranBy(log.splice(0), 'livepatch');
+
+  it('target module before livepatch: each object has each callback', async () => {
+    const log: string[] = [];
+    const stage = new Stage();
+    stage.load();
+    await stage.enable(both(log));
+    expect(since(log)).toEqual(['prePatch', 'prePatch (library)', 'postPatch', 'postPatch (library)']);
+    expect(stage.versionsOf('x')).toEqual(only('livepatch'));
+    await stage.disable(stage.machine.patches[0] as SimulatedPatch);
+    expect(since(log)).toEqual([
+      'preUnpatch',
+      'preUnpatch (library)',
+      'postUnpatch',
+      'postUnpatch (library)',
+    ]);
+    expect(stage.versionsOf('x')).toEqual(only(undefined));
+    stage.machine.oracle.expectAtRest([]);
+  });
+
+  it('module_coming notifier: a target that comes later has its callbacks run as it comes', async () => {
+    const log: string[] = [];
+    const stage = new Stage();
+    const patch = both(log);
+    await stage.enable(patch);
+    expect(since(log)).toEqual(atProgram.patched);
+    stage.load();
+    expect(since(log)).toEqual(atLibrary.patched);
+    expect(stage.versionsOf('x')).toEqual(only('livepatch'));
+    stage.machine.oracle.expectAtRest([patch]);
+    await stage.disable(patch);
+    expect(new Set(since(log))).toEqual(new Set([...atProgram.unpatched, ...atLibrary.unpatched]));
+    expect(stage.versionsOf('x')).toEqual(only(undefined));
+  });
+
+  it('module_going notifier: a target that leaves first has its callbacks run as it goes', async () => {
+    const log: string[] = [];
+    const stage = new Stage();
+    stage.load();
+    const patch = both(log);
+    await stage.enable(patch);
+    since(log);
+    stage.unload();
+    expect(since(log)).toEqual(atLibrary.unpatched);
+    stage.machine.oracle.expectAtRest([patch]);
+    await stage.disable(patch);
+    expect(since(log)).toEqual(atProgram.unpatched);
+    stage.machine.oracle.expectAtRest([]);
+  });
+
+  it('module_coming and module_going notifiers: a target that arrives and leaves has each, each time', async () => {
+    const log: string[] = [];
+    const stage = new Stage();
+    const patch = both(log);
+    await stage.enable(patch);
+    since(log);
+    for (let round = 0; round < 2; round++) {
+      stage.load();
+      expect(stage.versionsOf('x')).toEqual(only('livepatch'));
+      stage.unload();
+      expect(since(log)).toEqual([...atLibrary.patched, ...atLibrary.unpatched]);
+    }
+    await stage.disable(patch);
+    expect(since(log)).toEqual(atProgram.unpatched);
+    stage.machine.oracle.expectAtRest([]);
+  });
+
+  it('module_coming and module_going notifiers: a target that is never present has none', async () => {
+    const log: string[] = [];
+    const stage = new Stage();
+    const patch = both(log);
+    await stage.enable(patch);
+    await stage.disable(patch);
+    expect(since(log)).toEqual([...atProgram.patched, ...atProgram.unpatched]);
+    stage.machine.oracle.expectAtRest([]);
+  });
+
+  it('module_coming notifier, pre-patch callback -ENODEV: the target is refused, the patch stays', async () => {
+    const log: string[] = [];
+    const stage = new Stage();
+    const patch = both(log, -19);
+    await stage.enable(patch);
+    since(log);
+    stage.load();
+    expect(since(log)).toEqual(['prePatch (library)']);
+    expect(stage.versionsOf('x')).toEqual(only(undefined));
+    expect(stage.versionsOf('f')).toEqual(only('livepatch'));
+    expect(stage.machine.pending).toEqual([patch]);
+    stage.unload();
+    await stage.disable(patch);
+    expect(since(log)).toEqual(atProgram.unpatched);
+    stage.machine.oracle.expectAtRest([]);
+  });
+
+  it('busy target module: another target comes and goes meanwhile, no post-patch runs, disable skips pre-unpatch', async () => {
+    const log: string[] = [];
+    const stage = new Stage({ unreliableChance: 0 });
+    const task = stage.park('f');
+    const patch = both(log);
+    expect(await stage.enable(patch, { timeoutMs: 200 })).toMatchObject({ kind: 'incomplete' });
+    stage.load();
+    // The task that is in the way sees the library as it sees the rest.
+    expect(stage.versionsOf('x')).toEqual(new Set([undefined, 'livepatch']));
+    stage.unload();
+    expect(since(log)).toEqual(['prePatch', 'prePatch (library)', 'postUnpatch (library)']);
+    expect(task.stack).toHaveLength(1);
+    expect(await stage.disable(patch)).toMatchObject({ kind: 'complete', direction: 'unpatch' });
+    expect(since(log)).toEqual(['postUnpatch']);
     stage.machine.oracle.expectAtRest([]);
   });
 

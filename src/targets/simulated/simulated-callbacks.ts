@@ -44,7 +44,7 @@ export class SimulatedCallbacks implements CallbackObject {
     // It runs in the program, which also notes that it has had its turn: nothing comes between, not even the tool's death.
     this.#machine.log(() => `callback ${kind} of ${this.#patch.id} for the ${this.name}`);
     this.#machine.oracle.noteCallback(this.#patch, this.name, kind);
-    const result = this.#patch.callbacks?.[kind]?.() ?? 0;
+    const result = this.#patch.callbacks?.[kind]?.(this.name) ?? 0;
     if (kind === 'prePatch' && result !== 0) {
       this.#machine.oracle.noteVeto(this.#patch, this.name);
       throw new LivegraftError(

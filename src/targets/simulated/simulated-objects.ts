@@ -1,6 +1,6 @@
 import { LivegraftError } from '../../base/errors.js';
 import { passMomentAtOnce } from '../../engine/callbacks.js';
-import { type EntryState, planArrival, settlePart } from '../../engine/objects.js';
+import { type EntryState, LEAVING_MOMENTS, planArrival, settlePart } from '../../engine/objects.js';
 import type { SimulatedMachine, SimulatedPart, SimulatedPatch } from './machine.js';
 import { LIBRARY, objectOf } from './objects.js';
 import { SimulatedCallbacks } from './simulated-callbacks.js';
@@ -20,9 +20,10 @@ export class SimulatedObjects {
   /** Callbacks run as the library comes; else it waits for a transition of its own, as a process's does. */
   readonly #runsCallbacks: boolean;
   readonly #step: () => void;
-  /** Libraries that a patch came to, and that one was refused for. */
+  /** Libraries that a patch came to, that one was refused for, and that went with one. */
   arrived = 0;
   refused = 0;
+  left = 0;
 
   /** `onStep`: the tool takes a step; the program goes on, and the tool may die. */
   constructor(machine: SimulatedMachine, runsCallbacks: boolean, onStep: () => void) {
@@ -46,6 +47,7 @@ export class SimulatedObjects {
   attend(): void {
     this.settle();
     const machine = this.#machine;
+    if (machine.library === 'going') this.#leave();
     if (machine.library !== 'coming') return;
     for (const { patch, entries } of planArrival(machine.pending, LIBRARY, transitionOf(machine))) {
       try {
@@ -59,6 +61,20 @@ export class SimulatedObjects {
       }
     }
     machine.answer();
+  }
+
+  /** What callbacks of the library did is undone while it is there. */
+  #leave(): void {
+    const machine = this.#machine;
+    for (const patch of machine.patches) {
+      if (machine.partOf(patch.id) === undefined) continue;
+      const callbacks = new SimulatedCallbacks(machine, patch, LIBRARY, this.#step);
+      for (const moment of LEAVING_MOMENTS) passMomentAtOnce([callbacks], moment, () => {});
+      machine.oracle.expectUndone(patch, LIBRARY);
+      this.left += 1;
+    }
+    machine.answer();
+    this.settle();
   }
 
   /** Of a patch that is to be enabled, or to be brought to a library that came unattended. */

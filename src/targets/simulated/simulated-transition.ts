@@ -116,6 +116,7 @@ export class SimulatedTransition implements TransitionTarget {
     const { objects } = this.#options;
     machine.isWatched = true;
     machine.isAnswered = this.#options.attends !== undefined;
+    machine.isToldOfLeaving = this.#options.attends === 'withCallbacks';
     machine.onEvent = (kind, task, parent) => this.#note(kind, task, parent);
     this.#giveSlots();
     const before = machine.change;

@@ -32,6 +32,7 @@ describe('the simulated target', () => {
     expect(sum('forced')).toBeGreaterThan(SCHEDULES / 100);
     expect(sum('arrived')).toBeGreaterThan(SCHEDULES / 20);
     expect(sum('refused')).toBeGreaterThan(SCHEDULES / 40);
+    expect(sum('left')).toBeGreaterThan(SCHEDULES / 100);
     expect(sum('completed')).toBeGreaterThan(SCHEDULES / 1000);
   }, 180_000);
 
