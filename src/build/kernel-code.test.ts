@@ -29,7 +29,10 @@ const TABLES = `
 extern int the_key;
 `;
 /** Where a kernel would have what the code refers to. */
-const SYMBOLS = { f: 0x1000, the_key: 0x9000, _printk: 0xa000, __warn: 0xb000, callee: 0xc000 };
+const SYMBOLS = {
+  ...{ f: 0x1000, the_key: 0x9000, _printk: 0xa000, __warn: 0xb000, callee: 0xc000 },
+  ...{ __SCT__callee: 0xd000, __x86_indirect_thunk_rax: 0xe000, pv_ops: 0xf000 },
+};
 const BASE = 0x100_0000;
 
 function compile(name: string, body: string) {
@@ -156,6 +159,45 @@ describe('code of a kernel in a patch', () => {
     const percpu =
       'static int mine __attribute__((section(".data..percpu"))) = 1; int f(void) { return mine++; }';
     expect(() => link(percpu)).toThrow('the new code needs mine in .data..percpu: per-CPU variables');
+  });
+
+  it.each([
+    ['__tracepoints', 'tracepoints'],
+    ['.init.data', 'init or exit code'],
+    ['__ksymtab', 'exported symbols'],
+    ['__param', 'module parameters'],
+    ['__dyndbg', 'dynamic debug'],
+    ['.ctors', 'constructors'],
+  ])('is refused by name where it needs something new in %s', (section, why) => {
+    const body = `static int mine __attribute__((section("${section}"))) = 1; int f(void) { return mine++; }`;
+    expect(() => link(body)).toThrow(
+      expect.objectContaining({
+        code: 'special-section',
+        message: expect.stringContaining(`the new code needs mine in ${section}: `),
+      }),
+    );
+    expect(() => link(body)).toThrow(why);
+  });
+
+  it.each([
+    ['.static_call_sites', 'call __SCT__callee', '__SCT__callee'],
+    ['.retpoline_sites', 'call __x86_indirect_thunk_rax', '__x86_indirect_thunk_rax'],
+    ['.parainstructions', 'call *pv_ops(%%rip)', 'pv_ops'],
+    ['.return_sites', 'call callee', 'callee'],
+    ['.smp_locks', 'lock; call callee', 'callee'],
+  ] as const)('leaves %s out: what the kernel would patch there is right as it is', (table, call, callee) => {
+    const entry = `.pushsection ${table},\\"a\\"\\n.long 1b - .\\n.long 0\\n.popsection`;
+    const {
+      patch,
+      bytes,
+      entry: at,
+      view,
+    } = link(`int f(void) { asm volatile("1: ${call}\\n${entry}" ::: "rax"); return 7; }`);
+    expect(patch.sections.map(({ name }) => name).filter((name) => name.includes(table.slice(1)))).toEqual(
+      [],
+    );
+    const place = bytes.indexOf(call.startsWith('call *') ? 0x15 : 0xe8, at) + 1;
+    expect(BASE + place + 4 + view.getInt32(place, true)).toBe(SYMBOLS[callee]);
   });
 
   it('counts a function as changed when only a table does', () => {
