@@ -181,15 +181,15 @@ describe('a transition that is interrupted', () => {
   beforeAll(() => {
     patchOf('cmdline.c');
   });
-  const failures: readonly (readonly ['cut' | 'stall', string, string])[] = [
-    ['cut', 'started', 'gdb-connection-lost'],
-    ['stall', 'taskSwitched', 'gdb-timeout'],
+  const failures: readonly (readonly ['cut' | 'stall', string, string, string | undefined])[] = [
+    ['cut', 'started', 'gdb-connection-lost', undefined],
+    ['stall', 'taskSwitched', 'gdb-timeout', folder],
   ];
   it.each(failures)(
     'by a connection that fails (%s at %s) is taken back by the next run',
-    async (failure, place, cause) => {
+    async (failure, place, cause, socketFolder) => {
       const before = await entryOf('cmdline_proc_show');
-      const proxy = await startGdbProxy(lab.guest.gdb, folder);
+      const proxy = await startGdbProxy(lab.guest.gdb, socketFolder);
       try {
         const failed = applyToKernel({
           patchPath: join(folder, 'cmdline.o.lgp'),

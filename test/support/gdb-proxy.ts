@@ -1,4 +1,4 @@
-import { connect, createServer, type Socket } from 'node:net';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 
 /** Stands between livegraft and a stub, and can fail in the two ways in which a connection does. */
@@ -12,9 +12,8 @@ export interface GdbProxy {
   close(): void;
 }
 
-/** `gdb`: `unix:PATH` of the stub. The proxy's own socket is put into `folder`. */
-export async function startGdbProxy(gdb: string, folder: string): Promise<GdbProxy> {
-  const path = join(folder, `proxy-${process.hrtime.bigint()}`);
+/** `gdb`: `unix:PATH` of the stub. The proxy's own socket is put into `folder`; without one it listens on a port. */
+export async function startGdbProxy(gdb: string, folder?: string): Promise<GdbProxy> {
   const sockets: Socket[] = [];
   let isStalled = false;
   const server = createServer((client) => {
@@ -31,12 +30,16 @@ export async function startGdbProxy(gdb: string, folder: string): Promise<GdbPro
       });
     }
   });
-  await new Promise<void>((resolve) => server.listen(path, resolve));
+  const path = folder && join(folder, `proxy-${process.hrtime.bigint()}`);
+  await new Promise<void>((resolve) => {
+    if (path === undefined) server.listen(0, '127.0.0.1', resolve);
+    else server.listen(path, resolve);
+  });
   const cut = () => {
     for (const socket of sockets.splice(0)) socket.destroy();
   };
   return {
-    gdb: `unix:${path}`,
+    gdb: path === undefined ? `127.0.0.1:${(server.address() as AddressInfo).port}` : `unix:${path}`,
     stall: () => {
       isStalled = true;
     },

@@ -1,5 +1,5 @@
 import { mkdtempSync, rmSync } from 'node:fs';
-import { createServer, type Server, type Socket } from 'node:net';
+import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DEFAULT_LAYOUT } from '../../src/targets/kernel/guest-registers.js';
@@ -39,6 +39,11 @@ export class GdbStub {
         }
       });
     });
+  }
+
+  async listenOnPort(host: string): Promise<string> {
+    await new Promise<void>((resolve) => this.server.listen(0, host, resolve));
+    return `${host}:${(this.server.address() as AddressInfo).port}`;
   }
 
   async listen(): Promise<string> {

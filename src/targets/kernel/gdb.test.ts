@@ -213,13 +213,27 @@ describe('GdbClient', () => {
     expect(stub.received.slice(-2)).toEqual(['break', 'D']);
   });
 
-  it('says that nobody listens', async () => {
-    const endpoint = parseGdbEndpoint('unix:/nowhere/at/all');
+  it('reaches a stub by its address and port', async () => {
+    const stub = new GdbStub();
+    stubs.push(stub);
+    const endpoint = parseGdbEndpoint(await stub.listenOnPort('127.0.0.1'));
     if (endpoint === undefined) throw new Error('endpoint');
-    await expect(GdbClient.connect(endpoint, { timeoutMs: 100 })).rejects.toMatchObject({
-      code: 'gdb-unreachable',
-    });
+    const client = await GdbClient.connect(endpoint, { timeoutMs: 2000 });
+    stub.memory[0] = 7;
+    expect(await client.readMemory(0x1000, 1)).toEqual(new Uint8Array([7]));
   });
+
+  it.each(['unix:/nowhere/at/all', '127.0.0.1:1', 'no-such-host.invalid:1234'])(
+    'says that nobody listens at %s',
+    async (text) => {
+      const endpoint = parseGdbEndpoint(text);
+      if (endpoint === undefined) throw new Error('endpoint');
+      await expect(GdbClient.connect(endpoint, { timeoutMs: 500 })).rejects.toMatchObject({
+        code: 'gdb-unreachable',
+        message: expect.stringContaining(text),
+      });
+    },
+  );
 });
 
 describe('parseGdbEndpoint', () => {
