@@ -118,9 +118,12 @@ export interface DoorbellRequest {
   readonly at: number;
   /** Of the fields that it uses: writable memory of {@link DOORBELL_BYTES} within reach. */
   readonly data: number;
-  /** Of the 32-bit state that the dynamic linker keeps: nothing is done unless it says "consistent" (0). */
+  /** Of the 32-bit state that the dynamic linker keeps: nothing is done while it says "add". */
   readonly debugState: number;
 }
+
+/** `r_state` of `struct r_debug` (link.h). `delete`: objects are about to be unmapped, and their destructors have run. */
+export const DEBUG_STATE = { consistent: 0, add: 1, delete: 2 } as const;
 
 /** Offsets of the doorbell's fields: 32-bit words, but for the 16 bytes of a timespec, and the registers that are saved. */
 export const DOORBELL_FIELDS = {
@@ -132,6 +135,8 @@ export const DOORBELL_FIELDS = {
   watcher: 16,
   /** The one that answers, as it sees itself; for other livegrafts. */
   watcherHere: 20,
+  /** What the dynamic linker said when it rang last: one of {@link DEBUG_STATE}. */
+  state: 24,
   timeout: 32,
   saved: 64,
 } as const;

@@ -1,6 +1,6 @@
 import { counted } from '../base/counted.js';
 import { LivegraftError } from '../base/errors.js';
-import { passMomentAtOnce } from '../engine/callbacks.js';
+import { type CallbackReport, passMomentAtOnce } from '../engine/callbacks.js';
 import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
 import { Doorbell } from '../targets/process/doorbell.js';
@@ -59,17 +59,20 @@ export function takeBackCallbacks(
   patch: RegisteredPatch,
   onEvent: (event: OperationEvent) => void,
 ): void {
-  const start = performance.now();
   const target = { ...session, inspector: session.inspector() };
-  passMomentAtOnce(callbackObjectsOf(target, patch), 'disabled', ({ object, callback, failure }) =>
+  passMomentAtOnce(callbackObjectsOf(target, patch), 'disabled', tellCallback(onEvent));
+}
+
+export function tellCallback(onEvent: OnEvent): (report: CallbackReport) => void {
+  const start = performance.now();
+  return ({ object, callback, failure }) =>
     onEvent({
       kind: 'callback',
       object,
       callback,
       failure: failure?.message,
       atMs: performance.now() - start,
-    }),
-  );
+    });
 }
 
 /** The file that a patch was applied from. Throws when it is not there any more. */

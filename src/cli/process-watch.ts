@@ -1,6 +1,7 @@
 import { x86_64 } from '../arch/x86-64/index.js';
 import { LivegraftError } from '../base/errors.js';
 import { Doorbell } from '../targets/process/doorbell.js';
+import { attendLeaving, findLeavers } from '../targets/process/leaving-objects.js';
 import { ProcessMemory } from '../targets/process/memory.js';
 import { listModules } from '../targets/process/modules.js';
 import { installDoorbell, ObjectWatch, removeDoorbell } from '../targets/process/object-watch.js';
@@ -9,11 +10,11 @@ import { expectPatchableProcess } from '../targets/process/preflight.js';
 import { isRunning, readMappings } from '../targets/process/proc.js';
 import { ProcessSession } from '../targets/process/process-session.js';
 import type { RegisteredDoorbell } from '../targets/process/registry.js';
-import { findRegistryMapping } from '../targets/process/registry-store.js';
+import { findRegistryMapping, RegistryStore } from '../targets/process/registry-store.js';
 import { stepsOf } from './operation-support.js';
 import type { ApplyOptions, WatchOptions } from './operations.js';
 import { tryCleanUp } from './process-cleanup.js';
-import { contentOf, settle, takeBackCallbacks, tellChanges } from './process-objects.js';
+import { contentOf, settle, takeBackCallbacks, tellCallback, tellChanges } from './process-objects.js';
 
 /** Looking costs this process some microseconds, and the target nothing: it is read from outside. */
 const POLL_MS = 5;
@@ -120,6 +121,10 @@ class ProcessWatch {
         if (this.#objects?.rings !== rings) this.#catchUp(rings);
         return;
       }
+      if (isRinging && bell.isLeaving && this.#hasLeavers()) {
+        await this.#leave(bell, rings);
+        return;
+      }
       if (isRinging && this.#objects?.passOver(this.#memory) === true) return;
     } catch (error) {
       // The last patch was reverted by a livegraft that saw nobody watch, or the process is about to end.
@@ -155,6 +160,21 @@ class ProcessWatch {
       if ((session.registry?.retired.length ?? 0) > MOST_RETIRED) tryCleanUp(session);
     });
     if (!isComplete) await this.#completeUnpatched();
+  }
+
+  #hasLeavers(): boolean {
+    const home = findRegistryMapping(readMappings(this.#options.pid) ?? []);
+    const registry = home && new RegistryStore(this.#memory, home.start).read();
+    return findLeavers(registry?.patches ?? []).length > 0;
+  }
+
+  /** Objects are about to go: their callbacks have their turn. A command that holds the threads lets them go without. */
+  async #leave(bell: Doorbell, rings: number): Promise<void> {
+    await this.#withThreads((session) => {
+      if (bell.rings !== rings || bell.answered === rings) return;
+      attendLeaving(session, bell, tellCallback(this.#options.onEvent));
+      this.#objects?.learn(session.modules, rings);
+    });
   }
 
   /** What is just being loaded now is taken for known, and is not patched as it comes, but right after. */

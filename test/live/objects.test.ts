@@ -312,6 +312,9 @@ describe('a program with musl, a C library without unwind tables', () => {
   });
 });
 
+/** A watch takes some 85 steps until it is ready, and 105 more for a library that leaves. */
+const FIRST_LEAVING_STEP = 90;
+
 describe('callbacks of a library', () => {
   const callbacks = (target: LiveTarget) =>
     [...target.output().matchAll(/^callback (.*)$/gm)].map((match) => match[1]);
@@ -352,6 +355,87 @@ describe('callbacks of a library', () => {
     await complete(target, 'revert');
     expect(callbacks(target).slice(2)).toEqual(['pre_unpatch', 'post_unpatch']);
     await expectLibrary(target, 1);
+  });
+
+  it('module_going notifier: those of a target that leaves first run as it goes, and not again', async () => {
+    const target = await start('open');
+    await complete(target, 'apply', withCallbacks());
+    expect(callbacks(target)).toEqual(['pre_patch', 'post_patch']);
+    const watch = await startWatch(target);
+    await close(target);
+    // They use the library's data: it is there still, and nothing of it will run.
+    expect(callbacks(target).slice(2)).toEqual(['late pre_unpatch', 'late post_unpatch']);
+    watch.signal('SIGTERM');
+    const { code, lines } = await watch.done;
+    expect(code).toBe(0);
+    expect(lines.filter(({ event }) => event === 'callback').map(({ callback }) => callback)).toEqual([
+      'preUnpatch',
+      'postUnpatch',
+    ]);
+    expect(objectsOf(target)).toEqual({ objects: 'patched', 'objects.so': 'pending' });
+    await complete(target, 'revert');
+    expect(callbacks(target)).toHaveLength(4);
+  });
+
+  // LIVEGRAFT_KILL_EVERY=1 tries every step.
+  it('module_going notifier: killed at any step of that, the target goes on, and no callback runs out of its order', async () => {
+    const every = Number(process.env.LIVEGRAFT_KILL_EVERY ?? 30);
+    const patch = withCallbacks();
+    const target = await startForTest(program, '290', library);
+    await complete(target, 'apply', patch);
+    let killed = 0;
+    for (let step = FIRST_LEAVING_STEP; ; step += every) {
+      await open(target);
+      const again = apply(target, patch);
+      expect([0, 1], again.stdout).toContain(again.code);
+      await expectLibrary(target, 2);
+      const known = callbacks(target).length;
+      const watch = startHurtLivegraft(step, '--json', 'watch', '--pid', String(target.pid));
+      let end: 'killed' | number | undefined;
+      watch.done.then((code) => {
+        end = code;
+      });
+      for (let i = 0; i < 500 && end === undefined && !watch.output().includes('end with Ctrl-C'); i++)
+        await pause(10);
+      const isReady = end === undefined;
+      await close(target);
+      const ran = callbacks(target).slice(known);
+      expect(
+        ['', 'late pre_unpatch', 'late pre_unpatch,late post_unpatch'],
+        `killed at step ${step}`,
+      ).toContain(ran.join());
+      await pause(50);
+      if (end === undefined) {
+        watch.signal('SIGKILL');
+        await watch.done;
+        expect(ran).toHaveLength(2);
+        break;
+      }
+      if (isReady) killed += 1;
+    }
+    expect(killed).toBeGreaterThan(60 / every);
+    await complete(target, 'revert');
+  }, 300_000);
+
+  it('module_coming and module_going notifiers: a target that arrives and leaves has each, each time', async () => {
+    const target = await start();
+    await complete(target, 'apply', withCallbacks());
+    const watch = await startWatch(target);
+    for (const round of [1, 2]) {
+      await open(target);
+      await expectLibrary(target, 2);
+      for (let i = 0; i < 300 && callbacks(target).length < 4 * round - 2; i++) await pause(10);
+      await close(target);
+      expect(callbacks(target).slice(4 * round - 4)).toEqual([
+        ...['pre_patch', 'post_patch'],
+        ...['late pre_unpatch', 'late post_unpatch'],
+      ]);
+    }
+    watch.signal('SIGTERM');
+    expect((await watch.done).code).toBe(0);
+    await complete(target, 'revert');
+    expect(callbacks(target)).toHaveLength(8);
+    expect(ownMappings(target)).toEqual([]);
   });
 
   it('module_coming notifier, pre-patch callback -ENODEV: the target is refused, the patch stays', async () => {

@@ -1,7 +1,8 @@
 /* A program whose library comes and goes. SIGUSR1 opens the library, SIGUSR2 closes it, SIGURG opens a copy of it in a namespace of its own. One thread is parked inside of hold()
  * until SIGHUP lets it out of there once.
  *   objects SECONDS LIBRARY [open] [ns]
- * With -DLIBRARY: the library. -DPATCHED for the new versions; with -DCALLBACKS they print "callback KIND", and with -DVETO=n, too, the
+ * With -DLIBRARY: the library. -DPATCHED for the new versions; with -DCALLBACKS they print "callback KIND", behind the library's
+ * destructor "callback late KIND", and with -DVETO=n, too, the
  * pre-patch one returns n. Prints "ready PID", "constructor VERSION" whenever the library's
  * constructor runs, and once in 20 ms "OWN LIBRARY MIXES": the versions that main sees (LIBRARY is 0 while there is none), and
  * how often a thread has seen two versions in one pass. */
@@ -34,6 +35,10 @@ __attribute__((noinline, noipa, aligned(4096))) int library_text(char *into, siz
   return snprintf(into, size, "library %d", VERSION + helper(into));
 }
 
+/* The library's destructor has run. */
+static volatile int ended;
+__attribute__((destructor)) static void end(void) { ended = 1; }
+
 #ifdef CALLBACKS
 #include <livegraft.h>
 #include <unistd.h>
@@ -42,7 +47,8 @@ __attribute__((noinline, noipa, aligned(4096))) int library_text(char *into, siz
 #endif
 #define CALLBACK(type, kind, result)                                                     \
   static type kind(void) {                                                               \
-    if (write(1, "callback " #kind "\n", sizeof "callback " #kind) < 0) abort();         \
+    const char *text = ended ? "callback late " #kind "\n" : "callback " #kind "\n";     \
+    if (write(1, text, strlen(text)) < 0) abort();                                       \
     return result;                                                                       \
   }
 CALLBACK(int, pre_patch, VETO)

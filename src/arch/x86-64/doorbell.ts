@@ -1,5 +1,10 @@
 import { ByteWriter } from '../../base/byte-writer.js';
-import { DOORBELL_FIELDS as at, DOORBELL_LONGEST_WAITS, type DoorbellRequest } from '../architecture.js';
+import {
+  DOORBELL_FIELDS as at,
+  DEBUG_STATE,
+  DOORBELL_LONGEST_WAITS,
+  type DoorbellRequest,
+} from '../architecture.js';
 
 const SYS_getpid = 39;
 const SYS_kill = 62;
@@ -48,8 +53,10 @@ export function encodeDoorbell(request: DoorbellRequest): Uint8Array {
   });
   emit(0x48, 0xb8); // movabs $debugState, %rax
   out.writeU64(request.debugState);
-  emit(0x83, 0x38, 0); // cmpl $RT_CONSISTENT, (%rax)
-  branch(DIFFERENT, returns);
+  emit(0x8b, 0x08, 0x89, 0x0d); // mov (%rax), %ecx; mov %ecx, state
+  field(at.state);
+  emit(0x83, 0xf9, DEBUG_STATE.add); // cmp $RT_ADD, %ecx
+  branch(EQUAL, returns);
   emit(0xb8); // mov $getpid, %eax
   out.writeU32(SYS_getpid);
   emit(0x0f, 0x05, 0x3b, 0x05); // syscall; cmp owner, %eax

@@ -421,9 +421,11 @@ describe('encodeDoorbell', () => {
     expect(lines[0]).toBe('cmpl $0,0x70001000');
     const end = (at + bytes.length).toString(16).toUpperCase();
     expect(lines[1]).toBe(`je 0x00000000${end}`);
-    expect(lines).toContain('movabs $0x7FFF12345678,%rax');
+    const read = lines.indexOf('movabs $0x7FFF12345678,%rax');
+    expect(lines.slice(read + 1, read + 3)).toEqual(['mov (%rax),%ecx', 'mov %ecx,0x70001018']);
     expect(lines.filter((line) => line === 'syscall')).toHaveLength(3);
     expect(lines.filter((line) => line.startsWith('cmp '))).toEqual([
+      'cmp $1,%ecx',
       'cmp 0x7000100C,%eax',
       'cmp $0xFFFFFFFD,%eax',
       'cmp 0x70001004,%edx',

@@ -1,5 +1,5 @@
 import { readlinkSync } from 'node:fs';
-import { DOORBELL_BYTES, DOORBELL_FIELDS } from '../../arch/architecture.js';
+import { DEBUG_STATE, DOORBELL_BYTES, DOORBELL_FIELDS } from '../../arch/architecture.js';
 import { LivegraftError } from '../../base/errors.js';
 import { SHN_UNDEF } from '../../elf/constants.js';
 import type { ElfSymbol } from '../../elf/elf-file.js';
@@ -129,6 +129,16 @@ export class Doorbell {
 
   get watcher(): number {
     return this.#read(DOORBELL_FIELDS.watcherHere);
+  }
+
+  /** Whoever rings is about to unmap what it unloads; its destructors have run. */
+  get isLeaving(): boolean {
+    return this.#read(DOORBELL_FIELDS.state) === DEBUG_STATE.delete;
+  }
+
+  /** What a task that waits for an answer waits on. */
+  get answerAddress(): number {
+    return this.#data + DOORBELL_FIELDS.answered;
   }
 
   /** How often it has rung. */

@@ -30,6 +30,8 @@ export interface CallbackTarget {
   readonly memory: ProcessMemory;
   readonly mappings: readonly Mapping[];
   readonly inspector: StackInspector;
+  /** Who lends the thread that runs them; any that waits without. */
+  readonly borrower?: Pick<ThreadBorrower, 'borrow'>;
 }
 
 /**
@@ -95,7 +97,8 @@ export class ProcessCallbacks implements CallbackObject {
     const { tracer, memory, mappings } = this.#target;
     const call = this.#callbacks.calls.find((c) => c.kind === kind);
     if (call === undefined) throw new Error(`the patch has no ${kind} callback`);
-    const borrower = new ThreadBorrower(tracer, memory, findLanding(memory, mappings));
+    const borrower =
+      this.#target.borrower ?? new ThreadBorrower(tracer, memory, findLanding(memory, mappings));
     const until = performance.now() + THREAD_TIMEOUT_MS;
     for (;;) {
       try {

@@ -148,12 +148,12 @@ export function readTimeslices(pid: number, tid: number): number | undefined {
 export function readBlockingSyscall(
   pid: number,
   tid: number,
-): { readonly number: number; readonly stackPointer: number } | undefined {
+): { readonly number: number; readonly first?: number; readonly stackPointer: number } | undefined {
   try {
     // Number, six arguments, stack pointer, program counter; without the arguments outside of a system call.
     const fields = readFileSync(`/proc/${pid}/task/${tid}/syscall`, 'latin1').trim().split(' ');
     const number = Number(fields[0]);
-    if (fields.length === 9) return { number, stackPointer: Number(fields[7]) };
+    if (fields.length === 9) return { number, first: Number(fields[1]), stackPointer: Number(fields[7]) };
     return fields.length === 3 ? { number, stackPointer: Number(fields[1]) } : undefined;
   } catch {
     return undefined;
