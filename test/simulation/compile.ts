@@ -3,7 +3,11 @@ import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { build } from 'esbuild';
 import type { Tally } from '../../src/targets/simulated/schedule.js';
-import type { FailedSchedule, SimulationOptions } from '../../src/targets/simulated/simulation.js';
+import type {
+  FailedSchedule,
+  ShrunkSchedule,
+  SimulationOptions,
+} from '../../src/targets/simulated/simulation.js';
 import { ROOT } from '../support/live.js';
 
 /** A change of one source file that breaks it. */
@@ -22,8 +26,12 @@ export async function compileSimulation(damage?: Damage): Promise<string> {
     stdin: {
       contents: `
         import { parentPort, workerData } from 'node:worker_threads';
-        import { simulate } from './src/targets/simulated/simulation.js';
-        simulate(workerData).then((outcome) => parentPort.postMessage(outcome));`,
+        import { explainFailure, simulate } from './src/targets/simulated/simulation.js';
+        simulate(workerData).then(async (outcome) => {
+          const { failed } = outcome;
+          const shrunk = failed && workerData.explains ? await explainFailure(failed) : undefined;
+          parentPort.postMessage({ ...outcome, shrunk });
+        });`,
       resolveDir: ROOT,
     },
     bundle: true,
@@ -51,11 +59,15 @@ export async function compileSimulation(damage?: Damage): Promise<string> {
   return (result.outputFiles[0] as { text: string }).text;
 }
 
-/** Runs what {@link compileSimulation} made, on a thread of its own. */
+/** Runs what {@link compileSimulation} made, on a thread of its own. With `explains` a schedule that fails is made short. */
 export async function runCompiled(
   script: string,
-  options: SimulationOptions,
-): Promise<{ readonly tally: Tally; readonly failed: FailedSchedule | undefined }> {
+  options: SimulationOptions & { readonly explains?: boolean },
+): Promise<{
+  readonly tally: Tally;
+  readonly failed: FailedSchedule | undefined;
+  readonly shrunk: ShrunkSchedule | undefined;
+}> {
   return await new Promise((resolve, reject) => {
     const worker = new Worker(script, { eval: true, workerData: options });
     worker.once('message', resolve);
