@@ -19,12 +19,15 @@ static volatile int zero;
 #include <livegraft.h>
 #endif
 
-#if PATCH == 2
+#if PATCH == 2 || PATCH == 3
 static int construct(void *object, void *data, void *argument) {
   (void)object;
   *(long *)data = *(long *)argument;
   return 0;
 }
+#endif
+#if PATCH == 3
+static int give_up(void *object, void *data, void *argument) { return object != NULL && data != argument; }
 #elif PATCH == 4
 static long destroyed;
 static void destroy(void *object, void *data) {
@@ -42,9 +45,16 @@ __attribute__((noinline, noipa)) long handle(struct session *session) {
 #elif PATCH == 3
   long *count = livegraft_shadow_get(session, 7);
   if (!count || livegraft_shadow_get(session, 8)) abort();
+  if (livegraft_shadow_alloc(session, 8, sizeof *count, give_up, NULL) || livegraft_shadow_get(session, 8)) abort();
+  long nine = 9;
+  long *other = livegraft_shadow_alloc(session, 9, sizeof nine, construct, &nine);
+  if (!other || *other != nine || livegraft_shadow_get(session, 9) != other) abort();
+  livegraft_shadow_free(session, 9, NULL);
+  if (livegraft_shadow_get(session, 9) || livegraft_shadow_get(session, 7) != count) abort();
   return ++*count + 1000;
 #elif PATCH == 4
   livegraft_shadow_free(session, 7, destroy);
+  if (livegraft_shadow_get(session, 7)) abort();
   livegraft_shadow_free_all(7, destroy);
   return 5000 + destroyed;
 #else
