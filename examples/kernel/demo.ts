@@ -67,6 +67,8 @@ async function demo(): Promise<void> {
     heading('A function in which a kernel thread sleeps: it waits for it');
     const sleeping = patches['schedule-timeout.c'] as string;
     expect((await run('apply', sleeping, '--timeout', '3', ...kernel)) === 3, 'no straggler was left');
+    say('   which stack it has, and what would release it:');
+    expect((await run('status', '--explain', ...kernel)) === 0, 'status failed');
     say('   now the thread is woken, as a new setting does, and leaves the function');
     const second = run('apply', sleeping, '--timeout', '60', ...kernel);
     let ended = false;
@@ -87,7 +89,8 @@ async function demo(): Promise<void> {
     await pause(1000);
     expect((await run('revert', 'loadavg', ...kernel)) === 0, 'revert failed');
     await booted.run('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done', 60_000);
-    await show(booted, 'grep -c "both are new" /tmp/seen');
+    const both = await show(booted, 'grep -c "both are new" /tmp/seen');
+    expect(Number(both) > 0, 'nobody saw the new functions');
     const mix = await show(booted, 'grep -cvE "both are new|^[0-9]{1,3}\\.[0-9]+ " /tmp/seen');
     expect(mix.trim() === '0', 'a task saw a mix of old and new');
 

@@ -38,6 +38,11 @@ export function parseKernelImage(bytes: Uint8Array, source: string): KernelImage
   const textSection = elf.findSection('.text');
   const btfSection = elf.findSection('.BTF');
   if (textSection === undefined) throw incomplete(source, '.text', 'give a vmlinux or vmlinuz');
+  if (btfSection === undefined && !holdsBanner(elf)) {
+    throw new LivegraftError('kernel-image-incomplete', `${source} is no Linux kernel`, {
+      remedy: 'give the vmlinuz or vmlinux of the running kernel',
+    });
+  }
   if (btfSection === undefined)
     throw incomplete(source, '.BTF', 'give a kernel built with CONFIG_DEBUG_INFO_BTF');
   const { symbols, symbolSource } = readSymbols(elf);
@@ -104,6 +109,12 @@ function letterOf(elf: ElfFile, symbol: { readonly sectionIndex: number; readonl
 }
 
 const SHF_EXECINSTR = 4;
+
+/** What every kernel says of itself (init/version.c), wherever its symbols may be. */
+function holdsBanner(elf: ElfFile): boolean {
+  const rodata = elf.findSection('.rodata')?.data;
+  return rodata !== undefined && decodeText(rodata).includes('Linux version ');
+}
 
 function readBanner(elf: ElfFile, symbols: KernelSymbolTable): string {
   const symbol = symbols.findUnique('linux_banner');
