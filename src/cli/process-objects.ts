@@ -4,6 +4,7 @@ import { type CallbackReport, passMomentAtOnce } from '../engine/callbacks.js';
 import type { Patch } from '../patch/content.js';
 import { parsePatch } from '../patch/file.js';
 import { Doorbell } from '../targets/process/doorbell.js';
+import { attendLeaving, findLeavers } from '../targets/process/leaving-objects.js';
 import {
   installDoorbell,
   type ObjectChanges,
@@ -110,7 +111,7 @@ export interface DoorbellDuty {
 }
 
 /**
- * Takes up the doorbell of a watch, if there is one; else makes one when a patch waits for objects. Undefined where there is
+ * Takes up the doorbell of a watch, if there is one; else makes one when a patch waits for objects, or has callbacks for some that may go. Undefined where there is
  * nothing to attend to.
  */
 export function takeDoorbell(session: ProcessSession, onEvent: OnEvent): DoorbellDuty | undefined {
@@ -120,8 +121,8 @@ export function takeDoorbell(session: ProcessSession, onEvent: OnEvent): Doorbel
   const isWatched = there?.isWatched === true;
   let bell = there;
   if (!isWatched) {
-    if (bell === undefined && registry.patches.every((patch) => pendingObjects(patch).length === 0))
-      return undefined;
+    const isPending = registry.patches.some((patch) => pendingObjects(patch).length > 0);
+    if (bell === undefined && !isPending && findLeavers(registry.patches).length === 0) return undefined;
     try {
       bell = new Doorbell(session.memory, installDoorbell(session));
     } catch (error) {
@@ -134,6 +135,11 @@ export function takeDoorbell(session: ProcessSession, onEvent: OnEvent): Doorbel
   const watch = new ObjectWatch(session, bell);
   const giveUp = (part: RegisteredPatch) => takeBackCallbacks(session, part, onEvent);
   const attend = () => {
+    const { rings } = bell;
+    if (rings !== bell.answered && bell.isLeaving) {
+      attendLeaving(session, bell, tellCallback(onEvent));
+      watch.learn(session.modules, rings);
+    }
     const changes = watch.attend(session, contentOf, giveUp);
     if (changes !== undefined) tellChanges(changes, onEvent);
     return changes !== undefined;

@@ -377,6 +377,25 @@ describe('callbacks of a library', () => {
     expect(callbacks(target)).toHaveLength(4);
   });
 
+  it('busy target module: one that leaves meanwhile has its post-unpatch callback run, and no other', async () => {
+    const target = await start('open');
+    const run = await startUntil('taskWaiting', 'apply', '--pid', String(target.pid), withCallbacks());
+    await until(target, ({ library }) => library === 2);
+    await close(target);
+    expect(callbacks(target)).toEqual(['pre_patch', 'late post_unpatch']);
+    await open(target);
+    process.kill(target.pid, 'SIGHUP');
+    const { code, lines } = await run.done;
+    expect(code).toBe(0);
+    expect(lines.filter(({ event }) => event === 'callback').map(({ callback }) => callback)).toEqual([
+      'prePatch',
+      'postUnpatch',
+    ]);
+    // It has come back as one that callbacks have to wait for.
+    expect(objectsOf(target)).toEqual({ objects: 'patched', 'objects.so': 'unpatched' });
+    expect(callbacks(target)).toHaveLength(2);
+  });
+
   // LIVEGRAFT_KILL_EVERY=1 tries every step.
   it('module_going notifier: killed at any step of that, the target goes on, and no callback runs out of its order', async () => {
     const every = Number(process.env.LIVEGRAFT_KILL_EVERY ?? 30);

@@ -60,11 +60,14 @@ export function attendLeaving(
   bell.answer(rings);
   if (tracee === undefined) return;
   const thread = new UnloadingThread(session, tracee, () => bell.rings === rings);
-  for (;;) {
-    const range = thread.runToUnmap();
-    if (range === undefined) return;
-    const leaver = leavers.find(({ place }) => overlap(place, range));
-    if (leaver !== undefined) runCallbacks(session, thread, leaver, onRun);
+  try {
+    for (let range = thread.runToUnmap(); range !== undefined; range = thread.runToUnmap()) {
+      const { address, sizeBytes } = range;
+      const leaver = leavers.find(({ place }) => overlap(place, { address, sizeBytes }));
+      if (leaver !== undefined) runCallbacks(session, thread, leaver, onRun);
+    }
+  } finally {
+    if (tracee.state === 'stopped') session.tracer.resume(tracee);
   }
 }
 
