@@ -1,5 +1,5 @@
-import { readFileSync } from 'node:fs';
-import { dirname, join, resolve } from 'node:path';
+import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs';
+import { basename, dirname, join, resolve } from 'node:path';
 import { inflateSync } from 'node:zlib';
 import { ByteReader } from '../base/byte-reader.js';
 import { crc32 } from '../base/crc32.js';
@@ -30,7 +30,8 @@ export function findDebugFile(elf: ElfFile, path: string, debugDirs: readonly st
   const link = elf.findSection('.gnu_debuglink');
   if (link === undefined) return undefined;
   const reader = new ByteReader(link.data, `${path}(.gnu_debuglink)`);
-  const name = reader.readCString();
+  // Without the folders of whoever made it, and not led elsewhere by them.
+  const name = basename(reader.readCString());
   reader.seek(Math.ceil(reader.offset / 4) * 4);
   const checksum = reader.readU32();
   const folder = dirname(resolve(path));
@@ -46,9 +47,15 @@ export function findDebugFile(elf: ElfFile, path: string, debugDirs: readonly st
   return undefined;
 }
 
+/** Of files only: a device or a pipe may never end, and opening a pipe may wait for ever. */
 function readIfThere(path: string): Uint8Array | undefined {
   try {
-    return readFileSync(path);
+    const descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    try {
+      return fstatSync(descriptor).isFile() ? readFileSync(descriptor) : undefined;
+    } finally {
+      closeSync(descriptor);
+    }
   } catch {
     return undefined;
   }
