@@ -177,8 +177,10 @@ export class HalfDoneTransitions {
     const old = await count('-cE "^[0-9]{1,3}\\.[0-9]+ "');
     const both = await count('-c "both are new"');
     const mixed = await count('-cvE "both are new|^[0-9]{1,3}\\.[0-9]+ "');
-    if (old === 0 || both === 0 || mixed !== 0)
-      throw new Error(`${old} reads saw both old, ${both} both new, ${mixed} a mix`);
+    if (old === 0 || both === 0 || mixed !== 0) {
+      const lines = await guest.run('grep -vE "both are new|^[0-9]{1,3}\\.[0-9]+ " /tmp/seen | head -3');
+      throw new Error(`${old} reads saw both old, ${both} both new, ${mixed} a mix: ${lines}`);
+    }
     if ((await this.#state()) !== 'nothing') throw new Error(`behind it: ${await this.#state()}`);
     if ((await this.#code()) !== before) throw new Error('the code is not as it was');
     return `${old} reads saw both old, ${both} both new, 0 a mix`;
