@@ -343,6 +343,8 @@ function frameCode(
       );
     },
     codeAt: (address) => {
+      // A retpoline returns to jump: its address is no caller's.
+      if (covering(address)?.name.includes('x86_indirect') === true) return new Uint8Array();
       const bytes = new Uint8Array(STRETCH_BYTES);
       return bytes.subarray(0, Math.max(0, memory.readInto(address, bytes)));
     },
