@@ -2,6 +2,7 @@ import { x86_64 } from '../arch/x86-64/index.js';
 import { hex } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
 import type { Patch } from '../patch/content.js';
+import { KERNEL_EDGE } from '../targets/kernel/kernel-barrier.js';
 import { type EntryState, KernelEntries } from '../targets/kernel/kernel-entries.js';
 import { KernelLines } from '../targets/kernel/kernel-lines.js';
 import { VMLINUX } from '../targets/kernel/kernel-objects.js';
@@ -140,7 +141,9 @@ async function explainStragglers(patcher: KernelPatcher): Promise<readonly Strag
   if (transition === undefined || patch === undefined) return [];
   const { direction } = transition;
   const explained = await (await patcher.transition(patch, direction, false)).explain();
-  return explained.map(({ task, reason }) => {
+  return explained.map(({ task, reason, hasUserMode }) => {
+    const barrier = patch.barrier?.name;
+    const isPassed = hasUserMode || barrier !== KERNEL_EDGE;
     const known = transition.stragglers?.find((each) => each.id === task.id && each.name === task.name);
     return {
       tid: Number(task.id) || 0,
@@ -151,7 +154,7 @@ async function explainStragglers(patcher: KernelPatcher): Promise<readonly Strag
       reason,
       frames: reason !== undefined && 'frames' in reason ? reason.frames : [],
       blockingFrame: blockingFrame(reason),
-      releasedBy: releasedBy(reason, direction, undefined, patch.barrier?.name),
+      releasedBy: releasedBy(reason, direction, undefined, isPassed ? barrier : undefined),
     };
   });
 }

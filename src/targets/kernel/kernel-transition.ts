@@ -49,6 +49,14 @@ interface TransitionHost {
   callbackObjects(): Promise<readonly AwaitableCallbackObject[]>;
 }
 
+/** A task that has not switched, for a report. */
+interface ExplainedTask {
+  readonly task: TaskInfo;
+  /** A kernel thread or an idle task never comes to the kernel's edge. True where that can't be told. */
+  readonly hasUserMode: boolean;
+  readonly reason: StragglerReason | undefined;
+}
+
 /**
  * A transition in a running kernel. A task has switched when its `patch_state` is the value of this transition; the field
  * is copied to new tasks with the rest of the task_struct, which is rule 2. Every value is used once, so that what an
@@ -226,10 +234,8 @@ export class KernelTransition implements TransitionTarget {
   }
 
   /** What holds each task that has not switched, for a report: nothing is changed. */
-  async explain(): Promise<
-    readonly { readonly task: TaskInfo; readonly reason: StragglerReason | undefined }[]
-  > {
-    const reports: { task: TaskInfo; reason: StragglerReason | undefined }[] = [];
+  async explain(): Promise<readonly ExplainedTask[]> {
+    const reports: ExplainedTask[] = [];
     for (const info of await this.tasks()) {
       if (info.state === this.#wanted) continue;
       const known = this.#known.get(info.id);
@@ -239,12 +245,14 @@ export class KernelTransition implements TransitionTarget {
         if (task === undefined) continue;
         reports.push({
           task: info,
+          hasUserMode: !task.isKthread && !task.isIdle,
           reason: await this.#refusal(task, task.isOnCpu ? await this.#enter() : []),
         });
       } catch (error) {
         if (!isInconsistent(error)) throw error;
         reports.push({
           task: info,
+          hasUserMode: true,
           reason: { kind: 'unstoppable', detail: (error as LivegraftError).message },
         });
       } finally {
