@@ -1,5 +1,6 @@
 import type { Instruction, InstructionFields } from './instruction.js';
 import type { InstructionSweeper, InstructionTable } from './instruction-table.js';
+import type { InstructionSkimmer } from './skim-table.js';
 
 /** Decodes instructions. Never throws on any bytes; reads nothing outside `[position, end)`. */
 export interface InstructionDecoder {
@@ -217,6 +218,7 @@ export interface Architecture {
   readonly elfMachine: number;
   readonly decoder: InstructionDecoder;
   readonly sweeper: InstructionSweeper;
+  readonly skimmer: InstructionSkimmer;
   readonly redirector: Redirector;
   readonly findTableJump: TableJumpFinder;
   readonly idioms: CodeIdioms;

@@ -16,17 +16,22 @@ export interface Assumptions {
   readonly jumpTables: JumpTables;
 }
 
+interface UnfollowedJumpsOf {
+  readonly architecture: Architecture;
+  readonly jumpTables: Pick<JumpTables, 'unfollowed'>;
+}
+
 /** The states in which control comes to the jumps that are not followed. */
 export class UnfollowedJumps {
   static readonly transferMask = 1 << FlowCode.indirectJump;
 
-  readonly #given: Assumptions;
+  readonly #given: UnfollowedJumpsOf;
   readonly #registers: readonly number[];
   /** By index; undefined for a jump that leaves its function as a sibling call does. */
   readonly #derived = new Map<number, string | undefined>();
 
   /** `registers`: those that a function gives back, of those that the proof follows. */
-  constructor(given: Assumptions, registers: readonly number[]) {
+  constructor(given: UnfollowedJumpsOf, registers: readonly number[]) {
     this.#given = given;
     this.#registers = registers;
   }
@@ -56,10 +61,11 @@ export class UnfollowedJumps {
    */
   findings(
     source: ClaimSource,
+    { program, places }: Assumptions,
     claimOf: (i: number) => Claim | undefined,
     isOpen: (i: number) => boolean,
   ): Finding[] {
-    const { architecture, program, places, jumpTables } = this.#given;
+    const { architecture, jumpTables } = this.#given;
     const { table, space } = program;
     const findings: Finding[] = [];
     for (const [i, why] of jumpTables.unfollowed) {

@@ -159,7 +159,7 @@ function relocatedIps(elf: ElfFile, ips: ElfSection, space: CodeSpace): Float64A
 }
 
 /** `vermagic=6.1.0-50-cloud-amd64 SMP …` of `.modinfo`. */
-function moduleRelease(elf: ElfFile): string | undefined {
+export function moduleRelease(elf: ElfFile): string | undefined {
   const data = elf.findSection('.modinfo')?.data;
   if (data === undefined) return undefined;
   const text = new TextDecoder('latin1').decode(data);

@@ -67,17 +67,6 @@ export class ClaimTable {
     return mask;
   }
 
-  /** Bit per register of which some claim says where the caller's value is, frames of interrupts aside. */
-  get recoveredMask(): number {
-    let mask = 0;
-    for (const claim of this.claims) {
-      if (claim === undefined || claim.isSignalFrame) continue;
-      for (const list of [claim.savedRegisters, claim.sameRegisters, claim.otherRegisters])
-        for (const register of list) if (register < 16) mask |= 1 << register;
-    }
-    return mask;
-  }
-
   /** Index of the unit that holds a position, -1 for none. */
   unitIndexAt(position: number): number {
     let low = 0;
@@ -155,6 +144,10 @@ export class ClaimBuilder {
     const id = this.#claims.push(this.#makeClaim(row.cfa, row.registers, row.signalFrame)) - 1;
     this.#ids.set(key, id);
     return id;
+  }
+
+  claimOf(id: number): Claim | undefined {
+    return this.#claims[id];
   }
 
   #makeClaim(cfa: CfaRule, rules: ReadonlyMap<number, RegisterRule>, isSignalFrame: boolean): Claim {

@@ -1,7 +1,7 @@
 import { FlowCode, TOUCHES_ALL } from '../arch/instruction-table.js';
 import { sortedOrder } from '../base/sorted-order.js';
 import type { ExtraFlow } from './kernel-sections.js';
-import type { NoReturnTargets } from './no-return.js';
+import type { CallsThatEnd } from './no-return.js';
 import { lowerBound, type Program } from './program.js';
 import type { Scratch } from './scratch.js';
 
@@ -56,7 +56,7 @@ export interface FlowGraphOptions {
   readonly program: Program;
   readonly scratch: Scratch;
   readonly extraFlow: ExtraFlow;
-  readonly noReturn: NoReturnTargets;
+  readonly noReturn: CallsThatEnd;
   /** Without the edges that may be none. */
   readonly isIndependent?: boolean;
 }
@@ -130,7 +130,7 @@ export class FlowGraph {
  * What the program itself makes a walk look at. A loop of its own, as are others: compiled while it runs, it takes nothing along
  * that has not run yet.
  */
-function markTransfers(program: Program, noReturn: NoReturnTargets, marks: Uint8Array): void {
+function markTransfers(program: Program, noReturn: CallsThatEnd, marks: Uint8Array): void {
   const { table, targetIndexes, isEntry, linkageNames } = program;
   const { transfers, transferCount, touches, flows, targets, lasts } = table;
   for (let t = 0; t < transferCount; t++) {

@@ -1,22 +1,14 @@
 import type { Architecture } from '../arch/architecture.js';
-import {
-  FlowCode,
-  isInert,
-  OpCode,
-  opOf,
-  TOUCHES_ALL,
-  TOUCHES_FRAME,
-  writesOf,
-} from '../arch/instruction-table.js';
+import { FlowCode, isInert, OpCode, opOf, TOUCHES_ALL, writesOf } from '../arch/instruction-table.js';
 import { PairMap } from '../base/pair-map.js';
 import { assumeClaim, checkClaim, Verdict } from './claim-check.js';
 import { ClaimVerdicts, type Contradiction, Status } from './claim-verdicts.js';
 import type { Claim, ClaimTable } from './claims.js';
 import { FlowGraph, Mark } from './flow-graph.js';
-import { CHANGED_ALL, CHANGED_SLOTS } from './frame-state.js';
+import { CHANGED_ALL } from './frame-state.js';
 import type { ExtraFlow } from './kernel-sections.js';
-import type { NoReturnTargets } from './no-return.js';
-import type { CodeFunction, Program } from './program.js';
+import type { CallsThatEnd } from './no-return.js';
+import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
 import { COVERED, type StateId, type StateSpace } from './state-space.js';
 import { addTo, UNKNOWN } from './values.js';
@@ -29,7 +21,7 @@ export interface FlowProofOptions {
   readonly name: string;
   readonly scratch: Scratch;
   readonly extraFlow: ExtraFlow;
-  readonly noReturn: NoReturnTargets;
+  readonly noReturn: CallsThatEnd;
   /** Bytes below the stack pointer that survive signals. */
   readonly redZoneBytes: number;
   /**
@@ -37,11 +29,6 @@ export interface FlowProofOptions {
    * on behind a contradiction.
    */
   readonly isIndependent?: boolean;
-  /**
-   * Follow stack pointer and frame pointer only. What is proven is proven, and comes sooner; what is not may be so with all
-   * registers.
-   */
-  readonly isBrief?: boolean;
   /** Positions where a hint in the file says what the frame is: the claim there is taken as given. */
   readonly hints?: ReadonlySet<number>;
   /** Called now and then with how many of the functions are done, from 0 to 1. */
@@ -72,14 +59,10 @@ export function proveFlow(options: FlowProofOptions): FlowProofResult {
   return new FlowProof(options).run();
 }
 
-/**
- * The registers whose value on entry is followed: those that callers rely on, and those that the table speaks of; or only those that
- * a verdict can depend on.
- */
-function entryMaskOf({ architecture, claims, isBrief }: FlowProofOptions): number {
-  let mask = isBrief === true ? claims.recoveredMask : claims.registerMask;
-  for (const register of isBrief === true ? [architecture.framePointer] : architecture.calleeSaved)
-    mask |= 1 << register;
+/** The registers whose value on entry is followed: those that callers rely on, and those that the table speaks of. */
+function entryMaskOf({ architecture, claims }: FlowProofOptions): number {
+  let mask = claims.registerMask;
+  for (const register of architecture.calleeSaved) mask |= 1 << register;
   return mask & ~(1 << architecture.stackPointer);
 }
 
@@ -102,25 +85,17 @@ class FlowProof {
   readonly #verdicts: ClaimVerdicts;
   /** Of a function that has just been called. */
   readonly #entry: StateId;
-  /** Of one of which only stack pointer and frame pointer are followed. */
-  readonly #briefEntry: StateId;
   readonly #work: number[] = [];
   /** By unit and claim id: the state at a call or indirect jump, for places in the same unit that only those lead to. */
   readonly #donors = new PairMap();
   /** By index behind a call that never returns: the state there if it did. What nothing else leads to is dead, or goes on so. */
   readonly #behindCalls = new Map<number, number>();
   readonly #conflicts: number[] = [];
-  /** Bits of stack pointer, frame pointer and slots. */
-  readonly #frameMask: number;
-  /** Up to where the rows have been looked at for functions that come one after the other. */
-  #row = 0;
 
   constructor(options: FlowProofOptions) {
     const { program, claims, extraFlow, scratch } = options;
     const { table } = program;
     this.#options = options;
-    const { stackPointer, framePointer } = options.architecture;
-    this.#frameMask = (1 << stackPointer) | (1 << framePointer) | CHANGED_SLOTS;
     this.#program = program;
     this.#claims = claims;
     const { touches } = table;
@@ -137,9 +112,7 @@ class FlowProof {
     this.#flow = new FlowGraph(options);
     this.#states = scratch.states(options.architecture, options.redZoneBytes);
     this.#states.begin();
-    this.#entry = this.#states.entry(entryMaskOf(options), false);
-    this.#briefEntry =
-      options.isBrief === true ? this.#states.entry(entryMaskOf(options), true) : this.#entry;
+    this.#entry = this.#states.entry(entryMaskOf(options));
     this.#verdicts = new ClaimVerdicts({
       ...options,
       claimIds: this.#claimIds,
@@ -171,7 +144,7 @@ class FlowProof {
       const first = index.find(f.start);
       // Without a symbol, all that is known of a start is the table's word.
       if (first < 0 || (f.name === undefined && this.#isPadding(first))) continue;
-      this.#arrive(first, this.#needsAll(f) ? this.#entry : this.#briefEntry, -1);
+      this.#arrive(first, this.#entry, -1);
       this.#drain();
     }
     // What calls and jumps through a linkage table find there is a function's entry.
@@ -191,18 +164,6 @@ class FlowProof {
       conflicts: this.#conflicts,
       hasUnknown: this.#verdicts.hasUnknown,
     };
-  }
-
-  /** Whether a row of the function finds its frame by more than stack pointer and frame pointer. */
-  #needsAll({ start, end }: CodeFunction): boolean {
-    const { starts, ids, claims } = this.#claims;
-    while (this.#row < starts.length && (starts[this.#row] as number) < start) this.#row++;
-    let isNeeded = false;
-    for (; this.#row < starts.length && (starts[this.#row] as number) < end; this.#row++) {
-      const claim = claims[ids[this.#row] as number];
-      if (claim !== undefined && (claim.dependsOn | this.#frameMask) !== this.#frameMask) isNeeded = true;
-    }
-    return isNeeded;
   }
 
   /** What no known control flow reaches: targets of jumps that could not be followed, parts; each starts from its own claim. */
@@ -313,7 +274,6 @@ class FlowProof {
     const origins = this.#origins;
     // Every instruction that a walk must look at touches the stack pointer, by what the table says.
     const stopMask = 1 << this.#options.architecture.stackPointer;
-    const frameMask = this.#frameMask;
     const claimIds = this.#claimIds;
     const statuses = this.#statuses;
     const { claims } = this.#claims;
@@ -321,8 +281,6 @@ class FlowProof {
     const isDwarf = this.#claims.source === 'dwarf';
     let state = snapshots[first] as StateId;
     let known = states.known(state);
-    // With no more than these known, fewer instructions do something.
-    let briefMask = states.isBrief(state) ? frameMask : 0;
     let previous = this.#origins[first] as number;
     let isFirst = true;
     let lastClaimId = -1;
@@ -341,7 +299,6 @@ class FlowProof {
           if (kept === state || !this.#join(i, kept, state, previous)) return;
           state = snapshots[i] as StateId;
           known = states.known(state);
-          briefMask = states.isBrief(state) ? frameMask : 0;
           states.changed = CHANGED_ALL;
         }
       }
@@ -353,7 +310,6 @@ class FlowProof {
           if (checked !== state) {
             state = checked;
             known = states.known(state);
-            briefMask = states.isBrief(state) ? frameMask : 0;
           }
         }
         lastClaimId = claimId;
@@ -426,7 +382,7 @@ class FlowProof {
       if ((mark & Mark.last) !== 0) return;
       if ((states.changed & relevant) === 0) {
         // Most instructions do nothing to what is known.
-        const mask = (known & ~briefMask) === 0 ? TOUCHES_FRAME : known | stopMask;
+        const mask = known | stopMask;
         const status = statuses[i] as number;
         for (i++; ((touches[i] as number) & mask) === 0; i++) statuses[i] = status;
         previous = i - 1;

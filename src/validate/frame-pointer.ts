@@ -6,7 +6,7 @@ import type { Finding, FindingCode } from './findings.js';
 import { makeFinding } from './findings.js';
 import { proveFlow } from './flow-proof.js';
 import type { ExtraFlow } from './kernel-sections.js';
-import type { NoReturnTargets } from './no-return.js';
+import type { CallsThatEnd } from './no-return.js';
 import type { Places } from './places.js';
 import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
@@ -17,7 +17,7 @@ export interface FramePointerOptions {
   readonly architecture: Architecture;
   readonly program: Program;
   readonly extraFlow: ExtraFlow;
-  readonly noReturn: NoReturnTargets;
+  readonly noReturn: CallsThatEnd;
   readonly places: Places;
   readonly scratch: Scratch;
   readonly redZoneBytes: number;

@@ -29,8 +29,6 @@ export class FrameState {
   isPartial = false;
   /** Began from a claim that was taken as given: what follows from it is no proof. */
   isAssumed = false;
-  /** What instructions make of other registers than the stack pointer and the frame pointer is not followed. */
-  isBrief = false;
   /** What may have changed since somebody set it to 0: a bit per register, {@link CHANGED_SLOTS}. */
   changed = 0;
   /** Bit per register whose value is known. */
@@ -57,7 +55,6 @@ export class FrameState {
     this.known = 0;
     this.isPartial = false;
     this.isAssumed = false;
-    this.isBrief = false;
     this.changed = CHANGED_ALL;
   }
 
@@ -71,9 +68,8 @@ export class FrameState {
    * A function that has just been called: the return address lies at the stack pointer, CFA - 8. `entryMask`: the registers whose
    * value on entry matters.
    */
-  enterFunction(entryMask: number, isBrief: boolean): void {
+  enterFunction(entryMask: number): void {
     this.clear();
-    this.isBrief = isBrief;
     for (let register = 0; register < REGISTERS; register++) {
       if ((entryMask >> register) & 1) this.setRegister(register, entryValue(register));
     }
@@ -184,7 +180,7 @@ export class FrameState {
         const address = registers[sp] as number;
         const popped = value === 8 ? this.slot(address) : UNKNOWN;
         this.#raiseStack(addTo(address, value));
-        this.#make(a, popped);
+        this.setRegister(a, popped);
         break;
       }
       case OpCode.popOther:
@@ -195,7 +191,7 @@ export class FrameState {
         if (source === UNKNOWN && registers[a] === UNKNOWN) break;
         const sum = addTo(source, value);
         if (a === sp) this.#raiseStack(sum);
-        else this.#make(a, sum);
+        else this.setRegister(a, sum);
         break;
       }
       case OpCode.and:
@@ -205,7 +201,7 @@ export class FrameState {
       case OpCode.store: {
         const stored = registers[a] as number;
         // Who keeps the stack pointer on another stack goes there next: that stack gets a name.
-        if (registers[b] === UNKNOWN && a === sp && stored !== UNKNOWN) this.#make(b, placeValue(i));
+        if (registers[b] === UNKNOWN && a === sp && stored !== UNKNOWN) this.setRegister(b, placeValue(i));
         const base = registers[b] as number;
         if (base === UNKNOWN) break;
         const address = addTo(base, value);
@@ -219,7 +215,7 @@ export class FrameState {
         const base = registers[b] as number;
         const loaded = base === UNKNOWN ? UNKNOWN : this.slot(addTo(base, value));
         if (loaded === UNKNOWN && registers[a] === UNKNOWN) break;
-        this.#make(a, loaded);
+        this.setRegister(a, loaded);
         break;
       }
       case OpCode.leave: {
@@ -242,11 +238,6 @@ export class FrameState {
       default:
         break;
     }
-  }
-
-  #make(register: number, value: Value): void {
-    const isFollowed = !this.isBrief || register === this.#stackPointer || register === this.#framePointer;
-    this.setRegister(register, isFollowed ? value : UNKNOWN);
   }
 
   #raiseStack(to: Value): void {

@@ -104,8 +104,20 @@ export function findJumpTables(
   return { edges, possibleEdges, followed, notFollowed, unfollowed, unbounded };
 }
 
+/** Where the first entry of a jump's table leads, in a relocatable object; undefined for no place in the code. */
+export function firstTargetOf(elf: ElfFile, space: CodeSpace, jump: TableJump): number | undefined {
+  const reader = new RelocatedTables(elf, space);
+  const place = reader.locate(jump);
+  return place && reader.entry(place, 0, jump);
+}
+
+/** What of a program tells where control comes from. */
+export type Predecessors = Pick<Program, 'table' | 'targetIndexes' | 'functionAt'> & {
+  readonly functionStarts: { has(position: number): boolean };
+};
+
 /** The instruction before, where control runs on from it; else one that jumps here. */
-function predecessors(program: Program): (i: number) => number {
+export function predecessors(program: Predecessors): (i: number) => number {
   const { table, targetIndexes } = program;
   const { offsets, flows, count } = table;
   const sourcesOf = new Map<number, Map<number, number>>();
@@ -133,7 +145,7 @@ function predecessors(program: Program): (i: number) => number {
   };
 }
 
-function runsOnFromBefore({ table }: Program, i: number): boolean {
+function runsOnFromBefore({ table }: Predecessors, i: number): boolean {
   const { offsets, lengths, flows } = table;
   let before = i - 1;
   // Padding behind a jump runs on into nothing.

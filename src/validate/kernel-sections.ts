@@ -1,10 +1,11 @@
 import type { Architecture } from '../arch/architecture.js';
 import { FlowCode } from '../arch/instruction-table.js';
 import { linkAddress } from '../base/brand.js';
+import { SHT_RELA } from '../elf/constants.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
 import type { LandingPads } from './landing-pads.js';
-import type { Program } from './program.js';
+import { type Program, wordsOf } from './program.js';
 
 /** Control can go from one place to another although no instruction says so. */
 export interface ExtraFlow {
@@ -41,6 +42,7 @@ export function readKernelFlow(
   elf: ElfFile,
   space: CodeSpace,
   symbolAddress: (name: string) => number | undefined = () => undefined,
+  placeOf: (symbol: number) => number | undefined = placesOf(elf, space),
 ): ExtraFlow {
   const edges: { from: number; to: number }[] = [];
   const continuations = new Map<number, number>();
@@ -54,13 +56,13 @@ export function readKernelFlow(
     return data && { data, address: start, section: undefined };
   };
   const pairs = (name: string, entryBytes: number) => {
-    eachPair(elf, space, findTable(name), entryBytes, (from, to) => {
+    eachPair(elf, space, placeOf, findTable(name), entryBytes, (from, to) => {
       if (from === undefined || to === undefined) return;
       edges.push({ from, to });
       if (name === '__jump_table') resumed.push(from);
     });
   };
-  const resumed = readResumedTraps(elf, space);
+  const resumed = readResumedTraps(elf, space, placeOf);
   pairs('__jump_table', 16);
   pairs('__ex_table', 12);
 
@@ -68,7 +70,7 @@ export function readKernelFlow(
   if (section !== undefined) {
     const { data } = section;
     const entryBytes = alternativeBytes(data.length, elf);
-    eachPair(elf, space, findTable('.altinstructions'), entryBytes, (from, to, index) => {
+    eachPair(elf, space, placeOf, findTable('.altinstructions'), entryBytes, (from, to, index) => {
       const at = index * entryBytes;
       // instr_offset, repl_offset, cpuid (16 bits, 32 since 6.3), instrlen, replacementlen
       const lengthsAt = at + entryBytes - 2;
@@ -117,7 +119,7 @@ function alternativeBytes(sizeBytes: number, elf: ElfFile): number {
 const BUGFLAG_WARNING = 1;
 
 /** `struct bug_entry`: address, file, line (16 bits), flags (16 bits); file and line only with CONFIG_DEBUG_BUGVERBOSE. */
-function readResumedTraps(elf: ElfFile, space: CodeSpace): number[] {
+function readResumedTraps(elf: ElfFile, space: CodeSpace, placeOf: PlaceOf): number[] {
   const section = elf.findSection('__bug_table');
   if (section === undefined) return [];
   const { data } = section;
@@ -125,7 +127,7 @@ function readResumedTraps(elf: ElfFile, space: CodeSpace): number[] {
   const entryBytes = data.length % 12 === 0 ? 12 : 8;
   const resumed: number[] = [];
   const table = { data, address: section.address, section };
-  eachPair(elf, space, table, entryBytes, (position, _, i) => {
+  eachPair(elf, space, placeOf, table, entryBytes, (position, _, i) => {
     const flags = view.getUint16(i * entryBytes + (entryBytes === 12 ? 10 : 4), true);
     if (position !== undefined && (flags & BUGFLAG_WARNING) !== 0) resumed.push(position);
   });
@@ -139,10 +141,23 @@ interface Table {
   readonly section: ElfSection | undefined;
 }
 
+/** The position that a symbol names, by its index; undefined for one that is not in the code. */
+type PlaceOf = (symbol: number) => number | undefined;
+
+function placesOf(elf: ElfFile, space: CodeSpace): PlaceOf {
+  return (index) => {
+    const symbol = elf.symbols[index];
+    return symbol && space.positionOfSymbol(symbol);
+  };
+}
+
+const RELA_WORDS = 6;
+
 /** Visits each entry with its first two 32-bit fields as positions. */
 function eachPair(
   elf: ElfFile,
   space: CodeSpace,
+  placeOf: PlaceOf,
   table: Table | undefined,
   entryBytes: number,
   visit: (first: number | undefined, second: number | undefined, index: number) => void,
@@ -153,11 +168,20 @@ function eachPair(
   if (space.isRelocatable) {
     if (section === undefined) return;
     const fields: (number | undefined)[] = new Array(2 * count).fill(undefined);
-    for (const { offset, symbolIndex, addend } of elf.relocationsFor(section)) {
-      const entry = Math.floor(offset / entryBytes);
-      const within = offset - entry * entryBytes;
-      if (entry < 0 || entry >= count || (within !== 0 && within !== 4)) continue;
-      fields[2 * entry + within / 4] = space.positionOfRelocation(elf.symbols[symbolIndex], addend);
+    for (const relocations of elf.sections) {
+      if (relocations.type !== SHT_RELA || relocations.info !== section.index) continue;
+      const words = wordsOf(relocations.data);
+      for (let word = 0; word + RELA_WORDS <= words.length; word += RELA_WORDS) {
+        const offset = words[word] as number;
+        const entry = Math.floor(offset / entryBytes);
+        const within = offset - entry * entryBytes;
+        if (entry < 0 || entry >= count || (within !== 0 && within !== 4)) continue;
+        const place = placeOf(words[word + 3] as number);
+        const position = (place ?? -1) + (words[word + 4] as number);
+        // Wherever a damaged addend says.
+        const isInside = place !== undefined && position >= 0 && position <= space.bytes.length;
+        fields[2 * entry + within / 4] = isInside ? position : undefined;
+      }
     }
     for (let i = 0; i < count; i++) visit(fields[2 * i], fields[2 * i + 1], i);
     return;

@@ -46,7 +46,7 @@ export class PositionIndex {
 }
 
 /** Hacker's Delight, 5-1. */
-function countBits(word: number): number {
+export function countBits(word: number): number {
   let x = word - ((word >>> 1) & 0x55555555);
   x = (x & 0x33333333) + ((x >>> 2) & 0x33333333);
   x = (x + (x >>> 4)) & 0x0f0f0f0f;

@@ -27,26 +27,24 @@ const SECTION_SPAN = 2 ** 32;
 export function encodeProof(result: ValidateResult, source: 'dwarf' | 'orc'): Uint8Array | undefined {
   const proven = result.sources.find((s) => s.source === source);
   if (proven === undefined || result.buildId === undefined) return undefined;
-  const { table, space } = result.program;
-  const { statuses } = proven;
+  const { isRelocatable, regions } = result;
   const ranges: { start: number; end: number; verdict: number }[] = [];
   let region = 0;
-  for (let i = 0; i < table.count; i++) {
-    const verdict = verdictOf(statuses[i] as number);
+  for (const stretch of proven.stretches()) {
+    const verdict = verdictOf(stretch.status);
     if (verdict === 0) continue;
-    const position = table.offsets[i] as number;
-    while (position >= (space.regions[region]?.end ?? Number.POSITIVE_INFINITY)) region++;
-    const home = space.regions[region];
+    while (stretch.start >= (regions[region]?.end ?? Number.POSITIVE_INFINITY)) region++;
+    const home = regions[region];
     if (home === undefined) break;
-    const start = position - home.start + (space.isRelocatable ? region * SECTION_SPAN : home.address);
-    const end = start + (table.lengths[i] as number);
+    const start = stretch.start - home.start + (isRelocatable ? region * SECTION_SPAN : home.address);
+    const end = start + stretch.end - stretch.start;
     const last = ranges[ranges.length - 1];
     if (last !== undefined && last.end === start && last.verdict === verdict) last.end = end;
     else if (last === undefined || start >= last.end) ranges.push({ start, end, verdict });
   }
   const body = new ByteWriter(ranges.length * 4 + 64);
   body.writeCString(result.buildId).writeCString(source);
-  const sections = space.isRelocatable ? space.regions : [];
+  const sections = isRelocatable ? regions : [];
   body.writeUleb128(sections.length);
   for (const { name } of sections) body.writeCString(name);
   body.writeUleb128(ranges.length);

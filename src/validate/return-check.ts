@@ -1,7 +1,7 @@
 import type { Architecture } from '../arch/architecture.js';
 import { FlowCode } from '../arch/instruction-table.js';
 import { type ClaimSource, type Finding, makeFinding } from './findings.js';
-import type { NoReturnTargets } from './no-return.js';
+import type { CallsThatEnd } from './no-return.js';
 import type { Places } from './places.js';
 import type { Program } from './program.js';
 import type { StateId, StateSpace } from './state-space.js';
@@ -19,7 +19,7 @@ export class ReturnCheck {
   readonly #architecture: Architecture;
   readonly #program: Program;
   readonly #registers: readonly number[];
-  readonly #noReturn: NoReturnTargets;
+  readonly #noReturn: CallsThatEnd;
   readonly #found = new Map<number, { register: number; value: Value }>();
 
   /** `registers`: those that the table of this source speaks of. */
@@ -27,7 +27,7 @@ export class ReturnCheck {
     architecture: Architecture,
     program: Program,
     registers: readonly number[],
-    noReturn: NoReturnTargets,
+    noReturn: CallsThatEnd,
   ) {
     this.#noReturn = noReturn;
     this.#architecture = architecture;

@@ -1,5 +1,6 @@
 import type { Architecture } from '../arch/architecture.js';
 import { InstructionTable } from '../arch/instruction-table.js';
+import { BriefScratch } from './brief/brief-scratch.js';
 import { StateSpace } from './state-space.js';
 
 /**
@@ -8,6 +9,7 @@ import { StateSpace } from './state-space.js';
  */
 export class Scratch {
   readonly table = new InstructionTable(0);
+  readonly brief = new BriefScratch();
   readonly #int32 = new Map<string, Int32Array>();
   readonly #uint32 = new Map<string, Uint32Array>();
   readonly #uint8 = new Map<string, Uint8Array>();

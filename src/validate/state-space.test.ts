@@ -47,7 +47,7 @@ function contents(state: FrameState): unknown {
 function walk(states: StateSpace, steps: number, seed: number, visit?: (id: StateId) => void): void {
   const next = random(seed);
   const table = makeTable(200, seed);
-  const met: StateId[] = [states.entry(ENTRY_MASK, false)];
+  const met: StateId[] = [states.entry(ENTRY_MASK)];
   for (let n = 0; n < steps; n++) {
     const from = met[next(met.length)] as StateId;
     const i = next(table.count);
@@ -109,7 +109,7 @@ describe('a state space', () => {
 
   it('holds that what is known for sure of one way is assumed when another was', () => {
     const states = new StateSpace(x86_64, RED_ZONE_BYTES);
-    const sure = states.entry(ENTRY_MASK, false);
+    const sure = states.entry(ENTRY_MASK);
     const working = states.load(sure);
     working.assume(true);
     const assumed = states.keep(working);
@@ -119,37 +119,12 @@ describe('a state space', () => {
     expect(states.join(assumed, sure)).toBe(COVERED);
   });
 
-  it('follows in a brief state what a whole one says of stack pointer and frame pointer, or less', () => {
-    const states = new StateSpace(x86_64, RED_ZONE_BYTES);
-    const next = random(7);
-    const table = makeTable(200, 7);
-    let proven = 0;
-    for (let round = 0; round < 100; round++) {
-      let [whole, brief] = [states.entry(1 << RBP, false), states.entry(1 << RBP, true)];
-      for (let step = 0; step < 12; step++) {
-        const i = next(table.count);
-        [whole, brief] = [states.after(whole, table, i), states.after(brief, table, i)];
-        expect(states.known(brief) & ~((1 << RSP) | (1 << RBP))).toBe(0);
-        for (const register of [RSP, RBP]) {
-          const value = states.register(brief, register);
-          if (value === UNKNOWN) continue;
-          expect(states.register(whole, register)).toBe(value);
-          proven++;
-        }
-      }
-      expect([states.isBrief(whole), states.isBrief(brief)]).toEqual([false, true]);
-      const joined = states.join(whole, brief);
-      expect(joined === COVERED || states.isBrief(joined)).toBe(true);
-    }
-    expect(proven).toBeGreaterThan(500);
-  });
-
   it('takes a state for unknown when there is no room for it', () => {
     const states = new StateSpace(x86_64, RED_ZONE_BYTES, 100);
     const table = makeTable(1, 1);
     table.effects[0] = makeEffect(OpCode.push, RBX, 0, 0);
     table.values[0] = 8;
-    let id = states.entry(ENTRY_MASK, false);
+    let id = states.entry(ENTRY_MASK);
     expect(states.register(id, RSP)).toBe(cfaValue(-8));
     for (let n = 0; n < 10; n++) id = states.after(id, table, 0);
     expect([states.known(id), states.isAssumed(id), states.isPartial(id)]).toEqual([0, true, true]);

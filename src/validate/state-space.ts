@@ -19,8 +19,6 @@ const HEADER_WORDS = REGISTERS + 3;
 const [IS_PARTIAL, IS_ASSUMED] = [1, 2];
 /** A call leaves it as it is. */
 const IS_KEPT_BY_CALLS = 4;
-/** {@link FrameState.isBrief} */
-const IS_BRIEF = 8;
 
 /** Of transitions: state, effect, value; then the state behind, and what changed. */
 const TRANSITION_WORDS = 8;
@@ -98,7 +96,6 @@ export class StateSpace {
     const flags = words[id + FLAGS] as number;
     state.isPartial = (flags & IS_PARTIAL) !== 0;
     state.isAssumed = (flags & IS_ASSUMED) !== 0;
-    state.isBrief = (flags & IS_BRIEF) !== 0;
     let from = id + HEADER_WORDS;
     for (let i = 0; i < state.slotCount; i++) {
       slotAddresses[i] = words[from++] as number;
@@ -109,8 +106,8 @@ export class StateSpace {
   }
 
   /** A function that has just been called; see {@link FrameState.enterFunction}. */
-  entry(entryMask: number, isBrief: boolean): StateId {
-    this.#state.enterFunction(entryMask, isBrief);
+  entry(entryMask: number): StateId {
+    this.#state.enterFunction(entryMask);
     return this.keep(this.#state);
   }
 
@@ -147,7 +144,6 @@ export class StateSpace {
     words[start + FLAGS] =
       (state.isPartial ? IS_PARTIAL : 0) |
       (state.isAssumed ? IS_ASSUMED : 0) |
-      (state.isBrief ? IS_BRIEF : 0) |
       (state.isKeptByCalls ? IS_KEPT_BY_CALLS : 0);
     words[start + KNOWN] = state.known;
     const first = start + HEADER_WORDS;
@@ -219,10 +215,6 @@ export class StateSpace {
 
   isAssumed(id: StateId): boolean {
     return ((this.#words[id + FLAGS] as number) & IS_ASSUMED) !== 0;
-  }
-
-  isBrief(id: StateId): boolean {
-    return ((this.#words[id + FLAGS] as number) & IS_BRIEF) !== 0;
   }
 
   /** The state behind instruction `i`. */
@@ -302,7 +294,6 @@ export class StateSpace {
     const state = this.load(kept);
     state.isPartial ||= this.isPartial(other);
     state.isAssumed ||= this.isAssumed(other);
-    state.isBrief ||= this.isBrief(other);
     for (let register = 0; register < REGISTERS; register++) {
       if (state.registers[register] !== this.register(other, register)) state.setRegister(register, UNKNOWN);
     }

@@ -4,11 +4,12 @@ import { ParseError } from '../base/errors.js';
 import type { ElfFile } from '../elf/elf-file.js';
 import { compareSources, type ProvenSource } from './agreement.js';
 import { findAssumedRows, findUnboundedTables, opensOnAssumed, UnfollowedJumps } from './assumptions.js';
-import { Verdict } from './claim-check.js';
+import { resultOf } from './brief/brief-result.js';
+import { validateBriefly } from './brief/validate-brief.js';
 import { type ReadClaims, readDwarfClaims, readOrcClaims } from './claim-sources.js';
-import { type Contradiction, Status } from './claim-verdicts.js';
-import { describeClaim } from './claims.js';
-import { CodeSpace } from './code-space.js';
+import { Status } from './claim-verdicts.js';
+import { type CodeRegion, CodeSpace } from './code-space.js';
+import { contradictionsToFindings } from './contradictions.js';
 import { type ClaimSource, type Finding, isSuppressed, makeFinding, type Suppression } from './findings.js';
 import { type FlowProofResult, proveFlow } from './flow-proof.js';
 import { checkFramePointers } from './frame-pointer.js';
@@ -22,7 +23,6 @@ import { buildProgram, type CodeFunction, PART_NAME, type Program } from './prog
 import { ReturnCheck } from './return-check.js';
 import { Scratch } from './scratch.js';
 import { SourceLines } from './source-lines.js';
-import { describeValue } from './values.js';
 
 export interface ValidateOptions {
   readonly architecture: Architecture;
@@ -36,6 +36,8 @@ export interface ValidateOptions {
   readonly scratch?: Scratch;
   /** Function names that the file itself does not have, by link address. */
   readonly symbols?: readonly { readonly name: string; readonly address: number }[];
+  /** Default: true. False leaves out the quick proof of kernel modules, which comes to the same where it comes to anything. */
+  readonly tryBrief?: boolean;
   /** Called now and then with how much is done, from 0 to 1. */
   readonly onProgress?: (fraction: number) => void;
   /** The file's separate debug file, for the lines of findings. Called when there is one and the file has no line table. */
@@ -57,6 +59,15 @@ export interface SourceResult {
   readonly counts: StatusCounts;
   /** Of each instruction. */
   readonly statuses: Uint8Array;
+  /** The same by place, in order, without those that control does not come to. */
+  stretches(): readonly Stretch[];
+}
+
+/** Instructions from one position up to another that have one {@link Status}. */
+export interface Stretch {
+  readonly start: number;
+  readonly end: number;
+  readonly status: number;
 }
 
 export interface ValidateResult {
@@ -66,6 +77,10 @@ export interface ValidateResult {
   readonly findings: readonly Finding[];
   readonly suppressed: number;
   readonly textBytes: number;
+  /** The executable sections, or segments, of the file, in the order of their positions. */
+  readonly regions: readonly CodeRegion[];
+  /** Positions are called by section and offset, not by link address. */
+  readonly isRelocatable: boolean;
   readonly instructions: number;
   /** How many indirect jumps' tables were followed, and how many indirect jumps have none that was found. */
   readonly jumpTables: Pick<JumpTables, 'followed' | 'notFollowed'>;
@@ -98,6 +113,8 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   }
   const scratch = options.scratch ?? new Scratch();
   const space = CodeSpace.of(elf, scratch);
+  const brief = mayBeBrief(options) ? validateBriefly(elf, space, { ...options, scratch }) : undefined;
+  if (brief !== undefined) return resultOf(elf, space, architecture, brief);
   const findings: Finding[] = [];
   const tables = readTables(elf, space, options, findings);
   const { onProgress } = options;
@@ -130,36 +147,26 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   const portion = (1 - FLOW_READ) / tables.length;
   for (const [index, { source, read }] of tables.entries()) {
     const done = FLOW_READ + portion * index;
-    const prove = (isBrief: boolean) => {
-      const registers = source === 'orc' ? [architecture.framePointer] : architecture.calleeSaved;
-      const returns = new ReturnCheck(architecture, program, registers, noReturn);
-      const jumps = new UnfollowedJumps(assumptions, isBrief ? registers : architecture.calleeSaved);
-      const result = proveFlow({
-        architecture,
-        name: source,
-        scratch,
-        program,
-        claims: read.claims,
-        onTransfer: (i, states, state) => {
-          if (program.table.flows[i] !== FlowCode.indirectJump) returns.look(i, states, state);
-          else jumps.look(i, (register) => states.register(state, register));
-        },
-        transferMask: ReturnCheck.transferMask | UnfollowedJumps.transferMask,
-        ...(onProgress !== undefined && { onProgress: (fraction) => onProgress(done + portion * fraction) }),
-        extraFlow,
-        noReturn,
-        redZoneBytes: redZoneOf(source, elf, architecture),
-        isBrief,
-        hints,
-      });
-      return { result, returns, jumps };
-    };
-    // Modules seldom have findings; when one has, they say all that is known. A linked kernel has some.
-    const isBrief = source === 'orc' && space.isRelocatable;
-    let { result, returns, jumps } = prove(isBrief);
-    const isOpen =
-      result.contradictions.length > 0 || result.hasUnknown || returns.hasFound || jumps.hasFound;
-    if (isBrief && isOpen) ({ result, returns, jumps } = prove(false));
+    const registers = source === 'orc' ? [architecture.framePointer] : architecture.calleeSaved;
+    const returns = new ReturnCheck(architecture, program, registers, noReturn);
+    const jumps = new UnfollowedJumps(assumptions, architecture.calleeSaved);
+    const result = proveFlow({
+      architecture,
+      name: source,
+      scratch,
+      program,
+      claims: read.claims,
+      onTransfer: (i, states, state) => {
+        if (program.table.flows[i] !== FlowCode.indirectJump) returns.look(i, states, state);
+        else jumps.look(i, (register) => states.register(state, register));
+      },
+      transferMask: ReturnCheck.transferMask | UnfollowedJumps.transferMask,
+      ...(onProgress !== undefined && { onProgress: (fraction) => onProgress(done + portion * fraction) }),
+      extraFlow,
+      noReturn,
+      redZoneBytes: redZoneOf(source, elf, architecture),
+      hints,
+    });
     for (const { text, position } of read.problems) {
       findings.push(
         makeFinding(
@@ -183,7 +190,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
     append(findings, findMissingRows(result, source, program, places));
     const { statuses, claimIds } = result;
     const claimOf = (i: number) => read.claims.claims[claimIds[i] as number];
-    append(findings, jumps.findings(source, claimOf, opensOnAssumed(program, statuses)));
+    append(findings, jumps.findings(source, assumptions, claimOf, opensOnAssumed(program, statuses)));
     append(findings, findAssumedRows(assumptions, source, read.claims, claimIds, statuses));
     append(findings, findSplitInstructions(read, source, program, places, extraFlow));
     proven.push({ source, claims: read.claims, claimIds: result.claimIds, statuses: result.statuses });
@@ -229,14 +236,40 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   return {
     file: elf.source,
     buildId: elf.buildId,
-    sources: proven.map(({ source, statuses }) => ({ source, statuses, counts: countStatuses(statuses) })),
+    sources: proven.map(({ source, statuses }) => ({
+      source,
+      statuses,
+      counts: countStatuses(statuses),
+      stretches: () => stretchesOf(program, statuses),
+    })),
     findings: kept,
     suppressed: findings.length - kept.length,
     textBytes: space.regions.reduce((sum, region) => sum + region.end - region.start, 0),
+    regions: space.regions,
+    isRelocatable: space.isRelocatable,
     instructions: program.table.count,
     jumpTables: { followed: jumpTables.followed, notFollowed: jumpTables.notFollowed },
     program,
   };
+}
+
+/** Where ORC is all that is asked for. */
+function mayBeBrief({ tryBrief = true, sources, agree = [] }: ValidateOptions): boolean {
+  return tryBrief && agree.length === 0 && (sources === undefined || sources.every((each) => each === 'orc'));
+}
+
+function stretchesOf({ table }: Program, statuses: Uint8Array): Stretch[] {
+  const stretches: { start: number; end: number; status: number }[] = [];
+  for (let i = 0; i < table.count; i++) {
+    const status = statuses[i] as number;
+    if (status === Status.unreached) continue;
+    const start = table.offsets[i] as number;
+    const end = start + (table.lengths[i] as number);
+    const last = stretches[stretches.length - 1];
+    if (last !== undefined && last.end === start && last.status === status) last.end = end;
+    else stretches.push({ start, end, status });
+  }
+  return stretches;
 }
 
 function readTables(
@@ -355,90 +388,6 @@ const FOUR_PROVEN = Status.proven * 0x0101_0101;
 
 function count(counts: Uint32Array, status: number): void {
   counts[status] = (counts[status] as number) + 1;
-}
-
-/** One finding for each wrong row, and one for each register that a function treats wrongly. */
-function contradictionsToFindings(
-  result: FlowProofResult,
-  source: ClaimSource,
-  program: Program,
-  places: Places,
-  architecture: Architecture,
-): Finding[] {
-  const nameOf = (register: number) => architecture.idioms.registerName(register);
-  const findings: Finding[] = [];
-  const indexOfKey = new Map<string, number>();
-  for (const contradiction of result.contradictions) {
-    const { at, from, claim, verdict, register } = contradiction;
-    const position = program.table.offsets[at] as number;
-    const owner = program.functionAt(position)?.start ?? -1;
-    const key = `${owner},${verdict},${register}`;
-    const known = verdict === Verdict.wrongRegister ? indexOfKey.get(key) : undefined;
-    if (known !== undefined) {
-      const first = findings[known] as Finding;
-      findings[known] = { ...first, repeats: first.repeats + 1 };
-      continue;
-    }
-    indexOfKey.set(key, findings.length);
-    const { code, message } = explain(contradiction, architecture);
-    findings.push(
-      makeFinding(code, message, {
-        source,
-        place: places.at(position),
-        from: from < 0 ? undefined : places.at(program.table.offsets[from] as number),
-        claimed: describeClaim(claim, nameOf),
-        derived: describeDerived(contradiction, architecture),
-      }),
-    );
-  }
-  return findings;
-}
-
-function explain(
-  { claim, verdict, register, derived }: Contradiction,
-  architecture: Architecture,
-): {
-  code:
-    | 'cfa-mismatch'
-    | 'cfa-unproven'
-    | 'return-address-mismatch'
-    | 'saved-register-mismatch'
-    | 'register-clobbered';
-  message: string;
-} {
-  const name = (number: number) => architecture.idioms.registerName(number);
-  if (verdict === Verdict.unknown) {
-    return { code: 'cfa-unproven', message: 'nothing before shows that what is claimed to be the CFA is it' };
-  }
-  if (verdict === Verdict.wrongCfa) {
-    return {
-      code: 'cfa-mismatch',
-      message: `what is claimed to be the CFA is ${describeValue(derived, name)}`,
-    };
-  }
-  const found = describeValue(derived, name);
-  if (register === architecture.returnAddress) {
-    return {
-      code: 'return-address-mismatch',
-      message: `where the return address is claimed to be lies: ${found}`,
-    };
-  }
-  return claim.sameRegisters.includes(register)
-    ? {
-        code: 'register-clobbered',
-        message: `${name(register)} is claimed to be unchanged; it holds: ${found}`,
-      }
-    : {
-        code: 'saved-register-mismatch',
-        message: `where ${name(register)} is claimed to be saved lies: ${found}`,
-      };
-}
-
-function describeDerived(contradiction: Contradiction, architecture: Architecture): string {
-  const name = (register: number) => architecture.idioms.registerName(register);
-  const value = (register: number, of: number) => `${name(register)}=${describeValue(of, name)}`;
-  const { stackPointer, framePointer } = architecture;
-  return `${value(stackPointer, contradiction.stackPointer)}, ${value(framePointer, contradiction.framePointer)}`;
 }
 
 /** The first instruction of each function, or stretch between functions, that control reaches without a row. */

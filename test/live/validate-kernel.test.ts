@@ -2,10 +2,14 @@ import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { x86_64 } from '../../src/arch/x86-64/index.js';
+import type { ElfFile } from '../../src/elf/elf-file.js';
 import { parseElf } from '../../src/elf/reader.js';
+import { validateBriefly } from '../../src/validate/brief/validate-brief.js';
 import { readOrcClaims } from '../../src/validate/claim-sources.js';
 import { CodeSpace } from '../../src/validate/code-space.js';
+import { encodeProof } from '../../src/validate/proof.js';
 import { Scratch } from '../../src/validate/scratch.js';
+import { validateElf } from '../../src/validate/validate-file.js';
 import { classOf } from '../support/agreement-classes.js';
 import { fetchKernel } from '../support/guest.js';
 import {
@@ -39,6 +43,20 @@ function instructionMutations(bytes: Uint8Array, path: string): Mutation[] {
   return mutationsOfInstructions(bytes, path, new Set([x86_64.framePointer]), undefined, isStackBased);
 }
 
+/** All that a validation says of a file, with the proof that is kept. */
+function resultsOf(elf: ElfFile, tryBrief: boolean) {
+  const result = validateElf(elf, { architecture: x86_64, scratch, tryBrief });
+  return {
+    counts: result.sources.map(({ counts }) => counts),
+    statuses: result.sources.map(({ statuses }) => Buffer.from(statuses).toString('latin1')),
+    findings: result.findings,
+    jumpTables: result.jumpTables,
+    instructions: result.instructions,
+    textBytes: result.textBytes,
+    proof: Buffer.from(encodeProof(result, 'orc') ?? []).toString('latin1'),
+  };
+}
+
 describe('objtool’s tables of kernel modules', () => {
   it('are what the code alone says, but for what docs/validation-results.md explains', () => {
     const total = { ...NO_COUNTS };
@@ -55,6 +73,33 @@ describe('objtool’s tables of kernel modules', () => {
     expect(total.proven).toBeGreaterThan(1_000_000);
     const others = total.disproved + total.unknown + total.unclaimed + total.unreached;
     expect(others / total.proven).toBeLessThan(0.0005);
+  });
+
+  it('are proven by frames alone as by all registers, place by place', () => {
+    let briefly = 0;
+    const chosen = modules.filter((_, i) => i < 20 || i % 8 === 0);
+    for (const path of chosen) {
+      const elf = parseElf(readFileSync(path), path);
+      if (validateBriefly(elf, CodeSpace.of(elf, scratch), { architecture: x86_64, scratch }) !== undefined)
+        briefly++;
+      expect(resultsOf(elf, true)).toEqual(resultsOf(elf, false));
+    }
+    expect(briefly / chosen.length).toBeGreaterThan(0.95);
+  });
+
+  it('come to the same by frames alone as by all registers when something is wrong with them', () => {
+    const path = modules.find((file) => statSync(file).size < 60_000) as string;
+    const original = new Uint8Array(readFileSync(path));
+    const bytes = original.slice();
+    const mutations = [...mutationsOfOrc(bytes, path), ...instructionMutations(bytes, path)];
+    for (const { at, value, what } of mutations.filter(
+      (_, i) => i % Math.ceil(mutations.length / 300) === 0,
+    )) {
+      bytes[at] = value;
+      const elf = parseElf(bytes, path);
+      expect([what, resultsOf(elf, true)]).toEqual([what, resultsOf(elf, false)]);
+      bytes[at] = original[at] as number;
+    }
   });
 
   it.each([

@@ -1,19 +1,9 @@
-import {
-  FlowCode,
-  firstOf,
-  makeEffect,
-  OpCode,
-  opOf,
-  secondOf,
-  TOUCHES_ALL,
-  TOUCHES_FRAME,
-  writesOf,
-} from '../instruction-table.js';
+import { FlowCode, makeEffect, OpCode } from '../instruction-table.js';
 import { dwarfMask, effect, findEffect } from './effect.js';
 import { flowOf } from './flow.js';
 import { hasRelativeTarget, isRegisterForm } from './operands.js';
-import { DW_RBP, DW_RSP } from './registers.js';
 import { Encoding, MAX_INSTRUCTION_BYTES, type Scan, scan, scanInstruction } from './scanner.js';
+import { touchedBy, touchesFrame } from './touches.js';
 
 /** What the 32 bits at an instruction's displacement or immediate become. */
 export const RawKind = {
@@ -31,7 +21,7 @@ export const RawKind = {
 } as const;
 
 /** Bit positions in a shape; the length has the lowest four. */
-export const SHAPE = { flow: 4, rawAt: 8, rawKind: 12, transfer: 15 } as const;
+export const SHAPE = { flow: 4, rawAt: 8, rawKind: 12, transfer: 15, frame: 16 } as const;
 
 const FLOW_CODE_OF = FlowCode as Readonly<Record<string, number>>;
 /** Shapes and nodes are numbered in 16 bits with their sign. */
@@ -74,13 +64,14 @@ export class HeaderTrie {
     const hasOperands =
       op !== OpCode.none && op < OpCode.leave && op !== OpCode.pushOther && op !== OpCode.popOther;
     const flow = FLOW_CODE_OF[flowOf(scan)] as number;
+    const done = makeEffect(op, hasOperands ? a : 0, hasOperands ? b : 0, dwarfMask(effect.writes));
     const shape =
       scan.lengthBytes |
       (flow << SHAPE.flow) |
       (rawAt << SHAPE.rawAt) |
       (rawKind << SHAPE.rawKind) |
-      (isTransfer(flow) ? 1 << SHAPE.transfer : 0);
-    const done = makeEffect(op, hasOperands ? a : 0, hasOperands ? b : 0, dwarfMask(effect.writes));
+      (isTransfer(flow) ? 1 << SHAPE.transfer : 0) |
+      (touchesFrame(touchedBy(flow, done)) ? 1 << SHAPE.frame : 0);
     const headerBytes = headerLength(scan);
     if (!isKept(scan) || this.#shapeCount > MAX_COUNT || this.#nodeCount + headerBytes > MAX_COUNT)
       return this.#set(LAST_SHAPE, shape, done, value);
@@ -141,32 +132,6 @@ export class HeaderTrie {
 
 function isTransfer(flow: number): boolean {
   return flow !== FlowCode.next && flow !== FlowCode.systemCall && flow !== FlowCode.breakpoint;
-}
-
-const FRAME_REGISTERS = (1 << DW_RSP) | (1 << DW_RBP);
-
-function touchedBy(flow: number, done: number): number {
-  if (flow !== FlowCode.next) return TOUCHES_ALL;
-  const [a, b, writes] = [firstOf(done), secondOf(done), writesOf(done)];
-  switch (opOf(done)) {
-    case OpCode.none:
-      return touching(writes, writes);
-    case OpCode.add:
-    case OpCode.load:
-      return touching(writes | (1 << a) | (1 << b), writes | (1 << a));
-    case OpCode.store:
-      // Where the stack pointer is kept is news, wherever that is.
-      return a === DW_RSP ? TOUCHES_ALL : touching(writes | (1 << b), writes | (1 << b));
-    case OpCode.and:
-      return a === DW_RSP || a === DW_RBP ? TOUCHES_ALL : touching(writes | (1 << a), 0);
-    default:
-      return TOUCHES_ALL;
-  }
-}
-
-/** `needed`: of which the state has to know something; `frame`: the same where it knows of no others than the frame's registers. */
-function touching(needed: number, frame: number): number {
-  return needed | ((frame & FRAME_REGISTERS) === 0 ? 0 : TOUCHES_FRAME);
 }
 
 /** Bytes up to the displacement or immediate. */

@@ -3,6 +3,7 @@ import { codeIdioms } from './code-idioms.js';
 import { decoder } from './decoder.js';
 import { redirector } from './redirector.js';
 import { CALLEE_SAVED, DW_RA, DW_RBP, DW_RSP } from './registers.js';
+import { skimmer } from './skim.js';
 import { sweeper } from './sweep.js';
 import { findTableJump } from './table-jump.js';
 
@@ -12,6 +13,7 @@ export const x86_64: Architecture = {
   elfMachine: 62,
   decoder,
   sweeper,
+  skimmer,
   redirector,
   findTableJump,
   idioms: codeIdioms,
