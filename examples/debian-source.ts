@@ -19,11 +19,11 @@ export function fetchDebianSource(name: string, folder: string): string {
   return tree;
 }
 
-/** Fetches a Debian binary package in the same way and unpacks it, without installing anything. */
-export function fetchDebianPackage(name: string, folder: string): string {
+/** Fetches a Debian binary package in the same way and unpacks it, without installing anything: the newest version, or the given one. */
+export function fetchDebianPackage(name: string, folder: string, version?: string): string {
   const tree = join(folder, 'tree');
   if (existsSync(tree)) return tree;
-  fetchPackage(preparePrivateApt(folder, 'deb'), name, folder, tree);
+  fetchPackage(preparePrivateApt(folder, 'deb'), name, folder, tree, version);
   return tree;
 }
 
@@ -66,8 +66,8 @@ export class DebianSuite {
   }
 }
 
-function fetchPackage(run: AptRun, name: string, folder: string, tree: string): void {
-  run('apt-get', ['download', '-q', name]);
+function fetchPackage(run: AptRun, name: string, folder: string, tree: string, version?: string): void {
+  run('apt-get', ['download', '-q', version === undefined ? name : `${name}=${version}`]);
   const file = readdirSync(folder).find((entry) => entry.startsWith(`${name}_`) && entry.endsWith('.deb'));
   if (file === undefined) throw new Error(`apt-get fetched no package ${name}`);
   run('dpkg-deb', ['-x', file, tree]);

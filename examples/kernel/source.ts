@@ -1,7 +1,8 @@
 import { spawnSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { gunzipSync } from 'node:zlib';
 import { fetchDebianPackage } from '../debian-source.js';
 
 export interface KernelSource {
@@ -22,16 +23,18 @@ export function fetchKernelSource(release: string): KernelSource {
   const version = /^\d+\.\d+/.exec(release)?.[0] ?? '';
   const cache = join(tmpdir(), `livegraft-kernel-source-${process.getuid?.() ?? 0}`, release);
   const headers = join(cache, 'headers/tree/usr/src', `linux-headers-${release}`);
-  const source = join(cache, 'source');
-  if (!existsSync(source)) {
-    const fetched = (name: string, folder: string) => {
-      mkdirSync(join(cache, folder), { recursive: true });
-      return fetchDebianPackage(name, join(cache, folder));
-    };
-    const tree = fetched(`linux-headers-${release}`, 'headers');
-    // The headers lead to kbuild's programs by relative links.
+  const fetched = (name: string, folder: string, packageVersion?: string) => {
+    mkdirSync(join(cache, folder), { recursive: true });
+    return fetchDebianPackage(name, join(cache, folder), packageVersion);
+  };
+  const tree = fetched(`linux-headers-${release}`, 'headers');
+  // The headers lead to kbuild's programs by relative links.
+  if (!existsSync(join(tree, 'usr/lib', `linux-kbuild-${version}`)))
     cpSync(fetched(`linux-kbuild-${version}`, 'kbuild'), tree, { recursive: true, verbatimSymlinks: true });
-    const packed = join(fetched(`linux-source-${version}`, 'package'), 'usr/src');
+  const packageVersion = versionOfPackage(join(tree, 'usr/share/doc', `linux-headers-${release}`));
+  const source = join(cache, `source-${packageVersion}`);
+  if (!existsSync(source)) {
+    const packed = join(fetched(`linux-source-${version}`, 'package', packageVersion), 'usr/src');
     const archive = readdirSync(packed).find((name) => name.startsWith(`linux-source-${version}.tar`));
     if (archive === undefined) throw new Error(`linux-source-${version} holds no archive`);
     const draft = join(cache, `draft-${process.pid}`);
@@ -49,4 +52,12 @@ export function fetchKernelSource(release: string): KernelSource {
     rmSync(join(cache, 'package'), { recursive: true, force: true });
   }
   return { source, headers };
+}
+
+/** The version of a package, by the folder of its documentation. There may be newer sources than what the kernel was made from. */
+function versionOfPackage(documentation: string): string {
+  const changes = gunzipSync(readFileSync(join(documentation, 'changelog.Debian.gz'))).toString();
+  const version = /^\S+ \((\S+)\)/.exec(changes)?.[1];
+  if (version === undefined) throw new Error(`${documentation} does not say which version the package has`);
+  return version;
 }
