@@ -7,10 +7,9 @@ import { LivegraftError, ParseError } from '../base/errors.js';
 import type { ElfFile } from '../elf/elf-file.js';
 import { parseElf } from '../elf/reader.js';
 import type { PatchDeclarations } from '../patch/manifest.js';
-import type { CompiledPair } from './compiled-pair.js';
 import { findDebugFile } from './debug-files.js';
 import type { BuildEvent } from './events.js';
-import { type MadePatch, makePatch } from './make-patch.js';
+import { type MadePatch, makePatch, type PatchSource } from './make-patch.js';
 import { ObjectModel } from './object-model.js';
 import { TargetModel } from './target-model.js';
 
@@ -36,15 +35,14 @@ export function buildFromObjects(
 ): BuildResult {
   const target = readTarget(options);
   const pair = { original: readObject(options.origPath), patched: readObject(options.patchedPath) };
-  return buildFromPairs([pair], target, options);
+  return buildFromPairs([{ target, pairs: [pair] }], options);
 }
 
 export function buildFromPairs(
-  pairs: readonly CompiledPair[],
-  target: TargetModel,
+  sources: readonly PatchSource[],
   options: Omit<BuildOptions, 'targetPath' | 'debugDirs'>,
 ): BuildResult {
-  return makePatch(pairs, target, {
+  return makePatch(sources, {
     name: options.name,
     description: options.description,
     decoder: x86_64.decoder,

@@ -64,7 +64,7 @@ export async function buildFromSource(options: SourceBuildOptions): Promise<Buil
       patched = capture.build('patched');
     }
     const pairs = pairUp(original, patched);
-    return buildFromPairs(pairs, target, options);
+    return buildFromPairs([{ target, pairs }], options);
   } finally {
     rmSync(work, { recursive: true, force: true });
   }

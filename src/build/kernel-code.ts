@@ -2,6 +2,7 @@ import { ByteWriter } from '../base/byte-writer.js';
 import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { ElfRelocation, ElfSection } from '../elf/elf-file.js';
+import { EXCEPTIONS } from '../patch/part.js';
 import type { ObjectModel } from './object-model.js';
 import { parseAlternative, placeOf, type SpecialEntry } from './special-sections.js';
 
@@ -20,8 +21,6 @@ export interface KernelCodeHost {
 
 /** `0f 1f 44 00 00` */
 export const NOP5 = [0x0f, 0x1f, 0x44, 0x00, 0x00];
-/** Instructions that may fault, one section each, for {@link addExceptionSearch} of `kernel-exceptions.ts`. */
-export const EXCEPTIONS = '.livegraft.exceptions';
 /** The section that is applied when the patch is loaded (`src/targets/kernel/alternatives.ts`). */
 export const ALTERNATIVES = '.livegraft.alternatives';
 const JUMP_BYTES = 5;

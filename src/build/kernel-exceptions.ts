@@ -6,12 +6,11 @@ import type { PatchSection, PatchSymbol } from '../patch/content.js';
 import type { Digest } from '../patch/file.js';
 import { BELOW_OBJECT } from '../patch/link.js';
 import type { PatchFunction } from '../patch/manifest.js';
-import { EXCEPTIONS } from './kernel-code.js';
+import { EXCEPTION_SEARCH, EXCEPTIONS } from '../patch/part.js';
 import type { TargetModel } from './target-model.js';
 
 /** The kernel's function that finds where to go on behind a fault, whatever table that is in. */
 const SEARCH = 'search_exception_tables';
-export const NEW_SEARCH = 'livegraft_search_exception_tables';
 const ENTRY_BYTES = 12;
 
 /**
@@ -85,14 +84,14 @@ export function addExceptionSearch(
       ...{ offset: 37, type: c.R_X86_64_PC32, addend: -4 },
       symbolIndex: external('__x86_return_thunk', target.objectName),
     });
-  define(NEW_SEARCH, add('.text.livegraft.search', 'text', code, relocations), code.length, true);
+  define(EXCEPTION_SEARCH, add('.text.livegraft.search', 'text', code, relocations), code.length, true);
   const { address, sizeBytes } = old;
   return {
     name: SEARCH,
     sympos: 0,
     old: { name: SEARCH, address: hex(address), sizeBytes, sha256: digest(bytes) },
     parts: [],
-    newSymbol: NEW_SEARCH,
+    newSymbol: EXCEPTION_SEARCH,
     newParts: [],
   };
 }

@@ -4,7 +4,7 @@ import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { ElfFile, ElfRelocation, ElfSection, ElfSymbol } from '../elf/elf-file.js';
 import type { KernelImage } from '../kernel-image/kernel-image.js';
-import type { ModuleImage } from '../kernel-image/module-image.js';
+import { isInitSection, type ModuleImage } from '../kernel-image/module-image.js';
 import type { KernelSymbol } from '../kernel-image/symbol-table.js';
 import type { PatchSection, PatchSectionKind, PatchSymbol } from '../patch/content.js';
 import { type Digest, writePatch } from '../patch/file.js';
@@ -18,6 +18,7 @@ import {
 import { readDeclarations } from './declarations.js';
 import { NOP5, UNPATCHABLE_SECTIONS } from './kernel-code.js';
 import { VMLINUX } from './kernel-target.js';
+import { expectModuleOf } from './module-target.js';
 import { ObjectModel } from './object-model.js';
 
 export interface ReplacementOptions {
@@ -71,7 +72,7 @@ export function buildReplacement(
     });
   }
   const modules = options.modules ?? [];
-  for (const module of modules) expectRelease(module, image);
+  for (const module of modules) expectModuleOf(image, module);
   refuseSpecialSections(object);
   const kept = object.sections.filter(
     (section) =>
@@ -145,15 +146,6 @@ export function buildReplacement(
     ],
   };
   return { bytes: writePatch({ manifest, sections, symbols: symbols.all }, options.digest), manifest };
-}
-
-function expectRelease(module: ModuleImage, image: KernelImage): void {
-  if (module.release === image.release) return;
-  throw new LivegraftError(
-    'wrong-target',
-    `${module.source} is a module of ${module.release}, and ${image.source} is ${image.release}`,
-    { remedy: 'give the module of that kernel', details: { module: module.name, release: module.release } },
-  );
 }
 
 function refuseSpecialSections(object: ElfFile): void {
@@ -303,7 +295,7 @@ class SymbolConversion {
     if (first === undefined) return undefined;
     const { module, symbol } = first;
     if (found.length > 1) throw ambiguous(name, found.length, module.name);
-    if (symbol.section.name.startsWith('.init')) throw initCode(name, module.name, 'the module is loaded');
+    if (isInitSection(symbol.section)) throw initCode(name, module.name, 'the module is loaded');
     return {
       ...{ object: module.name, name, kind: symbol.kind, sizeBytes: symbol.sizeBytes },
       address: symbol.textOffset ?? symbol.value,

@@ -5,6 +5,7 @@ import {
   existsSync,
   mkdirSync,
   readdirSync,
+  readFileSync,
   realpathSync,
   rmSync,
   symlinkSync,
@@ -38,6 +39,24 @@ export function linkTree(sourceDir: string, directory: string, changed: readonly
       else symlinkSync(join(sourceDir, path), join(directory, path));
     }
   }
+}
+
+/** An object that kbuild made. */
+export interface KernelObject {
+  /** Where it lies. */
+  readonly path: string;
+  /** The modules that it is a part of; none for built-in code. */
+  readonly modules: readonly string[];
+}
+
+/**
+ * The modules that kbuild compiled an object for, by its record of the command (`.NAME.o.cmd`): several are separated by colons
+ * (scripts/Makefile.lib, `modname`).
+ */
+export function modulesOfCommand(command: string): readonly string[] {
+  const [line = ''] = command.split('\n');
+  if (!/\s-DMODULE(?:\s|$)/.test(line)) return [];
+  return /-DKBUILD_MODNAME='?\\?"([^"\\]+)/.exec(line)?.[1]?.split(':') ?? [];
 }
 
 /**
@@ -92,12 +111,12 @@ export class KernelTree {
     chmodSync(join(this.#assemblerDir, 'as'), 0o755);
   }
 
-  /** Compiles objects (paths in the tree, `fs/proc/cmdline.o`) into a folder; returns where each one lies. */
+  /** Compiles objects (paths in the tree, `fs/proc/cmdline.o`) into a folder; returns each one by its path. */
   compile(
     objects: readonly string[],
     phase: 'original' | 'patched',
     folder: string,
-  ): ReadonlyMap<string, string> {
+  ): ReadonlyMap<string, KernelObject> {
     for (const object of objects) rmSync(join(this.#objectDir, object), { force: true });
     const { status, stdout, stderr, error } = spawnSync(
       'make',
@@ -135,11 +154,12 @@ export class KernelTree {
       );
     }
     mkdirSync(folder, { recursive: true });
-    const made = new Map<string, string>();
+    const made = new Map<string, KernelObject>();
     for (const object of objects) {
-      const copy = join(folder, `${made.size}-${basename(object)}`);
-      copyFileSync(join(this.#objectDir, object), copy);
-      made.set(object, copy);
+      const path = join(folder, `${made.size}-${basename(object)}`);
+      copyFileSync(join(this.#objectDir, object), path);
+      const command = join(this.#objectDir, dirname(object), `.${basename(object)}.cmd`);
+      made.set(object, { path, modules: modulesOfCommand(readFileSync(command, 'utf8')) });
     }
     return made;
   }

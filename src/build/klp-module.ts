@@ -13,8 +13,8 @@ import type { KernelImage } from '../kernel-image/kernel-image.js';
 import type { Patch, PatchSection } from '../patch/content.js';
 import { BELOW_OBJECT } from '../patch/link.js';
 import type { PatchCallbacks } from '../patch/manifest.js';
-import { ALTERNATIVES, EXCEPTIONS } from './kernel-code.js';
-import { NEW_SEARCH } from './kernel-exceptions.js';
+import { EXCEPTION_SEARCH, EXCEPTIONS, sectionsFor } from '../patch/part.js';
+import { ALTERNATIVES } from './kernel-code.js';
 import { VMLINUX } from './kernel-target.js';
 
 const RETURN_THUNK = '__x86_return_thunk';
@@ -163,7 +163,7 @@ class KlpModule {
         name,
         callbacks,
         // A module has an exception table of its own.
-        functions: functions.filter((fn) => fn.newSymbol !== NEW_SEARCH),
+        functions: functions.filter((fn) => fn.newSymbol !== EXCEPTION_SEARCH),
       }))
       .filter(({ functions }) => functions.length > 0);
     const [patchBytes, objectBytes, functionBytes] = ['klp_patch', 'klp_object', 'klp_func'].map((name) =>
@@ -314,15 +314,40 @@ class KlpModule {
     return index;
   }
 
+  #owners: ReadonlyMap<number, string> | undefined;
+  /**
+   * In which module's table the relocations for something of another module are, that is not patched itself: the table of the module
+   * whose code refers to it, since that can't be loaded before the other one.
+   */
+  #ownerOf(section: number, object: string): string {
+    if (this.#owners === undefined) {
+      const modules = this.#patch.manifest.objects.filter(
+        ({ name, functions }) => name !== VMLINUX && functions.length > 0,
+      );
+      this.#owners = new Map(
+        modules.flatMap((module) =>
+          Array.from(sectionsFor(this.#patch, module), (index) => [index, module.name] as const),
+        ),
+      );
+    }
+    const owner = this.#owners.get(section);
+    if (owner === undefined)
+      throw unsupported(`its code for the kernel itself refers to the module ${object}`);
+    return owner;
+  }
+
   /**
    * Relocations that livepatch resolves are in sections of their own, for each object: those of a module are applied when it is there
    * (klp_apply_section_relocs).
    */
   #split(section: Section, index: number): RelocationsToWrite[] {
-    const objectOf = (r: ElfRelocation) =>
-      typeof this.#symbols[r.symbolIndex]?.section === 'object'
-        ? (this.#objectOf.get(r.symbolIndex) ?? VMLINUX)
-        : undefined;
+    const patched = this.#patch.manifest.objects.filter(({ functions }) => functions.length > 0);
+    const objectOf = (r: ElfRelocation) => {
+      if (typeof this.#symbols[r.symbolIndex]?.section !== 'object') return undefined;
+      const object = this.#objectOf.get(r.symbolIndex) ?? VMLINUX;
+      const hasTable = object === VMLINUX || patched.some(({ name }) => name === object);
+      return hasTable ? object : this.#ownerOf(index, object);
+    };
     const bare = section.name.replace(/^\./, '');
     const tables = new Map<string | undefined, ElfRelocation[]>();
     for (const relocation of section.relocations) {

@@ -20,8 +20,8 @@ import { declaredTwice } from './declarations.js';
 import type { BuildEvent } from './events.js';
 import { addExceptionSearch } from './kernel-exceptions.js';
 import { type Definition, type ObjectModel, parentOfPart } from './object-model.js';
-import { type Find, nameOfFile, proveAll } from './prove-pairs.js';
-import { selectPatch } from './select.js';
+import { type Find, nameOfFile, type ProvenPair, proveAll } from './prove-pairs.js';
+import { expectReferable, selectPatch } from './select.js';
 import type { TargetModel, TargetSymbol } from './target-model.js';
 
 export interface MakeOptions {
@@ -41,28 +41,75 @@ export interface MadePatch {
   readonly manifest: PatchManifest;
 }
 
-/** Compares, proves and selects; writes the patch file. All refusals of one kind are listed together. */
-export function makePatch(
-  pairs: readonly CompiledPair[],
-  target: TargetModel,
-  options: MakeOptions,
-): MadePatch {
-  const functions: PatchFunction[] = [];
-  const notes: string[] = [];
-  const newFunctions: string[] = [];
-  const newData: { name: string; sizeBytes: number }[] = [];
-  const targetSymbols = new Map<string, PatchSymbolAddress>();
-  const sections: PatchSection[] = [];
-  const symbols: PatchSymbol[] = [];
-  const takenNames = new Set<string>();
-  const callbacks: { [kind in keyof PatchCallbacks]: string } = {};
-  const states: PatchSystemState[] = [];
-  /** New symbols that several files share, with their places in `symbols`. */
-  const globals = new Map<string, number>();
-  for (const provenPair of proveAll(pairs, target, options, notes)) {
-    const { pair, comparison, changedFunctions, newGlobals, declarations, find, proven, index } = provenPair;
+/** What is compiled for one object: the program, the kernel itself, a module. */
+export interface PatchSource {
+  readonly target: TargetModel;
+  readonly pairs: readonly CompiledPair[];
+}
+
+/**
+ * Compares, proves and selects; writes the patch file. All refusals of one kind are listed together. Of a kernel the first source is
+ * the kernel itself, also when nothing of it changes: modules refer to it.
+ */
+export function makePatch(sources: readonly PatchSource[], options: MakeOptions): MadePatch {
+  const content = new PatchContent(options);
+  for (const source of sources) content.add(source);
+  const bytes = content.write();
+  return { bytes, manifest: content.manifest };
+}
+
+/** What goes into one object of a patch. */
+interface ObjectContent {
+  readonly target: TargetModel;
+  readonly functions: PatchFunction[];
+  readonly callbacks: { [kind in keyof PatchCallbacks]: string };
+}
+
+class PatchContent {
+  readonly #options: MakeOptions;
+  readonly #objects: ObjectContent[] = [];
+  readonly #notes: string[] = [];
+  readonly #newFunctions: string[] = [];
+  readonly #newData: { name: string; sizeBytes: number }[] = [];
+  readonly #targetSymbols = new Map<string, PatchSymbolAddress & { readonly object: string }>();
+  readonly #sections: PatchSection[] = [];
+  readonly #symbols: PatchSymbol[] = [];
+  readonly #takenNames = new Set<string>();
+  readonly #states: PatchSystemState[] = [];
+  /** Compiled files so far. */
+  #files = 0;
+
+  constructor(options: MakeOptions) {
+    this.#options = options;
+  }
+
+  add({ target, pairs }: PatchSource): void {
+    const object: ObjectContent = { target, functions: [], callbacks: {} };
+    this.#objects.push(object);
+    const firstFile = this.#files;
+    this.#files += pairs.length;
+    const firstSection = this.#sections.length;
+    /** New symbols that several files share, with their places in the patch's symbols. */
+    const globals = new Map<string, number>();
+    const proven = proveAll(pairs, target, this.#options, this.#notes);
+    const shared = new Set(proven.flatMap(({ newGlobals }) => newGlobals.map(({ name }) => name)));
+    for (const pair of proven) this.#addPair(pair, firstFile + pair.index, object, shared, globals);
+    for (let index = firstSection; index < this.#sections.length; index++) {
+      const section = this.#sections[index] as PatchSection;
+      this.#sections[index] = joinFiles(section, this.#symbols, globals);
+    }
+  }
+
+  #addPair(
+    { pair, comparison, changedFunctions, newGlobals, declarations, find, proven }: ProvenPair,
+    number: number,
+    { target, functions, callbacks }: ObjectContent,
+    shared: ReadonlySet<string>,
+    globals: Map<string, number>,
+  ): void {
     const file = nameOfFile(pair);
-    notes.push(
+    const [sections, symbols, takenNames] = [this.#sections, this.#symbols, this.#takenNames];
+    this.#notes.push(
       `${file}: ${counted(proven, 'function')} of the unpatched build ${proven === 1 ? 'is' : 'are'} the target's`,
     );
     const roots = [
@@ -71,7 +118,7 @@ export function makePatch(
       ...declarations.callbacks.values(),
       ...declarations.states.map((state) => state.variable),
     ];
-    const selection = selectPatch(pair.patched, comparison, roots, target, find, `${index}.`);
+    const selection = selectPatch(pair.patched, comparison, roots, target, find, `${number}.`, shared);
     const [sectionBase, symbolBase] = [sections.length, symbols.length];
     for (const section of selection.sections) {
       const relocations = section.relocations.map((r) => ({ ...r, symbolIndex: r.symbolIndex + symbolBase }));
@@ -79,7 +126,7 @@ export function makePatch(
     }
     // Two files may each define a static function of one name; a patch keeps their new versions apart.
     const ownNames = new Set(selection.symbols.flatMap((s) => (s.kind === 'defined' ? [s.name] : [])));
-    const inPatch = (name: string) => (takenNames.has(name) ? `${name}.${index}.livegraft` : name);
+    const inPatch = (name: string) => (takenNames.has(name) ? `${name}.${number}.livegraft` : name);
     for (const symbol of selection.symbols) {
       symbols.push(
         symbol.kind === 'defined'
@@ -92,65 +139,86 @@ export function makePatch(
       if (at >= 0) globals.set(name, symbolBase + at);
     }
     for (const symbol of selection.targetSymbols)
-      targetSymbols.set(`${symbol.kind} ${symbol.name},${symbol.sympos}`, symbol);
-    newFunctions.push(...selection.newFunctions);
-    newData.push(...selection.newData);
+      this.#targetSymbols.set(`${symbol.object} ${symbol.kind} ${symbol.name},${symbol.sympos}`, symbol);
+    this.#newFunctions.push(...selection.newFunctions);
+    this.#newData.push(...selection.newData);
     for (const change of changedFunctions) {
-      const described = describeFunction(change, pair, target, find, options);
+      const described = describeFunction(change, pair, target, find, this.#options);
       const { newSymbol, newParts } = described;
       functions.push({ ...described, newSymbol: inPatch(newSymbol), newParts: newParts.map(inPatch) });
       if (change.original.name === 'main')
-        notes.push('main changes: it never leaves the stack, so the transition can not complete');
+        this.#notes.push('main changes: it never leaves the stack, so the transition can not complete');
     }
     for (const [kind, { name }] of declarations.callbacks) {
       if (callbacks[kind] !== undefined) throw declaredTwice(`a ${kind} callback`, `again in ${file}`);
       callbacks[kind] = inPatch(name);
     }
     for (const { id, version, variable } of declarations.states) {
-      if (states.some((state) => state.id === id)) throw declaredTwice(`state ${id}`, `again in ${file}`);
-      states.push({ id, version, symbol: inPatch(variable.name) });
+      if (this.#states.some((state) => state.id === id))
+        throw declaredTwice(`state ${id}`, `again in ${file}`);
+      this.#states.push({ id, version, symbol: inPatch(variable.name) });
     }
     for (const name of ownNames) takenNames.add(name);
-    notes.push(...notesOn(file, pair, comparison, target));
+    this.#notes.push(...notesOn(file, pair, comparison, target));
   }
-  const search = target.isKernel ? addExceptionSearch(sections, symbols, target, options.digest) : undefined;
-  if (search !== undefined) functions.push(search);
-  if (functions.length === 0) {
-    throw new LivegraftError(
-      'nothing-changed',
-      'the two builds have the same code: there is nothing to patch',
-      {
-        remedy: 'check that the diff touches code that this target is built from',
-      },
-    );
+
+  write(): Uint8Array {
+    const [first] = this.#objects;
+    const { digest, onEvent } = this.#options;
+    if (first?.target.isKernel === true) {
+      const search = addExceptionSearch(this.#sections, this.#symbols, first.target, digest);
+      if (search !== undefined) first.functions.push(search);
+    }
+    const count = this.#objects.reduce((sum, { functions }) => sum + functions.length, 0);
+    if (count === 0) {
+      throw new LivegraftError(
+        'nothing-changed',
+        'the two builds have the same code: there is nothing to patch',
+        {
+          remedy: 'check that the diff touches code that this target is built from',
+        },
+      );
+    }
+    for (const { target, functions, callbacks } of this.#objects) {
+      if (functions.length > 0 || target === first?.target || Object.keys(callbacks).length === 0) continue;
+      throw new LivegraftError(
+        'nothing-changed',
+        `the diff has callbacks for ${target.objectName}, of which no function changes`,
+        { remedy: 'declare them in a file of what changes', details: { object: target.objectName } },
+      );
+    }
+    onEvent({ kind: 'step', step: 'write', detail: `${count} functions` });
+    const { manifest } = this;
+    return writePatch({ manifest, sections: this.#sections, symbols: this.#symbols }, digest);
   }
-  const manifest: PatchManifest = {
-    formatVersion: MANIFEST_VERSION,
-    name: options.name,
-    description: options.description,
-    createdAt: options.createdAt,
-    tool: 'livegraft 0.1.0',
-    architecture: 'x86-64',
-    objects: [
-      {
+
+  get manifest(): PatchManifest {
+    const { name, description, createdAt, digest, declarations } = this.#options;
+    const [first] = this.#objects;
+    const changed = this.#objects.filter((each) => each === first || each.functions.length > 0);
+    return {
+      formatVersion: MANIFEST_VERSION,
+      name,
+      description,
+      createdAt,
+      tool: 'livegraft 0.1.0',
+      architecture: 'x86-64',
+      objects: changed.map(({ target, functions, callbacks }) => ({
         name: target.objectName,
-        identity: identityOf(target, options.digest),
+        identity: identityOf(target, digest),
         functions,
-        symbols: [...targetSymbols.values()],
+        symbols: [...this.#targetSymbols.values()]
+          .filter(({ object }) => object === target.objectName)
+          .map(({ object: _, ...symbol }) => symbol),
         ...(Object.keys(callbacks).length > 0 ? { callbacks } : {}),
-      },
-    ],
-    ...options.declarations,
-    ...(states.length > 0 ? { states } : {}),
-    newFunctions,
-    newData,
-    notes,
-  };
-  options.onEvent({ kind: 'step', step: 'write', detail: `${functions.length} functions` });
-  return {
-    bytes: writePatch({ manifest, sections: joinFiles(sections, symbols, globals), symbols }, options.digest),
-    manifest,
-  };
+      })),
+      ...declarations,
+      ...(this.#states.length > 0 ? { states: this.#states } : {}),
+      newFunctions: this.#newFunctions,
+      newData: this.#newData,
+      notes: this.#notes,
+    };
+  }
 }
 
 /** What a user should know of a change that is not refused. */
@@ -192,6 +260,7 @@ function describeFunction(
 ): PatchFunction {
   const found = find(original);
   if (found === undefined) throw new Error(`${original.name} was proven to be in the target`);
+  expectReferable(found, target);
   const range = (symbol: TargetSymbol) => {
     const bytes = target.elf.bytesAt(linkAddress(symbol.address), symbol.sizeBytes) ?? new Uint8Array();
     return {
@@ -259,19 +328,19 @@ function identityOf(target: TargetModel, digest: Digest): PatchManifest['objects
   return { kind: 'textHash', sha256: digest(bytes) };
 }
 
-/** Leads what one file leaves open to what another one of the same patch defines. */
+/** Leads what one file leaves open to what another one of the same object defines. */
 function joinFiles(
-  sections: readonly PatchSection[],
+  section: PatchSection,
   symbols: readonly PatchSymbol[],
   globals: ReadonlyMap<string, number>,
-): readonly PatchSection[] {
+): PatchSection {
   const join = (symbolIndex: number): number => {
     const symbol = symbols[symbolIndex];
     const isOpen = symbol?.kind === 'external' && symbol.object === '*';
     return (isOpen ? globals.get(symbol.name) : undefined) ?? symbolIndex;
   };
-  return sections.map((section) => ({
+  return {
     ...section,
     relocations: section.relocations.map((r) => ({ ...r, symbolIndex: join(r.symbolIndex) })),
-  }));
+  };
 }

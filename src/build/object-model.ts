@@ -285,10 +285,10 @@ export function relocatedBytes(type: number): number {
 
 /**
  * The name that stays the same between two compilations: static variables and clones carry numbers that shift when
- * something is added before them.
+ * something is added before them, and so do the names that the kernel's macros make (`__UNIQUE_ID`).
  */
 export function stableName(name: string): string {
-  return name.replace(/\.(\d+)(?=\.|$)/g, '.#');
+  return name.replace(/^(__UNIQUE_ID_\D+)\d+/, '$1#').replace(/\.(\d+)(?=\.|$)/g, '.#');
 }
 
 /**

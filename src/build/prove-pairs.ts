@@ -5,7 +5,7 @@ import { type Comparison, compareObjects, type Pair } from './compare.js';
 import type { CompiledPair } from './compiled-pair.js';
 import { type Declarations, hasDeclarations, readDeclarations } from './declarations.js';
 import type { BuildEvent } from './events.js';
-import type { Definition, ObjectModel } from './object-model.js';
+import { type Definition, type ObjectModel, stableName } from './object-model.js';
 import { findCodeDifference } from './proof.js';
 import { refuseUnsafe } from './refusals.js';
 import type { TargetModel, TargetSymbol } from './target-model.js';
@@ -69,7 +69,9 @@ export function proveAll(
         'object-not-in-target',
         `${file} changes (${names.join(', ')}), but ${target.objectName} has none of its functions`,
         {
-          remedy: 'give the executable or library that the changed file is linked into as --target',
+          remedy: target.isKernel
+            ? 'the kernel is configured without it, or the source is not that of the target'
+            : 'give the executable or library that the changed file is linked into as --target',
           details: { file, target: target.elf.source },
         },
       );
@@ -144,6 +146,12 @@ function finder(decoder: InstructionDecoder, original: ObjectModel, target: Targ
     const isLocal = definition.symbol.binding === c.STB_LOCAL;
     const isFunction = definition.kind === 'function';
     let candidates = target.candidates(definition.name, isLocal, original.fileName, isFunction);
+    if (target.isKernel && !isFunction && isLocal && stableName(definition.name) !== definition.name) {
+      // Numbers shift from build to build: the code tells which is meant.
+      const all = target.candidates(definition.name, isLocal, original.fileName, isFunction, true);
+      const used = usedCandidates(decoder, original, definition, target, all, find);
+      if (used.length === 1) candidates = used;
+    }
     // A kernel's symbols have no sizes of their own.
     if (candidates.length > 1 && !isFunction)
       candidates = target.isKernel

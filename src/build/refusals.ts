@@ -7,7 +7,7 @@ import type { Definition, ObjectModel } from './object-model.js';
 /** Tables of a kernel whose entries go with the code that they are about (`kernel-code.ts`). */
 const KERNEL_TABLES = ['__bug_table', '__jump_table', '__ex_table', '__mcount_loc'];
 /** Static variables that a kernel's macros make: what they remember is how often something was said. */
-const FORGETFUL =
+export const FORGETFUL =
   /^(?:__already_done|__warned|__print_once|__ret_once|__func__|_rs|__key|descriptor|_entry)\.\d+$/;
 
 /** Refuses, by name, changes that redirecting functions can't bring about in a running program. */
@@ -50,6 +50,15 @@ export function refuseUnsafe(
     'the diff changes the initial value of existing data',
     data,
     'the program has long since initialised it; set the value from code instead',
+  );
+  // What they are made of differs in size as well: said first, by name.
+  refuse(
+    'init-code-changed',
+    'the diff changes functions in sections that run only at start',
+    changedFunctions
+      .map((p) => p.patched)
+      .filter((d) => /^\.(init|text\.startup)/.test(d.section.name) && d.name !== 'main'),
+    'they have run already',
   );
   const sectionsRunAtStart = ['.init_array', '.ctors', '.preinit_array', '.init', '.fini_array', '.dtors'];
   for (const name of sectionsRunAtStart) {
@@ -108,12 +117,6 @@ export function refuseUnsafe(
     'the diff changes functions that choose an implementation at start (IFUNC)',
     changed.filter((d) => d.symbol.type === c.STT_GNU_IFUNC),
     'the choice was made when the program started; patch the implementations',
-  );
-  refuse(
-    'init-code-changed',
-    'the diff changes functions in sections that run only at start',
-    changed.filter((d) => /^\.(init|text\.startup)/.test(d.section.name) && d.name !== 'main'),
-    'they have run already',
   );
   refuse(
     'no-function-sections',

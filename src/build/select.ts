@@ -5,17 +5,18 @@ import type { ElfRelocation, ElfSection } from '../elf/elf-file.js';
 import type { PatchSection, PatchSectionKind, PatchSymbol } from '../patch/content.js';
 import { LINKABLE_RELOCATIONS } from '../patch/link.js';
 import type { PatchSymbolAddress } from '../patch/manifest.js';
-import type { Comparison } from './compare.js';
+import { type Comparison, inRange } from './compare.js';
 import { expectKernelSection, type KernelCodeHost, rewriteKernelCode } from './kernel-code.js';
 import { type Definition, type ObjectModel, parentOfPart, type Reference } from './object-model.js';
+import { FORGETFUL } from './refusals.js';
 import type { TargetModel, TargetSymbol } from './target-model.js';
 
 /** What goes into a patch of one compiled file. */
 export interface Selection {
   readonly sections: readonly PatchSection[];
   readonly symbols: readonly PatchSymbol[];
-  /** Symbols of the target that the code refers to. */
-  readonly targetSymbols: readonly PatchSymbolAddress[];
+  /** Symbols of the target, and of objects that it may refer to, that the code refers to. */
+  readonly targetSymbols: readonly (PatchSymbolAddress & { readonly object: string })[];
   readonly newFunctions: readonly string[];
   readonly newData: readonly { readonly name: string; readonly sizeBytes: number }[];
 }
@@ -25,7 +26,8 @@ export type FindInTarget = (definition: Definition) => TargetSymbol | undefined;
 
 /**
  * Takes the changed functions, and what they need that the target does not have: new functions and data, strings,
- * constants, jump tables. Everything else becomes a reference into the target.
+ * constants, jump tables. Everything else becomes a reference into the target. `shared` are the new names that one changed file of the
+ * target defines for the others.
  */
 export function selectPatch(
   patched: ObjectModel,
@@ -34,8 +36,9 @@ export function selectPatch(
   target: TargetModel,
   findInTarget: FindInTarget,
   prefix: string,
+  shared: ReadonlySet<string> = new Set(),
 ): Selection {
-  const selector = new Selector(patched, comparison, target, findInTarget, prefix);
+  const selector = new Selector(patched, comparison, target, findInTarget, prefix, shared);
   for (const root of roots) selector.include(root.section);
   return selector.finish();
 }
@@ -49,11 +52,12 @@ class Selector {
   readonly #target: TargetModel;
   readonly #findInTarget: FindInTarget;
   readonly #prefix: string;
+  readonly #shared: ReadonlySet<string>;
   readonly #order: ElfSection[] = [];
   readonly #included = new Map<number, number>();
   readonly #symbols: PatchSymbol[] = [];
   readonly #symbolIndex = new Map<string, number>();
-  readonly #targetSymbols = new Map<string, PatchSymbolAddress>();
+  readonly #targetSymbols = new Map<string, Selection['targetSymbols'][number]>();
   readonly #newFunctions: string[] = [];
   readonly #newData: { name: string; sizeBytes: number }[] = [];
   /** Sections that the object does not have, with relocations of the patch. */
@@ -65,7 +69,9 @@ class Selector {
     target: TargetModel,
     findInTarget: FindInTarget,
     prefix: string,
+    shared: ReadonlySet<string>,
   ) {
+    this.#shared = shared;
     this.#patched = patched;
     this.#comparison = comparison;
     this.#target = target;
@@ -131,8 +137,8 @@ class Selector {
     relocate: (section, relocation) => this.#relocate(section, relocation),
     local: (section) => this.#local(section),
     external: (name) => {
-      const all = this.#target.symbolsNamed(name);
-      return all.length === 1 && all[0] !== undefined ? this.#external(all[0]) : undefined;
+      const found = this.#target.kernelSymbol(name);
+      return found && this.#external(found);
     },
     add: (name, flags, data, relocations) => {
       const template = this.#patched.elf.sections[0] as ElfSection;
@@ -244,7 +250,8 @@ class Selector {
       return undefined;
     }
     const found = this.#findInTarget(original);
-    if (found !== undefined) return this.#external(found);
+    if (found !== undefined)
+      return this.#isBetterCopied(found, definition) ? undefined : this.#external(found);
     if (definition.kind === 'function') return undefined;
     if ((definition.section.flags & c.SHF_WRITE) !== 0 || definition.kind === 'tls') {
       throw new LivegraftError(
@@ -257,10 +264,26 @@ class Selector {
     return undefined;
   }
 
+  /**
+   * What a loaded module can't tell by name, and does as well as a copy: constants that hold no address, and what only remembers that
+   * something was said.
+   */
+  #isBetterCopied({ sympos, name }: TargetSymbol, { section, symbol }: Definition): boolean {
+    if (this.#target.surroundings === undefined || sympos === 0) return false;
+    if (FORGETFUL.test(name)) return true;
+    const { value, sizeBytes } = symbol;
+    return (
+      (section.flags & c.SHF_WRITE) === 0 &&
+      inRange(this.#patched.relocationsOf(section), value, sizeBytes).length === 0
+    );
+  }
+
   #external(symbol: TargetSymbol): number {
-    const { name, sympos, kind, address } = symbol;
-    const key = `${name},${sympos}`;
+    const { object, name, sympos, kind, address } = symbol;
+    expectReferable(symbol, this.#target);
+    const key = `${object} ${name},${sympos}`;
     this.#targetSymbols.set(`${kind === 'func'} ${key}`, {
+      object,
       name,
       sympos,
       kind,
@@ -268,7 +291,7 @@ class Selector {
     });
     return this.#intern(`external ${kind === 'func'} ${key}`, {
       kind: 'external',
-      object: this.#target.objectName,
+      object,
       name,
       sympos,
       isThreadLocal: kind === 'tls',
@@ -279,15 +302,17 @@ class Selector {
   #undefinedSymbol(reference: Extract<Reference, { kind: 'undefined' }>): number {
     const { name, isWeak } = reference;
     // A definition in another file of the same program, or a library's variable that was copied into it.
-    const own = this.#target.symbolsNamed(name).find((s) => !s.isLocal);
-    if (own !== undefined) return this.#external(own);
-    if (this.#target.isKernel && !isWeak) {
+    const found = this.#target.globalNamed(name);
+    if (found !== undefined) return this.#external(found);
+    if (this.#target.isKernel && !isWeak && !this.#shared.has(name)) {
+      const isModule = this.#target.surroundings !== undefined;
       throw new LivegraftError(
         'symbol-unresolved',
-        `the new code refers to ${name}, which the kernel does not have`,
+        `the new code refers to ${name}, which ${isModule ? `neither ${this.#target.objectName} nor the kernel has, and no module exports that is given` : 'the kernel does not have'}`,
         {
-          remedy:
-            'use what is in /proc/kallsyms of the running kernel; what is in modules can not be referred to',
+          remedy: isModule
+            ? 'use what is in /proc/kallsyms of the running kernel; name the module that exports it with --module'
+            : 'use what is in /proc/kallsyms of the running kernel; the kernel can not refer to what is in modules',
           details: { symbols: name },
         },
       );
@@ -321,6 +346,25 @@ class Selector {
       name: `.eh_frame.${this.#prefix}`,
     });
   }
+}
+
+/** Throws `init-code`, and `symbol-ambiguous` for what the names in a loaded module can't tell apart. */
+export function expectReferable(
+  { object, name, sympos, isInit }: TargetSymbol,
+  { surroundings }: TargetModel,
+): void {
+  if (isInit === true) {
+    throw new LivegraftError(
+      'init-code',
+      `${name} is init code or data of ${object}: it is gone once the module is loaded`,
+      { remedy: 'write the change without it', details: { symbol: name } },
+    );
+  }
+  if (surroundings === undefined || object === surroundings.kernel.objectName || sympos === 0) return;
+  throw new LivegraftError('symbol-ambiguous', `${object} has several symbols ${name}`, {
+    remedy: 'patch a function that has its name for itself, such as a caller',
+    details: { symbol: name },
+  });
 }
 
 /** Whether a reference takes a function's address, instead of calling it or going to a place inside it. */

@@ -5,6 +5,8 @@ import { stableName } from './object-model.js';
 
 /** A function or variable of the target file. */
 export interface TargetSymbol {
+  /** {@link TargetModel.objectName} of the target that defines it. */
+  readonly object: string;
   readonly name: string;
   /** 0 when the name is unique among symbols of its kind, else its place by address, from 1. */
   readonly sympos: number;
@@ -14,17 +16,36 @@ export interface TargetSymbol {
   readonly isLocal: boolean;
   /** The source file that a local symbol belongs to, as the linker recorded it. */
   readonly fileName: string | undefined;
+  /** It lies in memory that is freed once a module has started. */
+  readonly isInit?: boolean;
+  /** Another object's, at the place that the target's code has for it: it is known by that place alone. */
+  readonly isImport?: boolean;
 }
 
-export type TargetSymbolDraft = Omit<TargetSymbol, 'sympos'>;
+export type TargetSymbolDraft = Omit<TargetSymbol, 'object' | 'sympos'>;
 
-/** The executable, library or kernel that is to be patched, by symbol. */
+/** What is known of the file of a target. */
+export type TargetFile = Pick<
+  ElfFile,
+  'source' | 'bytes' | 'buildId' | 'type' | 'segments' | 'symbols' | 'dynamicSymbols' | 'bytesAt'
+>;
+
+/** What a module may refer to besides its own symbols. */
+export interface ModuleSurroundings {
+  readonly kernel: TargetModel;
+  /** Other modules, and the names that they export. */
+  readonly modules: readonly { readonly target: TargetModel; readonly exports: ReadonlySet<string> }[];
+}
+
+/** The executable, library, kernel or module that is to be patched, by symbol. */
 export class TargetModel {
-  readonly elf: ElfFile;
-  /** Last component of its path, or its SONAME; `vmlinux` for a kernel. */
+  readonly elf: TargetFile;
+  /** Last component of its path, or its SONAME; `vmlinux` for a kernel, and a module's name. */
   readonly objectName: string;
-  /** A kernel: nothing but its own symbols can be referred to, and its boot code is gone. */
+  /** A kernel or a module: nothing but symbols of these can be referred to, and boot code is gone. */
   readonly isKernel: boolean;
+  /** Of a module. */
+  readonly surroundings: ModuleSurroundings | undefined;
   readonly #byName = new Map<string, TargetSymbol[]>();
   readonly #byStableName = new Map<string, TargetSymbol[]>();
   readonly #byAddress = new Map<number, TargetSymbol[]>();
@@ -36,22 +57,31 @@ export class TargetModel {
    * name whatever they are (`klp_find_object_symbol`), a program functions and data apart.
    */
   constructor(
-    elf: ElfFile,
+    elf: TargetFile,
     objectName: string,
     drafts: readonly TargetSymbolDraft[],
-    options: { readonly files?: ReadonlySet<string>; readonly isKernel?: boolean } = {},
+    options: {
+      readonly files?: ReadonlySet<string>;
+      readonly isKernel?: boolean;
+      readonly surroundings?: ModuleSurroundings;
+    } = {},
   ) {
     this.elf = elf;
     this.objectName = objectName;
     this.isKernel = options.isKernel ?? false;
+    this.surroundings = options.surroundings;
     this.#files = options.files ?? new Set();
     const groups = new Map<string, TargetSymbolDraft[]>();
-    for (const draft of drafts)
-      push(groups, this.isKernel ? draft.name : `${draft.kind === 'func'} ${draft.name}`, draft);
+    for (const draft of drafts) {
+      if (draft.isImport === true)
+        push(this.#byAddress, draft.address, { ...draft, object: objectName, sympos: 0 });
+      else push(groups, this.isKernel ? draft.name : `${draft.kind === 'func'} ${draft.name}`, draft);
+    }
     for (const group of groups.values()) {
       group.sort((a, b) => a.address - b.address);
       group.forEach((draft, i) => {
-        const symbol: TargetSymbol = { ...draft, sympos: group.length === 1 ? 0 : i + 1 };
+        const sympos = group.length === 1 ? 0 : i + 1;
+        const symbol: TargetSymbol = { ...draft, object: objectName, sympos };
         push(this.#byName, symbol.name, symbol);
         push(this.#byStableName, stableName(symbol.name), symbol);
         push(this.#byAddress, symbol.address, symbol);
@@ -123,21 +153,41 @@ export class TargetModel {
   }
 
   /**
+   * What a name means that a source file does not define: a global of the target itself, or, for a module, of the kernel, or one that
+   * another module exports.
+   */
+  globalNamed(name: string): TargetSymbol | undefined {
+    const ofTarget = (target: TargetModel) => target.symbolsNamed(name).find((symbol) => !symbol.isLocal);
+    const own = ofTarget(this);
+    if (own !== undefined || this.surroundings === undefined) return own;
+    const { kernel, modules } = this.surroundings;
+    const exporting = modules.find(({ target, exports }) => target !== this && exports.has(name));
+    return ofTarget(kernel) ?? (exporting && ofTarget(exporting.target));
+  }
+
+  /** The kernel's one symbol of a name. */
+  kernelSymbol(name: string): TargetSymbol | undefined {
+    const all = (this.surroundings?.kernel ?? this).symbolsNamed(name);
+    return all.length === 1 ? all[0] : undefined;
+  }
+
+  /**
    * The symbols that a definition of a source file can be: a global by its name; a static one by name and file, or,
-   * when its name carries a number, by the name without it.
+   * when its name carries a number, by the name without it, if there is none of that very name or `anyNumber` says so.
    */
   candidates(
     name: string,
     isLocal: boolean,
     fileName: string | undefined,
     isFunction: boolean,
+    anyNumber = false,
   ): readonly TargetSymbol[] {
     const fits = (s: TargetSymbol) => (s.kind === 'func') === isFunction;
     if (!isLocal) return this.symbolsNamed(name).filter((s) => fits(s) && !s.isLocal);
     const inFile = (s: TargetSymbol) =>
       s.fileName === undefined || fileName === undefined || baseNameOf(s.fileName) === baseNameOf(fileName);
     const exact = this.symbolsNamed(name).filter((s) => fits(s) && s.isLocal && inFile(s));
-    if (exact.length > 0) return exact;
+    if (exact.length > 0 && !anyNumber) return exact;
     return (this.#byStableName.get(stableName(name)) ?? []).filter((s) => fits(s) && s.isLocal && inFile(s));
   }
 }

@@ -136,7 +136,10 @@ function addBuild(program: Command, output: () => Output): void {
       '--replacement <object>',
       "an object whose functions take the place of a kernel's of the same names",
     )
-    .option('--module <file...>', 'with --replacement: modules (.ko) whose functions are replaced, too')
+    .option(
+      '--module <file...>',
+      'of a kernel: modules (.ko) whose functions are replaced, or referred to, too',
+    )
     .option('--kernel', 'the source is that of the kernel that --target is')
     .option('--headers <dir>', 'what modules of the kernel are built against (/lib/modules/RELEASE/build)')
     .addOption(

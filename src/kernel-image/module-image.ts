@@ -24,11 +24,20 @@ export interface ModuleImage {
   readonly buildId: string;
   /** The kernel release that it was built for. */
   readonly release: string;
+  /** The names of what other modules may use of it (EXPORT_SYMBOL). */
+  readonly exports: ReadonlySet<string>;
+  /** Of the sections whose code stays: how far behind the start of the loaded module's text they come to lie, by index. */
+  readonly textOffsets: ReadonlyMap<number, number>;
   findAll(name: string): readonly ModuleSymbol[];
 }
 
 /** Where init code goes, which is freed once the module has started (`module_init_section`, kernel/module/main.c). */
 const INIT = /^\.init/;
+
+/** Whether a section's memory is freed once the module has started. */
+export function isInitSection({ name }: Pick<ElfSection, 'name'>): boolean {
+  return INIT.test(name);
+}
 
 /**
  * Reads a module's file. Throws a LivegraftError `module-unusable` for what is no module, is packed, or has no build-id, by which
@@ -46,9 +55,12 @@ export function readModuleImage(elf: ElfFile): ModuleImage {
     throw unusable(elf.source, 'it is no kernel module');
   const { buildId } = elf;
   if (buildId === undefined) throw unusable(elf.source, 'it has no build-id');
-  const symbols = readSymbols(elf);
+  const offsets = textOffsets(elf);
+  const symbols = readSymbols(elf, offsets);
+  const exported = decodeText(elf.findSection('__ksymtab_strings')?.data ?? new Uint8Array());
   return {
-    ...{ source: elf.source, elf, name, release, buildId },
+    ...{ source: elf.source, elf, name, release, buildId, textOffsets: offsets },
+    exports: new Set(exported.split('\0').filter((each) => each !== '')),
     findAll: (symbol) => symbols.get(symbol) ?? [],
   };
 }
@@ -67,7 +79,7 @@ function textOffsets(elf: ElfFile): ReadonlyMap<number, number> {
   const mask = c.SHF_ALLOC | c.SHF_EXECINSTR;
   let end = 0;
   for (const section of elf.sections) {
-    if ((section.flags & mask) !== mask || INIT.test(section.name)) continue;
+    if ((section.flags & mask) !== mask || isInitSection(section)) continue;
     const alignment = Math.max(1, section.alignment);
     const start = Math.ceil(end / alignment) * alignment;
     offsets.set(section.index, start);
@@ -76,8 +88,10 @@ function textOffsets(elf: ElfFile): ReadonlyMap<number, number> {
   return offsets;
 }
 
-function readSymbols(elf: ElfFile): ReadonlyMap<string, readonly ModuleSymbol[]> {
-  const offsets = textOffsets(elf);
+function readSymbols(
+  elf: ElfFile,
+  offsets: ReadonlyMap<number, number>,
+): ReadonlyMap<string, readonly ModuleSymbol[]> {
   const found = new Map<string, ModuleSymbol[]>();
   for (const { name, type, value, sizeBytes, sectionIndex } of elf.symbols) {
     const section = elf.sections[sectionIndex];

@@ -3,6 +3,14 @@ import type { Patch } from './content.js';
 import type { PatchObject } from './manifest.js';
 
 /**
+ * Sections of instructions that may fault, one for each section of a kernel's code, and one without a suffix that has all of them, for
+ * the function that looks them up (`src/build/kernel-exceptions.ts`).
+ */
+export const EXCEPTIONS = '.livegraft.exceptions';
+/** The symbol of that function. */
+export const EXCEPTION_SEARCH = 'livegraft_search_exception_tables';
+
+/**
  * What of a patch is for one of its objects, as a patch of its own: the sections that its functions are in, and all that
  * these refer to or that refers to them. Objects come and go one by one, so that each needs its part by itself.
  * Throws `parts-connected` when code of one object refers to code or data of the patch that is for another.
@@ -65,7 +73,9 @@ function groupSections({ sections, symbols }: Patch): readonly number[] {
     parent[index] = at;
     return at;
   };
-  sections.forEach(({ relocations }, index) => {
+  sections.forEach(({ name, relocations }, index) => {
+    // Where an instruction of code that is not there yet would go on: nobody can be at it.
+    if (name.startsWith(EXCEPTIONS)) return;
     for (const { symbolIndex } of relocations) {
       const symbol = symbols[symbolIndex];
       if (symbol?.kind === 'defined' && symbol.section >= 0) parent[find(index)] = find(symbol.section);

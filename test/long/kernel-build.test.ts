@@ -1,6 +1,6 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { fetchKernelSource, type KernelSource } from '../../examples/kernel/source.js';
 import { linkTree } from '../../src/build/kernel-tree.js';
@@ -9,33 +9,41 @@ import { extractVmlinux } from '../../src/kernel-image/decompress.js';
 import { bootGuest, fetchKernel, type Guest } from '../support/guest.js';
 import { livegraft, ROOT } from '../support/live.js';
 
+/** Modules of the guest, in the order in which they are loaded, and which of them are patched. */
+const MODULES = ['llc/llc', '802/stp', '802/garp', '802/mrp', '8021q/8021q', 'xfrm/xfrm_algo', 'key/af_key'];
+const PATCHED = ['8021q/8021q', 'key/af_key'];
+const moduleFile = (modules: string, name: string) => join(modules, 'kernel/net', `${name}.ko`);
+
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-kernel-build-'));
 const vmlinux = join(folder, 'vmlinux');
 const DIFFS = join(ROOT, 'test/targets/kernel');
 let kernel: KernelSource;
 let guest: Guest;
+let moduleFlags: readonly string[];
 
 const build = (diff: string, output: string, ...more: string[]) =>
   livegraft(
     ...['build', '--kernel', '--source', kernel.source, '--headers', kernel.headers, '--diff', diff],
     ...['--target', vmlinux, '-o', join(folder, output), '--json', ...more],
   );
-const applied = (command: string, patch: string) =>
+const applied = (command: string, patch: string, ...more: string[]) =>
   livegraft(
-    ...[command, patch, '--timeout', '30', '--gdb', guest.gdb, '--vmlinux', vmlinux],
+    ...[command, patch, ...more, '--timeout', '30', '--gdb', guest.gdb, '--vmlinux', vmlinux],
     ...['--guest-memory', guest.memoryFile as string, '--json'],
   ).lines.at(-1);
 
 beforeAll(async () => {
-  const { release, vmlinuz } = fetchKernel();
+  const { release, vmlinuz, modules } = fetchKernel();
+  moduleFlags = [...PATCHED, '802/garp'].flatMap((name) => ['--module', moduleFile(modules, name)]);
   kernel = fetchKernelSource(release);
   writeFileSync(vmlinux, extractVmlinux(readFileSync(vmlinuz), 'vmlinuz', decompressors));
-  for (const name of ['special', 'fault', 'callbacks']) {
+  for (const name of ['special', 'fault', 'callbacks', 'module', 'several']) {
     for (const [format, ending] of [
       ['lgp', 'lgp'],
       ['klp', 'ko'],
     ] as const) {
-      const run = build(join(DIFFS, `${name}.diff`), `${name}.${ending}`, '--format', format);
+      const more = ['--format', format, ...(/^(module|several)$/.test(name) ? moduleFlags : [])];
+      const run = build(join(DIFFS, `${name}.diff`), `${name}.${ending}`, ...more);
       expect(run.lines.at(-1)).toMatchObject({ event: 'built' });
     }
   }
@@ -45,11 +53,16 @@ beforeAll(async () => {
   guest = await bootGuest({
     vcpus: 2,
     sharedMemory: true,
-    files: () =>
-      ['special.ko', 'fault.ko', 'callbacks.ko'].map((name) => ({
-        path: `lib/${name}`,
-        data: readFileSync(join(folder, name)),
+    files: ({ modules }) => [
+      ...['special', 'fault', 'callbacks', 'module', 'several'].map((name) => ({
+        path: `lib/${name}.ko`,
+        data: readFileSync(join(folder, `${name}.ko`)),
       })),
+      ...MODULES.map((name) => ({
+        path: `lib/${basename(name)}.ko`,
+        data: readFileSync(moduleFile(modules, name)),
+      })),
+    ],
   });
   await guest.run('(while :; do cat /proc/version; ls /; done >/dev/null) & sleep 0');
 });
@@ -76,6 +89,23 @@ const cmdline = async () => (await guest.run('cat /proc/cmdline')).trim();
 /** Takes every livepatch back and waits until it is gone. */
 const LEAVE =
   'for p in /sys/kernel/livepatch/*; do echo 0 > $p/enabled; while [ -e $p ]; do sleep 0.2; done; done';
+
+const loadModules = () =>
+  guest.run(
+    `for m in ${MODULES.map((name) => basename(name)).join(' ')}; do insmod /lib/$m.ko; done 2>/dev/null`,
+  );
+const vlan = () => guest.run('cat /proc/net/vlan/config');
+/** Waits until the kernel's own transition is over. */
+const settled = (name: string) =>
+  `while [ "$(cat /sys/kernel/livepatch/livegraft_${name}/transition)" != 0 ]; do sleep 0.2; done`;
+/** The module's warning, which each instance of the new code says once, and nothing else. */
+const expectWarnings = async (count: number) => {
+  const log = await guest.run('dmesg -c | grep -E "BUG:|WARNING:|Oops|general protection"');
+  const lines = log.split('\n').filter((line) => line !== '' && !line.includes('livepatch/transition.c'));
+  expect(lines.map((line) => /WARNING: .* at (net\/8021q\/vlanproc\.c)/.exec(line)?.[1] ?? line)).toEqual(
+    new Array(count).fill('net/8021q/vlanproc.c'),
+  );
+};
 
 describe('a patch from a diff against the source', () => {
   it('has warnings, jump labels and alternatives that work, from outside and as a module', async () => {
@@ -152,6 +182,83 @@ describe('a patch from a diff against the source', () => {
     expect(await cmdline()).toBe(`fault: ${before}`);
     expect(applied('revert', 'fault')).toMatchObject(complete);
     expect(await cmdline()).toBe(before);
+  });
+
+  it('replaces functions of modules, loaded before and later, with what it refers to in them and in others', async () => {
+    await guest.run('dmesg -c > /dev/null');
+    await loadModules();
+    const before = await vlan();
+    expect(before).toContain('VLAN Dev name');
+    const path = join(folder, 'module.lgp');
+    expect(applied('apply', path)).toMatchObject({ result: { kind: 'complete' } });
+    // A variable and a function of the patch, one of the module, one of the kernel that is not exported, a function of another module.
+    expect(await vlan()).toBe(`1: 1 console garp_request_join [garp], fpu 1\n${before}`);
+    expect(await vlan()).toBe(`2: 1 console garp_request_join [garp], fpu 1\n${before}`);
+    expect(applied('revert', 'module')).toMatchObject({ result: { kind: 'complete' } });
+    expect(await vlan()).toBe(before);
+
+    await guest.run('rmmod 8021q garp');
+    expect(applied('apply', path)).toMatchObject({ code: 'module-not-loaded' });
+    expect(applied('apply', path, '--late')).toMatchObject({ result: { kind: 'complete' } });
+    await loadModules();
+    expect(await vlan()).toBe(before);
+    expect(applied('apply', path)).toMatchObject({ result: { kind: 'complete' } });
+    expect(await vlan()).toBe(`1: 1 console garp_request_join [garp], fpu 1\n${before}`);
+    expect(applied('revert', 'module')).toMatchObject({ result: { kind: 'complete' } });
+    expect(await vlan()).toBe(before);
+    await expectWarnings(2);
+
+    // The kernel's own livepatch, loaded before and later.
+    for (const isLater of [false, true]) {
+      if (isLater) await guest.run('rmmod 8021q garp');
+      await guest.run(`insmod /lib/module.ko; ${settled('module')}`, 60_000);
+      if (isLater) await loadModules();
+      expect(await vlan()).toBe(`1: 1 console garp_request_join [garp], fpu 1\n${before}`);
+      await guest.run(`${LEAVE}; rmmod livegraft_module`, 60_000);
+      expect(await vlan()).toBe(before);
+    }
+    await expectWarnings(2);
+  });
+
+  it('replaces functions of the kernel and of two modules at once, one of which comes later', async () => {
+    await loadModules();
+    const seen = () => guest.run('head -qn1 /proc/cmdline /proc/net/vlan/config /proc/net/pfkey');
+    const marked = (text: string, count: number) =>
+      text.replace(/^/gm, () => (count-- > 0 ? 'several: ' : ''));
+    const before = await seen();
+    const complete = { result: { kind: 'complete' } };
+    const path = join(folder, 'several.lgp');
+    expect(applied('apply', path)).toMatchObject(complete);
+    expect(await seen()).toBe(marked(before, 3));
+    expect(applied('revert', 'several')).toMatchObject(complete);
+    expect(await seen()).toBe(before);
+
+    await guest.run('rmmod af_key');
+    expect(applied('apply', path)).toMatchObject(complete);
+    await guest.run('insmod /lib/af_key.ko');
+    expect(await seen()).toBe(marked(before, 2));
+    expect(applied('apply', path)).toMatchObject(complete);
+    expect(await seen()).toBe(marked(before, 3));
+    expect(applied('revert', 'several')).toMatchObject(complete);
+
+    await guest.run('rmmod af_key');
+    await guest.run(`insmod /lib/several.ko; ${settled('several')}; insmod /lib/af_key.ko`, 60_000);
+    expect(await seen()).toBe(marked(before, 3));
+    await guest.run(LEAVE, 60_000);
+    expect(await seen()).toBe(before);
+  });
+
+  it('is refused for a module that is not given, init code, and what the kernel was made without', () => {
+    const of = (name: string, ...more: string[]) => build(join(DIFFS, name), 'x', ...more).lines.at(-1);
+    expect(of('module.diff')).toMatchObject({
+      code: 'module-needed',
+      details: { object: 'net/8021q/vlanproc.o', modules: '8021q' },
+    });
+    expect(of('module-init.diff', ...moduleFlags)).toMatchObject({
+      code: 'init-code-changed',
+      details: { file: 'vlan.c' },
+    });
+    expect(of('not-configured.diff')).toMatchObject({ code: 'object-not-in-target' });
   });
 
   it('is refused when a header changes, and when the source is another one', () => {

@@ -48,19 +48,21 @@ export async function build(
     usage('--format klp is for kernels: give --kernel or --replacement');
   if (options.format === 'klp' && (options.replace === true || options.barrier !== undefined))
     usage('--replace and --barrier are not for --format klp');
-  if (options.module !== undefined && replacement === undefined) usage('--module is for --replacement');
+  if (options.module !== undefined && options.kernel !== true && replacement === undefined)
+    usage('--module is for kernels: give --kernel or --replacement');
   expectWritable(options.output);
+  const readModules = async () => {
+    const { readModuleImage } = await import('../../kernel-image/module-image.js');
+    return (options.module ?? []).map((path) => readModuleImage(readElf(path)));
+  };
   let result: { readonly bytes: Uint8Array; readonly manifest: PatchManifest };
   const isPair = orig !== undefined && patched !== undefined;
   if (replacement !== undefined) {
     if ([source, diff, orig, patched].some((given) => given !== undefined))
       usage('--replacement stands alone, with --target');
-    const [{ readKernelImage }, { readModuleImage }] = await Promise.all([
-      import('../kernel-connection.js'),
-      import('../../kernel-image/module-image.js'),
-    ]);
+    const { readKernelImage } = await import('../kernel-connection.js');
     result = buildReplacement(readElf(replacement), readKernelImage(target), {
-      modules: (options.module ?? []).map((path) => readModuleImage(readElf(path))),
+      modules: await readModules(),
       name: nameOf(replacement),
       description: '',
       digest: sha256,
@@ -76,6 +78,7 @@ export async function build(
       sourceDir: source as string,
       diffPath: diff as string,
       buildDir: options.headers,
+      modules: await readModules(),
       objects: command,
       includeDir: includeDir(),
       name: nameOf(diff as string),

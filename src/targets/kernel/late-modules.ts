@@ -3,7 +3,7 @@ import { LivegraftError } from '../../base/errors.js';
 import type { Patch } from '../../patch/content.js';
 import { gotKey, gotKindOf, type PatchLayout } from '../../patch/layout.js';
 import type { SymbolSource } from '../../patch/link.js';
-import { sectionsFor } from '../../patch/part.js';
+import { EXCEPTION_SEARCH, sectionsFor } from '../../patch/part.js';
 import type { GuestChange } from './gdb-client.js';
 import type { GuestWatch } from './guest-watch.js';
 import type { KernelCallbacks } from './kernel-callbacks.js';
@@ -65,7 +65,10 @@ export class LateModules {
    * of them; `parts-connected`.
    */
   expectWaits(patch: Patch, late: boolean): (symbolIndex: number) => boolean {
-    const changed = patch.manifest.objects.filter(({ functions }) => functions.length > 0);
+    // What looks up places that may fault is there for the sake of other code.
+    const changed = patch.manifest.objects.filter(({ functions }) =>
+      functions.some(({ newSymbol }) => newSymbol !== EXCEPTION_SEARCH),
+    );
     const absent = changed.filter(({ name }) => !this.#objects.isLoaded(name));
     const [first] = absent;
     if (first === undefined) return () => false;
