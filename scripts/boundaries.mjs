@@ -20,7 +20,7 @@ const MAY_IMPORT = {
   validate: ['base', 'elf', 'cfi', 'dwarf', 'orc', 'arch'],
   unwind: ['base', 'elf', 'cfi', 'dwarf', 'orc', 'arch'],
   patch: ['base', 'elf', 'arch'],
-  build: ['base', 'elf', 'dwarf', 'arch', 'patch', 'kernel-image'],
+  build: ['base', 'elf', 'dwarf', 'btf', 'arch', 'patch', 'kernel-image'],
   engine: ['base'],
   targets: [
     ...['base', 'elf', 'cfi', 'dwarf', 'orc', 'btf', 'kernel-image'],

@@ -1,6 +1,8 @@
 import { x86_64 } from '../arch/x86-64/index.js';
 import { hex, linkAddress } from '../base/brand.js';
 import { LivegraftError } from '../base/errors.js';
+import type { BtfFile } from '../btf/btf.js';
+import { parseBtf } from '../btf/parse-btf.js';
 import * as c from '../elf/constants.js';
 import type { ElfFile, ElfRelocation, ElfSection, ElfSymbol } from '../elf/elf-file.js';
 import type { KernelImage } from '../kernel-image/kernel-image.js';
@@ -18,6 +20,8 @@ import {
 import { readDeclarations } from './declarations.js';
 import { NOP5, UNPATCHABLE_SECTIONS } from './kernel-code.js';
 import { VMLINUX } from './kernel-target.js';
+import { LinkedModule } from './linked-module.js';
+import { ModuleEntries } from './module-entries.js';
 import { expectModuleOf } from './module-target.js';
 import { ObjectModel } from './object-model.js';
 
@@ -86,13 +90,16 @@ export function buildReplacement(
   const functions = object.symbols
     .filter((symbol) => symbol.type === c.STT_FUNC && indexOf.has(symbol.sectionIndex))
     .filter((symbol) => symbol.sizeBytes > 0 && !PART.test(symbol.name));
+  const entries = new Map(modules.map((module) => [module.name, entriesOf(module, image)]));
   // The kernel may have functions of their names; these are the patch's own.
   const isCallback = new Set(Array.from(callbacks.values(), ({ symbol }) => symbol.index));
   const replaced = functions.flatMap((symbol) => {
     if (isCallback.has(symbol.index)) return [];
     const old = symbols.findText(symbol.name);
     if (old === undefined) return [];
-    return [{ object: old.object, fn: describe(symbol, old, object, options.digest, symbols) }];
+    const displaced = entries.get(old.object)?.plan(old);
+    const fn = describe(symbol, old, object, options.digest, symbols);
+    return [{ object: old.object, fn: displaced === undefined ? fn : { ...fn, displaced } }];
   });
   symbols.expectAllResolved();
   if (replaced.length === 0) {
@@ -146,6 +153,30 @@ export function buildReplacement(
     ],
   };
   return { bytes: writePatch({ manifest, sections, symbols: symbols.all }, options.digest), manifest };
+}
+
+/** Functions that the module's own types show to be C: what takes or returns something. Assembly has neither. */
+function entriesOf(module: ModuleImage, image: KernelImage): ModuleEntries {
+  const section = module.elf.findSection('.BTF');
+  let functions: ReadonlySet<string> | undefined;
+  const isKnownInC = (name: string) => {
+    functions ??= section === undefined ? new Set() : functionsInC(section.data, module.source, image.btf);
+    return functions.has(name);
+  };
+  return new ModuleEntries(module, new LinkedModule(module), x86_64, isKnownInC);
+}
+
+function functionsInC(types: Uint8Array, source: string, kernel: BtfFile): ReadonlySet<string> {
+  const btf = parseBtf(types, `${source}(.BTF)`, kernel);
+  const names = new Set<string>();
+  // Those before are the kernel's: another function may have the name there.
+  for (let id = kernel.typeCount; id < btf.typeCount; id++) {
+    const fn = btf.type(id);
+    const prototype = fn.kind === 'func' ? btf.type(fn.typeId) : undefined;
+    if (fn.kind !== 'func' || prototype?.kind !== 'funcProto') continue;
+    if (prototype.parameters.length > 0 || prototype.returnTypeId !== 0) names.add(fn.name);
+  }
+  return names;
 }
 
 function refuseSpecialSections(object: ElfFile): void {

@@ -200,6 +200,7 @@ class KlpModule {
         point(place + this.#offsetOf('klp_callbacks', KLP_CALLBACKS[kind]), this.#function(callback), 0);
       }
       for (const fn of functions) {
+        if (fn.displaced !== undefined) throw unsupported(`ftrace can't redirect ${fn.name} of ${name}`);
         const replacement = this.#function(fn.newSymbol);
         text(at + this.#offsetOf('klp_func', 'old_name'), fn.name);
         point(at + this.#offsetOf('klp_func', 'new_func'), replacement, 0);

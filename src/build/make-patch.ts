@@ -275,12 +275,14 @@ function describeFunction(
       (d) => d.kind === 'function' && parentOfPart(d.name) === parent.name,
     );
   const oldParts = partsOf(pair.original, original).flatMap((part) => find(part) ?? []);
+  const displaced = target.planEntry?.(found);
   for (const part of oldParts) expectNoJumpIntoEntry(found, part, target, options.decoder);
   return {
     name: found.name,
     sympos: found.sympos,
     old: range(found),
     parts: oldParts.filter((part) => part.sizeBytes > 0).map(range),
+    ...(displaced && { displaced }),
     newSymbol: patched.name,
     newParts: partsOf(pair.patched, patched)
       .filter((part) => part.symbol.sizeBytes > 0)

@@ -16,7 +16,16 @@ import { TargetModel } from './target-model.js';
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-module-target-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-const FLAGS = ['-O2', '-c', '-fno-pic', '-mcmodel=kernel', '-mno-red-zone', '-fcf-protection=none'];
+const FLAGS = [
+  '-O2',
+  '-c',
+  '-fno-pic',
+  '-mcmodel=kernel',
+  '-mno-red-zone',
+  '-fcf-protection=none',
+  '-pg',
+  '-mfentry',
+];
 
 function run(command: string, ...args: string[]): void {
   const { status, stderr } = spawnSync(command, args, { cwd: folder, encoding: 'utf8' });

@@ -1,6 +1,8 @@
 import { LivegraftError } from '../base/errors.js';
 import * as c from '../elf/constants.js';
 import type { ElfFile, ElfSymbol } from '../elf/elf-file.js';
+import type { CodeRange } from '../patch/displacement.js';
+import type { DisplacedEntry } from '../patch/manifest.js';
 import { stableName } from './object-model.js';
 
 /** A function or variable of the target file. */
@@ -37,6 +39,9 @@ export interface ModuleSurroundings {
   readonly modules: readonly { readonly target: TargetModel; readonly exports: ReadonlySet<string> }[];
 }
 
+/** Undefined where the function has the nop of ftrace. */
+export type PlanEntry = (fn: CodeRange) => DisplacedEntry | undefined;
+
 /** The executable, library, kernel or module that is to be patched, by symbol. */
 export class TargetModel {
   readonly elf: TargetFile;
@@ -46,6 +51,8 @@ export class TargetModel {
   readonly isKernel: boolean;
   /** Of a module. */
   readonly surroundings: ModuleSurroundings | undefined;
+  /** Of a module: how one of its functions is redirected that has no nop of ftrace; throws `no-fentry`. */
+  readonly planEntry: PlanEntry | undefined;
   readonly #byName = new Map<string, TargetSymbol[]>();
   readonly #byStableName = new Map<string, TargetSymbol[]>();
   readonly #byAddress = new Map<number, TargetSymbol[]>();
@@ -64,12 +71,14 @@ export class TargetModel {
       readonly files?: ReadonlySet<string>;
       readonly isKernel?: boolean;
       readonly surroundings?: ModuleSurroundings;
+      readonly planEntry?: PlanEntry;
     } = {},
   ) {
     this.elf = elf;
     this.objectName = objectName;
     this.isKernel = options.isKernel ?? false;
     this.surroundings = options.surroundings;
+    this.planEntry = options.planEntry;
     this.#files = options.files ?? new Set();
     const groups = new Map<string, TargetSymbolDraft[]>();
     for (const draft of drafts) {

@@ -15,12 +15,23 @@ const rangeSchema = z.strictObject({
   sha256,
 });
 
+/**
+ * Of a module's function that was compiled without the nop of ftrace, and whose first instructions may be overwritten by a jump: where
+ * they begin in it, their bytes in the module's file, and which of these (offsets of 4 bytes) the kernel fills in as it loads the module.
+ */
+const displacedSchema = z.strictObject({
+  offset: z.int().check(z.nonnegative()),
+  bytes: z.string().check(z.regex(/^([0-9a-f]{2}){5,32}$/)),
+  relocated: z.array(z.int().check(z.nonnegative())),
+});
+
 const functionSchema = z.strictObject({
   name: z.string(),
   sympos: z.int().check(z.nonnegative()),
   old: rangeSchema,
   /** Parts that the compiler split from it: `f.cold` and the like. */
   parts: z.array(rangeSchema),
+  displaced: z.optional(displacedSchema),
   /** The symbol of the new version in this file, and of its own split parts. */
   newSymbol: z.string(),
   newParts: z.array(z.string()),
@@ -96,4 +107,5 @@ export type PatchObject = z.infer<typeof objectSchema>;
 export type PatchCallbacks = z.infer<typeof callbacksSchema>;
 export type PatchSystemState = z.infer<typeof stateSchema>;
 export type PatchFunction = z.infer<typeof functionSchema>;
+export type DisplacedEntry = z.infer<typeof displacedSchema>;
 export type PatchSymbolAddress = z.infer<typeof symbolSchema>;

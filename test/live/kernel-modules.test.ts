@@ -4,11 +4,13 @@ import { gzipSync } from 'node:zlib';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { sha256 } from '../../src/build/from-objects.js';
 import { buildReplacement } from '../../src/build/kernel-replacement.js';
+import { writeKlpModule } from '../../src/build/klp-module.js';
 import { applyToKernel, revertFromKernel } from '../../src/cli/kernel-operations.js';
 import { kernelStatus } from '../../src/cli/kernel-views.js';
 import { watchKernel } from '../../src/cli/kernel-watch.js';
 import { parseElf } from '../../src/elf/reader.js';
 import { readModuleImage } from '../../src/kernel-image/module-image.js';
+import { parsePatch } from '../../src/patch/file.js';
 import type { KernelPackage } from '../support/guest.js';
 import { KernelLab } from '../support/kernel-lab.js';
 import { livegraft, pause } from '../support/live.js';
@@ -18,10 +20,15 @@ const MODULE = 'binfmt_misc';
 const moduleFile = ({ modules }: KernelPackage) => join(modules, `kernel/fs/${MODULE}.ko`);
 /** One whose init code calls a function of its own. */
 const dummyFile = ({ modules }: KernelPackage) => join(modules, 'kernel/drivers/net/dummy.ko');
+/** One whose functions have no nop of ftrace, as all of `lib`, and one that uses it. */
+const injectFile = ({ modules }: KernelPackage, prefix = '') =>
+  join(modules, `kernel/lib/${prefix}notifier-error-inject.ko`);
 const lab = new KernelLab({
   files: (kernel) => [
     { path: `lib/${MODULE}.ko`, data: readFileSync(moduleFile(kernel)) },
     { path: 'lib/dummy.ko', data: readFileSync(dummyFile(kernel)) },
+    { path: 'lib/inject.ko', data: readFileSync(injectFile(kernel)) },
+    { path: 'lib/pm-inject.ko', data: readFileSync(injectFile(kernel, 'pm-')) },
   ],
 });
 const { build, compile, expectQuiet, folder, options } = lab;
@@ -328,6 +335,40 @@ describe('a function of a module', () => {
     }
     expect(seen[0]).toEqual(['patched: enabled', 'patched: enabled', 'enabled']);
     expect(seen[1]).toEqual(seen[0]);
+    await expectQuiet();
+  });
+
+  it('is redirected over its first instructions where it was compiled without ftrace, loaded before and later', async () => {
+    const object = parseElf(readFileSync(compile('errno.c')), 'errno.o');
+    const module = readModuleImage(parseElf(readFileSync(injectFile(lab.guest.kernel)), 'inject.ko'));
+    const about = { name: 'errno', description: '', createdAt: '', digest: sha256 };
+    const { bytes } = buildReplacement(object, lab.image, { ...about, modules: [module] });
+    const path = join(folder, 'errno.lgp');
+    writeFileSync(path, bytes);
+    expect(() => writeKlpModule(parsePatch(bytes, path, sha256), lab.image)).toThrow("ftrace can't redirect");
+    const loadInject = () => lab.guest.run('insmod /lib/inject.ko; insmod /lib/pm-inject.ko');
+    const error = '/tmp/d/notifier-error-inject/pm/actions/PM_SUSPEND_PREPARE/error';
+    const read = async () => (await lab.guest.run(`cat ${error}`)).trim();
+    const undo = () => revertFromKernel({ ...subjectOptions(), patch: 'errno' });
+    await lab.guest.run('mkdir -p /tmp/d; mount -t debugfs none /tmp/d');
+    await loadInject();
+    expect(await read()).toBe('0');
+    expect(await apply(path)).toMatchObject(complete);
+    expect(await read()).toBe('-42');
+    await lab.guest.run(`echo -5 > ${error}`);
+    expect(await read()).toBe('-47');
+    expect(await undo()).toMatchObject(complete);
+    expect(await read()).toBe('-5');
+
+    await lab.guest.run('rmmod pm_notifier_error_inject notifier_error_inject');
+    expect(await apply(path, { late: true })).toMatchObject(complete);
+    const watch = watching();
+    await watch.began;
+    await loadInject();
+    await watch.end();
+    expect([watch.changes, await read()]).toEqual([['errno patched notifier_error_inject'], '-42']);
+    expect(await undo()).toMatchObject(complete);
+    expect(await read()).toBe('0');
     await expectQuiet();
   });
 

@@ -2,7 +2,7 @@ import type { Architecture, RedirectSite } from '../../arch/architecture.js';
 import { linkAddress } from '../../base/brand.js';
 import type { BtfFile } from '../../btf/btf.js';
 import type { KernelImage } from '../../kernel-image/kernel-image.js';
-import { JUMP_BYTES } from './kernel-trampoline.js';
+import { type Bounds, type CodeRange, chooseDisplaced, findLeadInto } from '../../patch/displacement.js';
 
 /** What is overwritten at the entry of a function without the nop of ftrace, or why nothing can be. */
 export type Displacement =
@@ -27,16 +27,6 @@ const RELATIVE_SECTIONS = [
 /** Where an address of code may stand as it is. */
 const POINTER_SECTIONS = ['.parainstructions', '.rodata', '.data', '.init.data'];
 
-/** How far a short jump reaches, with its own two bytes. */
-const SHORT_REACH = 130;
-
-interface CodeRange {
-  readonly name: string;
-  /** A link address. */
-  readonly address: number;
-  readonly sizeBytes: number;
-}
-
 /**
  * Plans to displace the first instructions of a function of the kernel. Refuses, with the reason, what only the compiler's
  * calling convention makes safe and may not follow it, what the kernel forbids to probe, and bytes that anything else
@@ -46,20 +36,9 @@ export function planDisplacement(image: KernelImage, arch: Architecture, fn: Cod
   const { text } = image;
   const forbidden = findForbidden(image, fn);
   if (forbidden !== undefined) return { refused: forbidden };
-  const start = fn.address - text.address;
-  const site = arch.redirector.chooseSite(text.bytes, start, fn.sizeBytes, fn.address);
-  if ('refused' in site) return site;
-  if (site.hopOffset !== undefined || site.displacedSizeBytes < JUMP_BYTES)
-    return { refused: 'its first instructions have less than five bytes' };
-  const low = fn.address + site.offset;
-  const range = { low, high: low + site.displacedSizeBytes };
-  for (let at = low; at < range.high; ) {
-    const instruction = arch.decoder.decode(text.bytes, at - text.address, at);
-    if (instruction === undefined) return { refused: "its first instructions can't be decoded" };
-    if (['call', 'indirectCall', 'systemCall'].includes(instruction.flow))
-      return { refused: 'it calls another function at once: a task might wait behind the copy of that call' };
-    at += instruction.lengthBytes;
-  }
+  const chosen = chooseDisplaced(arch, text, fn);
+  if (chosen.refused !== undefined) return chosen;
+  const { site, range } = chosen;
   const lead = findLead(image, fn, range);
   return lead === undefined ? { site } : { refused: lead };
 }
@@ -95,23 +74,13 @@ function isKnownInC(btf: BtfFile, name: string): boolean {
   return prototype?.kind === 'funcProto' && (prototype.parameters.length > 0 || prototype.returnTypeId !== 0);
 }
 
-interface Bounds {
-  readonly low: number;
-  readonly high: number;
-}
-
-/** Whether an address lies behind the first of the bytes: at the first one the redirect is met, as by any caller. */
-function isInside(address: number, { low, high }: Bounds): boolean {
-  return address > low && address < high;
-}
-
 /** What leads into the displaced bytes, or changes them, by the kernel's own tables and code. */
 function findLead(image: KernelImage, fn: CodeRange, range: Bounds): string | undefined {
   const { elf, text } = image;
-  const from = findJump(text.bytes, text.address, fn, range);
+  const from = findLeadInto(text, fn, range);
   if (from !== undefined) {
     const name = image.symbols.findCovering(from)?.name ?? 'code';
-    return `${name} seems to jump into its first instructions`;
+    return `${name} seems to lead into its first instructions`;
   }
   const find = (name: string) => image.symbols.findUnique(name)?.address;
   for (const [start, end] of RELATIVE_TABLES) {
@@ -154,32 +123,6 @@ function hasPointer(bytes: Uint8Array, { low, high }: Bounds): boolean {
     if (value >= low && value < high) return true;
   }
   return false;
-}
-
-/**
- * Something that looks like a direct jump or call to behind the first byte. Near jumps are looked for at every byte of the
- * text, short ones around the function, where that is not the function's own code, which was decoded.
- */
-function findJump(bytes: Uint8Array, address: number, fn: CodeRange, range: Bounds): number | undefined {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-  // Counted from the start of the text: small numbers are quick.
-  const bounds = { low: range.low - address, high: range.high - address };
-  for (let at = 1; at + 4 <= bytes.length; at++) {
-    const target = at + 4 + view.getInt32(at, true);
-    if (!isInside(target, bounds)) continue;
-    const opcode = bytes[at - 1] as number;
-    const isBranch = (opcode & 0xf0) === 0x80 && bytes[at - 2] === 0x0f;
-    if (opcode === 0xe8 || opcode === 0xe9 || isBranch) return address + at - 1;
-  }
-  const [start, end] = [fn.address - address, fn.address - address + fn.sizeBytes];
-  const last = Math.min(bytes.length, bounds.high + SHORT_REACH);
-  for (let at = Math.max(1, bounds.low - SHORT_REACH); at < last; at++) {
-    if (at > start && at < end) continue;
-    const opcode = bytes[at - 1] as number;
-    const isShort = opcode === 0xeb || (opcode & 0xf0) === 0x70 || (opcode >= 0xe0 && opcode <= 0xe3);
-    if (isShort && isInside(at + 1 + view.getInt8(at), bounds)) return address + at - 1;
-  }
-  return undefined;
 }
 
 /**

@@ -29,8 +29,8 @@ export function expectNotNeeded({ object, fn }: ReplacedFunction): void {
 }
 
 /**
- * Where a redirect goes: at the nop of ftrace or, in a function of the kernel that was compiled without, over its first
- * instructions. `entry` is where the function is, `code` its first {@link ENTRY_BYTES} as they are now. Rejects `no-fentry`.
+ * Where a redirect goes: at the nop of ftrace or, in a function that was compiled without, over its first instructions. Of a module
+ * the patch says what these are, and that nothing leads into them (`src/build/module-entries.ts`). `entry` is where the function is, `code` its first {@link ENTRY_BYTES} as they are now. Rejects `no-fentry`.
  */
 export function findEntrySite(
   kernel: KernelAddresses,
@@ -49,7 +49,18 @@ export function findEntrySite(
     });
   };
   const other = 'patch its callers';
-  if (object !== VMLINUX) return refuse('only in the kernel itself can instructions be displaced', other);
+  const probed = 'its first instructions are not those of the ';
+  if (object !== VMLINUX) {
+    if (fn.displaced === undefined)
+      return refuse('the module was compiled for ftrace', 'stop tracing or probing it in the guest');
+    const { offset, bytes, relocated } = fn.displaced;
+    const expected = Buffer.from(bytes, 'hex');
+    const now = code.subarray(offset, offset + expected.length);
+    const isFilledIn = (at: number) => relocated.some((field) => at >= field && at < field + 4);
+    if (!expected.every((byte, at) => now[at] === byte || isFilledIn(at)))
+      return refuse(`${probed}module's file`, 'remove probes from it in the guest');
+    return displacedSite(kernel, arch, entry + offset, now, (why) => refuse(why, other));
+  }
   const original = kernel.imageBytes(entry, Math.min(ENTRY_BYTES, fn.old.sizeBytes));
   if (original === undefined || hasFentry(kernel, entry, original))
     return refuse('it was compiled for ftrace', 'stop tracing or probing it in the guest');
@@ -59,12 +70,20 @@ export function findEntrySite(
   const { offset, displacedSizeBytes } = plan.site;
   const displaced = code.subarray(offset, offset + displacedSizeBytes);
   if (!isSameCode(arch, displaced, original.subarray(offset, offset + displacedSizeBytes), kernel.offset))
-    return refuse('its first instructions are not those of the image', 'remove probes from it in the guest');
-  const site = entry + offset;
-  // What a copy needs is known before anything is allocated: as far away as the trampoline can be.
+    return refuse(`${probed}image`, 'remove probes from it in the guest');
+  return displacedSite(kernel, arch, entry + offset, displaced, (why) => refuse(why, other));
+}
+
+/** What a copy needs is known before anything is allocated: as far away as the trampoline can be. */
+function displacedSite(
+  kernel: KernelAddresses,
+  arch: Architecture,
+  site: number,
+  displaced: Uint8Array,
+  refuse: (why: string) => never,
+): EntrySite {
   const far = displaceEntry(arch, { site, original: [...displaced], trampoline: kernel.expect('_etext') });
-  if (typeof far === 'string') return refuse(far, other);
-  return { site, original: [...displaced], isDisplaced: true };
+  return typeof far === 'string' ? refuse(far) : { site, original: [...displaced], isDisplaced: true };
 }
 
 /** The copy of displaced instructions, as it lies behind a trampoline; why there can be none. */
