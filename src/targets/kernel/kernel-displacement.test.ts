@@ -7,7 +7,11 @@ const TEXT = -0x7f00_0000;
 const DATA = -0x7e00_0000;
 const [FUNCTION, SIZE] = [TEXT + 0x100, 0x20];
 
+const [CALLER, FENTRY] = [TEXT + 0x700, TEXT + 0xf00];
+
 interface Parts {
+  /** What everything else in the text is called, and is part of. */
+  readonly caller?: string;
   readonly entry?: readonly number[];
   /** Elsewhere in the text, by offset. */
   readonly code?: readonly (readonly [offset: number, bytes: readonly number[]])[];
@@ -31,10 +35,10 @@ function plan(parts: Parts = {}) {
     text: { address: TEXT, bytes: text },
     symbols: {
       findUnique: (name: string) => {
-        const address = parts.symbols?.[name];
+        const address = name === '__fentry__' ? FENTRY : name === 'caller' ? CALLER : parts.symbols?.[name];
         return address === undefined ? undefined : { address };
       },
-      findCovering: () => ({ name: 'other' }),
+      findCovering: () => ({ name: parts.caller ?? 'other', address: CALLER }),
     },
     elf: {
       findSection: (name: string) => {
@@ -77,9 +81,20 @@ describe('planDisplacement', () => {
   });
 
   it('lets others jump to the entry itself and behind what is displaced', () => {
-    expect(plan({ code: [[0x800, jump(TEXT + 0x800, FUNCTION)]] }).site).toBeDefined();
+    const traced = [CALLER - TEXT, jump(CALLER, FENTRY).with(0, 0xe8)] as const;
+    expect(plan({ code: [traced, [0x800, jump(TEXT + 0x800, FUNCTION)]] }).site).toBeDefined();
     expect(plan({ code: [[0x800, jump(TEXT + 0x800, FUNCTION + 5)]] }).site).toBeDefined();
     expect(plan({ sections: { '.rodata': pointer(FUNCTION) } }).site).toBeDefined();
+  });
+
+  const call = (from: number, to: number) => [from - TEXT, jump(from, to).with(0, 0xe8)] as const;
+  it('lets only code call it that was compiled for ftrace, which knows nothing of the registers that it keeps', () => {
+    const traced = call(CALLER, FENTRY);
+    const calls = call(TEXT + 0x710, FUNCTION);
+    expect(plan({ code: [traced, calls] }).site).toBeDefined();
+    expect(plan({ code: [traced, calls], caller: 'caller.cold' }).site).toBeDefined();
+    expect(plan({ code: [calls] }).refused).toMatch(/other, which was compiled without it, too, calls it/);
+    expect(plan({ code: [traced, calls], caller: 'gone.cold' }).refused).toMatch(/gone.cold, which was/);
   });
 
   const bounds = (name: string) => ({ [`__${name}_text_start`]: TEXT, [`__${name}_text_end`]: TEXT + 0x200 });

@@ -2,7 +2,14 @@ import type { Architecture, RedirectSite } from '../../arch/architecture.js';
 import { linkAddress } from '../../base/brand.js';
 import type { BtfFile } from '../../btf/btf.js';
 import type { KernelImage } from '../../kernel-image/kernel-image.js';
-import { type Bounds, type CodeRange, chooseDisplaced, findLeadInto } from '../../patch/displacement.js';
+import {
+  type Bounds,
+  type CodeRange,
+  chooseDisplaced,
+  findCallers,
+  findLeadInto,
+} from '../../patch/displacement.js';
+import { findFentry } from './kernel-trampoline.js';
 
 /** What is overwritten at the entry of a function without the nop of ftrace, or why nothing can be. */
 export type Displacement =
@@ -26,6 +33,11 @@ const RELATIVE_SECTIONS = [
 ];
 /** Where an address of code may stand as it is. */
 const POINTER_SECTIONS = ['.parainstructions', '.rodata', '.data', '.init.data'];
+
+/** What only the function before the suffix jumps to. */
+const COLD_PART = /^(.+?)\.cold(?:\.\d+)*$/;
+/** A landing pad, and the call of ftrace. */
+const ENTRY_BYTES = 16;
 
 /**
  * Plans to displace the first instructions of a function of the kernel. Refuses, with the reason, what only the compiler's
@@ -82,6 +94,10 @@ function findLead(image: KernelImage, fn: CodeRange, range: Bounds): string | un
     const name = image.symbols.findCovering(from)?.name ?? 'code';
     return `${name} seems to lead into its first instructions`;
   }
+  // GCC tells callers which registers a function of the same file keeps (-fipa-ra), but not in files compiled for ftrace.
+  const caller = findCallers(text, fn).find((place) => !isTraced(image, place));
+  if (caller !== undefined)
+    return `${image.symbols.findCovering(caller)?.name ?? 'code'}, which was compiled without it, too, calls it and may rely on registers that the old code keeps`;
   const find = (name: string) => image.symbols.findUnique(name)?.address;
   for (const [start, end] of RELATIVE_TABLES) {
     const [first, last] = [find(start), find(end)];
@@ -99,6 +115,17 @@ function findLead(image: KernelImage, fn: CodeRange, range: Bounds): string | un
     if (hasPointer(section.data, { low: range.low + 1, high: range.high }))
       return `an address in ${section.name} leads into its first instructions`;
   return undefined;
+}
+
+/** Whether the function around a place of the text was compiled for ftrace, in the image. */
+function isTraced({ symbols, text }: KernelImage, place: number): boolean {
+  const around = symbols.findCovering(place);
+  const parent = around && COLD_PART.exec(around.name)?.[1];
+  const fn = parent === undefined ? around : symbols.findUnique(parent);
+  if (fn === undefined) return false;
+  const start = fn.address - text.address;
+  const code = text.bytes.subarray(start, start + ENTRY_BYTES);
+  return findFentry(code, fn.address, symbols.findUnique('__fentry__')?.address) !== undefined;
 }
 
 /** A word relative to its own place that leads to the bytes; entries have other sizes in other kernels, so at every place. */

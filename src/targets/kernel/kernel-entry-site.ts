@@ -4,7 +4,7 @@ import { LivegraftError } from '../../base/errors.js';
 import { isSameCode, planDisplacement } from './kernel-displacement.js';
 import { type ReplacedFunction, VMLINUX } from './kernel-objects.js';
 import type { RegisteredKernelFunction } from './kernel-registry.js';
-import { COPY_BYTES, copyBehind, findFentryNop, JUMP_BYTES } from './kernel-trampoline.js';
+import { COPY_BYTES, copyBehind, findFentry, findFentryNop, JUMP_BYTES } from './kernel-trampoline.js';
 import type { KernelAddresses } from './running-kernel.js';
 
 /** As much of a function as a redirect can have to do with. */
@@ -62,7 +62,7 @@ export function findEntrySite(
     return displacedSite(kernel, arch, entry + offset, now, (why) => refuse(why, other));
   }
   const original = kernel.imageBytes(entry, Math.min(ENTRY_BYTES, fn.old.sizeBytes));
-  if (original === undefined || hasFentry(kernel, entry, original))
+  if (original === undefined || findFentry(original, entry, kernel.find('__fentry__')) !== undefined)
     return refuse('it was compiled for ftrace', 'stop tracing or probing it in the guest');
   const range = { name: fn.name, address: entry - kernel.offset, sizeBytes: fn.old.sizeBytes };
   const plan = planDisplacement(kernel.image, arch, range);
@@ -99,18 +99,4 @@ export function displaceEntry(
   const copy = arch.redirector.displace(code, 0, whole, site, copyBehind(trampoline));
   if ('refused' in copy) return copy.refused;
   return copy.bytes.length <= COPY_BYTES ? copy.bytes : 'its first instructions are too long to move';
-}
-
-/** Whether the compiler put a call of ftrace at the entry, which the kernel makes a nop when it starts. */
-function hasFentry(kernel: KernelAddresses, entry: number, code: Uint8Array): boolean {
-  const nop = findFentryNop(code);
-  if (nop !== undefined) return true;
-  const fentry = kernel.find('__fentry__');
-  const view = new DataView(code.buffer, code.byteOffset, code.length);
-  return [0, 4].some(
-    (at) =>
-      at + JUMP_BYTES <= code.length &&
-      code[at] === 0xe8 &&
-      entry + at + JUMP_BYTES + view.getInt32(at + 1, true) === fentry,
-  );
 }

@@ -39,6 +39,21 @@ export function findFentryNop(code: Uint8Array): number | undefined {
   return isNop ? offset : undefined;
 }
 
+/**
+ * Offset of the place of ftrace in the first bytes of a function of an image: of its nop, or of the call of `__fentry__` that the kernel
+ * makes one when it starts. Undefined for a function that was compiled without. `entry` and `fentry` are addresses.
+ */
+export function findFentry(code: Uint8Array, entry: number, fentry: number | undefined): number | undefined {
+  const view = new DataView(code.buffer, code.byteOffset, code.length);
+  const call = [0, LANDING_PAD_BYTES].find(
+    (at) =>
+      at + JUMP_BYTES <= code.length &&
+      code[at] === 0xe8 &&
+      entry + at + JUMP_BYTES + view.getInt32(at + 1, true) === fentry,
+  );
+  return findFentryNop(code) ?? call;
+}
+
 export function encodeJump(from: number, to: number): Uint8Array {
   return new ByteWriter(JUMP_BYTES)
     .writeU8(0xe9)
