@@ -12,12 +12,17 @@ export class SkimTable {
   effects = new Int32Array(0);
   /** The effect's value; the target's position of a jump, branch or call with a direct one. */
   values = new Int32Array(0);
+  /** How many of {@link transfers} there are. */
+  transferCount = 0;
+  /** Indexes of the entries whose flow is another than "next", in order. */
+  transfers = new Int32Array(0);
   /** A bit per byte of code: whether an instruction starts there. */
   starts = new Uint32Array(0);
 
   /** Begins anew, for code up to a position. */
   clear(sizeBytes: number): void {
     this.count = 0;
+    this.transferCount = 0;
     const words = (sizeBytes >>> 5) + 2;
     if (this.starts.length < words) this.starts = new Uint32Array(words + (words >> 2));
     else this.starts.fill(0, 0, words);
@@ -26,15 +31,17 @@ export class SkimTable {
   reserve(capacity: number): void {
     if (capacity <= this.positions.length) return;
     const size = Math.max(capacity, this.positions.length * 2, 64);
-    const { positions, flows, effects, values } = this;
+    const { positions, flows, effects, values, transfers } = this;
     this.positions = new Int32Array(size);
     this.flows = new Uint8Array(size);
     this.effects = new Int32Array(size);
     this.values = new Int32Array(size);
+    this.transfers = new Int32Array(size);
     this.positions.set(positions);
     this.flows.set(flows);
     this.effects.set(effects);
     this.values.set(values);
+    this.transfers.set(transfers);
   }
 }
 

@@ -164,8 +164,12 @@ export class ClaimBuilder {
     const cfaRegister = cfa.kind === 'register' && cfa.register < 16 ? cfa.register : -1;
     let dependsOn = savedRegisters.length > 0 ? CHANGED_SLOTS : 0;
     for (const register of sameRegisters) if (register < 16) dependsOn |= 1 << register;
-    if (cfaRegister < 0 || otherRegisters.length > 0) dependsOn = CHANGED_ALL;
-    else dependsOn |= 1 << cfaRegister;
+    if (cfaRegister >= 0) dependsOn |= 1 << cfaRegister;
+    else dependsOn |= cfa.kind === 'expression' ? readBy(cfa.expression) : CHANGED_ALL;
+    for (const register of otherRegisters) {
+      const rule = rules.get(register);
+      dependsOn |= rule?.kind === 'expression' ? readBy(rule.expression) : CHANGED_ALL;
+    }
     return {
       cfa,
       cfaRegister,
@@ -233,6 +237,22 @@ export class ClaimBuilder {
       [...units].sort((a, b) => a.start - b.start),
     );
   }
+}
+
+const [DW_OP_deref, DW_OP_consts, DW_OP_plus, DW_OP_plus_uconst, DW_OP_breg0] = [0x06, 0x11, 0x22, 0x23, 0x70];
+
+/** What the value of an expression, or of the slot that it names, depends on: registers and slots, where it is as simple as those of aligned stacks. */
+function readBy(expression: Uint8Array): number {
+  let mask = CHANGED_SLOTS;
+  for (let at = 0; at < expression.length; at++) {
+    const op = expression[at] as number;
+    if (op === DW_OP_deref || op === DW_OP_plus) continue;
+    if (op >= DW_OP_breg0 && op < DW_OP_breg0 + 16) mask |= 1 << (op - DW_OP_breg0);
+    else if (op !== DW_OP_consts && op !== DW_OP_plus_uconst) return CHANGED_ALL;
+    do at++;
+    while (at < expression.length && (expression[at] as number) >= 0x80);
+  }
+  return mask;
 }
 
 function ruleKey(rule: RegisterRule): string {

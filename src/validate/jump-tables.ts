@@ -112,9 +112,7 @@ export function firstTargetOf(elf: ElfFile, space: CodeSpace, jump: TableJump): 
 }
 
 /** What of a program tells where control comes from. */
-export type Predecessors = Pick<Program, 'table' | 'targetIndexes' | 'functionAt'> & {
-  readonly functionStarts: { has(position: number): boolean };
-};
+export type Predecessors = Pick<Program, 'table' | 'targetIndexes' | 'functionAt' | 'functionStarts'>;
 
 /** The instruction before, where control runs on from it; else one that jumps here. */
 export function predecessors(program: Predecessors): (i: number) => number {

@@ -42,7 +42,7 @@ export interface Program {
   /** Sorted by start, not overlapping. */
   readonly functions: readonly CodeFunction[];
   /** Function starts as positions. */
-  readonly functionStarts: ReadonlySet<number>;
+  readonly functionStarts: Pick<ReadonlySet<number>, 'has'>;
   /** 1 for each instruction that lies at one of {@link functionStarts}. */
   readonly isEntry: Uint8Array;
   /** Stretches where bytes were no instructions, as positions. */

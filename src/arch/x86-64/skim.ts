@@ -1,3 +1,4 @@
+import { FlowCode } from '../instruction-table.js';
 import type { InstructionSkimmer, SkimTable } from '../skim-table.js';
 import { HeaderTrie, RawKind, SHAPE } from './header-trie.js';
 import { MAX_INSTRUCTION_BYTES } from './scanner.js';
@@ -29,13 +30,14 @@ export const skimmer: InstructionSkimmer = {
  * alone a small table tells that, and how long they are; the rest is looked up by its header.
  */
 function skimInto(bytes: Uint8Array, start: number, end: number, into: SkimTable): number {
-  const { positions, flows, effects, values, starts } = into;
+  const { positions, flows, effects, values, starts, transfers } = into;
   const capacity = positions.length;
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const fastEnd = Math.min(end, bytes.length - MARGIN_BYTES);
   const { root, shapes, shapeEffects, shapeValues } = trie;
   let { nodes } = trie;
   let n = into.count;
+  let transferCount = into.transferCount;
   let at = start;
   while (at < end && n < capacity) {
     const isFast = at < fastEnd;
@@ -81,11 +83,14 @@ function skimInto(bytes: Uint8Array, start: number, end: number, into: SkimTable
       flows[n] = flow | (length << 4);
       effects[n] = shapeEffects[entry] as number;
       values[n] = numberOf(bytes, at, shape, shapeValues[entry] as number);
+      transfers[transferCount] = n;
+      transferCount += flow === FlowCode.next ? 0 : 1;
       n++;
     }
     at += length;
   }
   into.count = n;
+  into.transferCount = transferCount;
   return at;
 }
 

@@ -39,6 +39,7 @@ export function skimModule(
   for (const { start, end } of space.regions) {
     if (architecture.skimmer.skim(space.bytes, start, end, skim) !== end) return false;
     skim.reserve(skim.count + 1);
+    skim.transfers[skim.transferCount++] = skim.count;
     skim.positions[skim.count] = end;
     skim.flows[skim.count] = BriefFlow.end;
     skim.effects[skim.count] = 0;
@@ -60,20 +61,25 @@ function relocate(
   { idioms }: Architecture,
   skim: SkimTable,
 ): void {
-  const { count, positions, flows, values } = skim;
+  const { transferCount, transfers, positions, flows, values } = skim;
   const words = wordsOf(section.data);
   const end = words.length - RELA_WORDS + 1;
-  let entry = 0;
+  let transfer = 0;
   let last = -1;
+  let entry = transfers[0] as number;
+  let position = positions[entry] as number;
+  let entryEnd = position + lengthOf(flows, entry);
   for (let word = 0; word < end; word += RELA_WORDS) {
     const offset = regionStart + (words[word] as number);
     // They come in order as a rule; where they don't, the search starts over.
-    if (offset < last) entry = 0;
+    if (offset < last) transfer = -1;
     last = offset;
-    while (entry < count && (positions[entry] as number) + lengthOf(flows, entry) <= offset) entry++;
-    if (entry >= count) continue;
-    const position = positions[entry] as number;
-    if (position > offset) continue;
+    while ((entryEnd <= offset || transfer < 0) && transfer + 1 < transferCount) {
+      entry = transfers[++transfer] as number;
+      position = positions[entry] as number;
+      entryEnd = position + lengthOf(flows, entry);
+    }
+    if (position > offset || entryEnd <= offset) continue;
     const flow = flowOf(flows, entry);
     if (flow !== FlowCode.call && flow !== FlowCode.jump && flow !== FlowCode.branch) continue;
     if (idioms.relocationKind(words[word + 2] as number)?.isRelative !== true) continue;

@@ -71,13 +71,7 @@ export function proveOpenFunctions(
   const unfollowed = new Map<number, string>();
   for (let i = 0; i < table.count; i++) if (table.flows[i] === FlowCode.indirectJump) unfollowed.set(i, '');
   const jumps = new UnfollowedJumps({ architecture, jumpTables: { unfollowed } }, architecture.calleeSaved);
-  const claims = new ClaimTable(
-    'orc',
-    rows.positions.subarray(0, rows.count),
-    rows.patterns.subarray(0, rows.count),
-    patterns.claims,
-    [],
-  );
+  const claims = claimsIn(ranges, rows, patterns);
   const { contradictions, hasUnknown, statuses } = proveFlow({
     architecture,
     name: 'open functions',
@@ -157,6 +151,22 @@ function findRanges(
   return [...found.values()].sort((a, b) => a.start - b.start);
 }
 
+/** The rows that hold in some ranges. */
+function claimsIn(ranges: readonly CodeRange[], rows: OrcRows, patterns: OrcPatterns): ClaimTable {
+  const starts: number[] = [];
+  const ids: number[] = [];
+  for (const { start, end } of ranges) {
+    let row = Math.max(0, lowerBound(rows.positions, rows.count, start + 1) - 1);
+    for (let at = start; at < end; at = row < rows.count ? (rows.positions[row] as number) : end) {
+      starts.push(at);
+      ids.push(rows.patterns[row++] as number);
+    }
+    starts.push(end);
+    ids.push(0);
+  }
+  return new ClaimTable('orc', Int32Array.from(starts), Int32Array.from(ids), patterns.claims, []);
+}
+
 /** The instructions of some ranges, with the targets and flows that the skim has. */
 function makeProgram(ranges: readonly CodeRange[], options: OpenFunctionsOptions): Program | undefined {
   const { elf, space, architecture, scratch, skim, functions } = options;
@@ -186,16 +196,16 @@ function makeProgram(ranges: readonly CodeRange[], options: OpenFunctionsOptions
     targetIndexes[i] = index.find(table.targets[i] as number);
   }
   const isEntry = scratch.uint8('entries', table.count);
-  const starts = new Set<number>();
   const own: CodeFunction[] = [];
-  for (let f = 0; f < functions.count; f++) {
-    const start = functions.starts[f] as number;
-    const isPart = functions.areParts[f] === 1;
-    if (!isPart) starts.add(start);
-    const first = index.find(start);
-    if (first < 0) continue;
-    if (!isPart) isEntry[first] = 1;
-    own.push({ name: '', start, end: functions.ends[f] as number, isPart });
+  for (const range of ranges) {
+    for (let f = lowerBound(functions.starts, functions.count, range.start); f < functions.count; f++) {
+      const start = functions.starts[f] as number;
+      if (start >= range.end) break;
+      const isPart = functions.areParts[f] === 1;
+      const first = index.find(start);
+      if (first >= 0 && !isPart) isEntry[first] = 1;
+      own.push({ name: '', start, end: functions.ends[f] as number, isPart });
+    }
   }
   return {
     space,
@@ -203,7 +213,12 @@ function makeProgram(ranges: readonly CodeRange[], options: OpenFunctionsOptions
     index,
     targetIndexes,
     functions: own,
-    functionStarts: starts,
+    functionStarts: {
+      has: (position) => {
+        const f = lowerBound(functions.starts, functions.count, position);
+        return f < functions.count && functions.starts[f] === position && functions.areParts[f] === 0;
+      },
+    },
     isEntry,
     undecoded: [],
     elf,

@@ -86,24 +86,29 @@ export function settleRows(
   alternatives: readonly Alternative[],
 ): boolean {
   const { positions, patterns } = rows;
+  const isStart = (at: number) => (((starts[at >>> 5] as number) >>> (at & 31)) & 1) === 1;
   let kept = 0;
+  let before = -1;
   for (let row = 0; row < rows.count; row++) {
     let position = positions[row] as number;
-    const isStart = (at: number) => (((starts[at >>> 5] as number) >>> (at & 31)) & 1) === 1;
     if (!isStart(position)) {
-      const isReplaced = alternatives.some(
-        ({ original, originalBytes, replacement, replacementBytes }) =>
-          (position > original && position < original + originalBytes) ||
-          (position > replacement && position < replacement + replacementBytes),
-      );
-      if (patterns[row] !== 0 && !isReplaced) return false;
+      if (patterns[row] !== 0 && !isReplaced(position, alternatives)) return false;
       const limit = 32 * starts.length;
       while (position < limit && !isStart(position)) position++;
     }
-    if (kept > 0 && (positions[kept - 1] as number) >= position) kept--;
+    if (before >= position) kept--;
+    before = position;
     positions[kept] = position;
     patterns[kept++] = patterns[row] as number;
   }
   rows.count = kept;
   return true;
+}
+
+function isReplaced(position: number, alternatives: readonly Alternative[]): boolean {
+  return alternatives.some(
+    ({ original, originalBytes, replacement, replacementBytes }) =>
+      (position > original && position < original + originalBytes) ||
+      (position > replacement && position < replacement + replacementBytes),
+  );
 }

@@ -205,9 +205,10 @@ class BriefValidation {
 
   /** As {@link findHalts} does. */
   #findHalts(): number[] {
-    const { positions, flows, count } = this.#skim;
+    const { positions, flows, transfers, transferCount } = this.#skim;
     const halts: number[] = [];
-    for (let entry = 0; entry < count; entry++) {
+    for (let t = 0; t < transferCount; t++) {
+      const entry = transfers[t] as number;
       if (flowOf(flows, entry) !== FlowCode.deadEnd) continue;
       const position = positions[entry] as number;
       if (this.#architecture.idioms.isHalt(this.#space.bytes, position, lengthOf(flows, entry)))
@@ -248,12 +249,13 @@ class BriefValidation {
 
   /** Entries of functions, and what jumps and calls lead to. False where that is no place in the code. */
   #gatherLeaders({ starts, areParts, count }: ModuleFunctions): boolean {
-    const { values, flows, count: entries } = this.#skim;
+    const { values, flows, transfers, transferCount } = this.#skim;
     const leaders = this.#leaders;
     const size = this.#space.bytes.length;
     leaders.clear(size);
     for (let f = 0; f < count; f++) if (areParts[f] === 0) leaders.add(starts[f] as number);
-    for (let entry = 0; entry < entries; entry++) {
+    for (let t = 0; t < transferCount; t++) {
+      const entry = transfers[t] as number;
       const flow = flowOf(flows, entry);
       if (flow !== FlowCode.jump && flow !== FlowCode.branch && flow !== FlowCode.call) continue;
       const target = values[entry] as number;
@@ -265,10 +267,11 @@ class BriefValidation {
 
   /** By entry, the leader that it leads to. */
   #link(): Int32Array {
-    const { values, flows, count } = this.#skim;
+    const { values, flows, count, transfers, transferCount } = this.#skim;
     const leaders = this.#leaders;
     const links = this.#options.scratch.rawInt32('brief links', count);
-    for (let entry = 0; entry < count; entry++) {
+    for (let t = 0; t < transferCount; t++) {
+      const entry = transfers[t] as number;
       const flow = flowOf(flows, entry);
       if (flow !== FlowCode.jump && flow !== FlowCode.branch && flow !== FlowCode.call) continue;
       const target = values[entry] as number;
@@ -287,14 +290,14 @@ class BriefValidation {
     noReturn: BriefNoReturn,
     symbols: ModuleSymbols,
   ): number {
-    const { positions, flows, count } = this.#skim;
+    const { positions, flows, transfers, transferCount } = this.#skim;
     const { starts, ends, count: functionCount } = symbols.functions;
     const leaders = this.#leaders;
     let indirectJumps = 0;
     let f = 0;
-    for (let entry = 0; entry < count; entry++) {
+    for (let t = 0; t < transferCount; t++) {
+      const entry = transfers[t] as number;
       const flow = flowOf(flows, entry);
-      if (flow === FlowCode.next) continue;
       const position = positions[entry] as number;
       while (f < functionCount && (ends[f] as number) <= position) f++;
       const own = f < functionCount && (starts[f] as number) <= position ? (starts[f] as number) : -1;
