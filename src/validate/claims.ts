@@ -239,7 +239,9 @@ export class ClaimBuilder {
   }
 }
 
-const [DW_OP_deref, DW_OP_consts, DW_OP_plus, DW_OP_plus_uconst, DW_OP_breg0] = [0x06, 0x11, 0x22, 0x23, 0x70];
+const [DW_OP_deref, DW_OP_consts, DW_OP_plus, DW_OP_plus_uconst, DW_OP_breg0] = [
+  0x06, 0x11, 0x22, 0x23, 0x70,
+];
 
 /** What the value of an expression, or of the slot that it names, depends on: registers and slots, where it is as simple as those of aligned stacks. */
 function readBy(expression: Uint8Array): number {

@@ -18,7 +18,8 @@ describe('killed with SIGKILL', () => {
   );
 
   it('at random under load, 30 times, leaves a target in which the next run finds its way', async () => {
-    expect(await killAtRandom(30, SEED)).toMatchObject({ kills: 30 });
+    // A run that mends may be the one that is killed last.
+    expect((await killAtRandom(30, SEED)).kills).toBeGreaterThanOrEqual(30);
   });
 });
 

@@ -15,7 +15,7 @@ const { entryOf, expectQuiet, folder, killedAt, options, patchOf, run, subject }
 
 /** Writing the limit does so; it sleeps again at once, by what `schedule_timeout` then is. */
 const wakeHungTaskThread = () =>
-  lab.guest.run('echo $((60 + RANDOM % 60)) > /proc/sys/kernel/hung_task_timeout_secs; sleep 0.2');
+  lab.guest.run('echo $((3000 + RANDOM % 3000)) > /proc/sys/kernel/hung_task_timeout_secs; sleep 0.2');
 
 describe('a patch of a running kernel', () => {
   it('is applied, shown, and reverted, byte for byte', async () => {
@@ -90,7 +90,7 @@ describe('a patch of a running kernel', () => {
     );
     const ended = new Promise<number | null>((resolve) => second.on('exit', resolve));
     while (second.exitCode === null) {
-      await lab.guest.run('echo $((60 + RANDOM % 60)) > /proc/sys/kernel/hung_task_timeout_secs', 60_000);
+      await lab.guest.run('echo $((3000 + RANDOM % 3000)) > /proc/sys/kernel/hung_task_timeout_secs', 60_000);
       await pause(300);
     }
     expect(await ended).toBe(0);

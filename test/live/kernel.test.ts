@@ -72,7 +72,7 @@ function disproveAll(path: string, bytes: Uint8Array): void {
   const result = validateElf(parseElf(bytes, path), { architecture: x86_64, kernelRelease: image.release });
   const sources = result.sources.map((each) => ({
     ...each,
-    statuses: each.statuses.slice().fill(Status.disproved),
+    stretches: () => each.stretches().map((stretch) => ({ ...stretch, status: Status.disproved })),
   }));
   const proof = encodeProof({ ...result, sources }, 'orc');
   if (proof === undefined || result.buildId === undefined) throw new Error(`${path} has no proof`);
