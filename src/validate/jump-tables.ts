@@ -104,11 +104,13 @@ export function findJumpTables(
   return { edges, possibleEdges, followed, notFollowed, unfollowed, unbounded };
 }
 
-/** Where the first entry of a jump's table leads, in a relocatable object; undefined for no place in the code. */
-export function firstTargetOf(elf: ElfFile, space: CodeSpace, jump: TableJump): number | undefined {
+/** Where the first entries of jumps' tables lead, in a relocatable object; undefined for no place in the code. */
+export function firstTargets(elf: ElfFile, space: CodeSpace): (jump: TableJump) => number | undefined {
   const reader = new RelocatedTables(elf, space);
-  const place = reader.locate(jump);
-  return place && reader.entry(place, 0, jump);
+  return (jump) => {
+    const place = reader.locate(jump);
+    return place && reader.entry(place, 0, jump);
+  };
 }
 
 /** What of a program tells where control comes from. */

@@ -5,7 +5,7 @@ import { SHT_RELA } from '../elf/constants.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
 import type { LandingPads } from './landing-pads.js';
-import { type Program, wordsOf } from './program.js';
+import { lowerBound, type Program, wordsOf } from './program.js';
 
 /** Control can go from one place to another although no instruction says so. */
 export interface ExtraFlow {
@@ -114,6 +114,25 @@ function alternativeBytes(sizeBytes: number, elf: ElfFile): number {
   if (first !== undefined && third !== undefined && third.offset - first.offset >= 12)
     return third.offset - first.offset;
   return sizeBytes % 14 === 0 && sizeBytes % 12 !== 0 ? 14 : 12;
+}
+
+/** Whether a position lies in one of some stretches: a search, however many there are. */
+export function coverOf(stretches: readonly { readonly start: number; readonly end: number }[]) {
+  const starts: number[] = [];
+  const ends: number[] = [];
+  for (const { start, end } of [...stretches].sort((a, b) => a.start - b.start)) {
+    const last = ends.length - 1;
+    if (last >= 0 && start <= (ends[last] as number)) ends[last] = Math.max(ends[last] as number, end);
+    else {
+      starts.push(start);
+      ends.push(end);
+    }
+  }
+  const sorted = Int32Array.from(starts);
+  return (position: number): boolean => {
+    const at = lowerBound(sorted, sorted.length, position + 1) - 1;
+    return at >= 0 && position < (ends[at] as number);
+  };
 }
 
 const BUGFLAG_WARNING = 1;

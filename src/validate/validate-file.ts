@@ -15,7 +15,7 @@ import { type FlowProofResult, proveFlow } from './flow-proof.js';
 import { checkFramePointers } from './frame-pointer.js';
 import { readHints } from './hints.js';
 import { findJumpTables, type JumpTables } from './jump-tables.js';
-import { type ExtraFlow, findHalts, readKernelFlow } from './kernel-sections.js';
+import { coverOf, type ExtraFlow, findHalts, readKernelFlow } from './kernel-sections.js';
 import { readLandingPads } from './landing-pads.js';
 import { findNoReturnTargets } from './no-return.js';
 import { Places } from './places.js';
@@ -425,8 +425,12 @@ function findSplitInstructions(
   extraFlow: ExtraFlow,
 ): Finding[] {
   // There they describe the code that takes the place of this one.
-  const inAlternative = (position: number) =>
-    extraFlow.alternatives.some((a) => position >= a.original && position < a.original + a.originalBytes);
+  const inAlternative = coverOf(
+    extraFlow.alternatives.map(({ original, originalBytes }) => ({
+      start: original,
+      end: original + originalBytes,
+    })),
+  );
   const { starts, ids } = read.claims;
   const { offsets, lengths } = program.table;
   const findings: Finding[] = [];

@@ -42,6 +42,8 @@ export function elsewhere(symbol: number): number {
 const SYMBOL_WORDS = SYMBOL_BYTES / 4;
 const THUNK_PREFIX = latin1('__x86_');
 const PART_SUFFIX = latin1('.cold');
+/** No compiler's names are longer. */
+const MAX_NAME_BYTES = 4096;
 const [DOT, ZERO, NINE] = [0x2e, 0x30, 0x39];
 
 /** Reads `.symtab`. Undefined for what only other readers know how to read. */
@@ -178,10 +180,12 @@ function startsWith(strings: Uint8Array, at: number, prefix: Uint8Array): boolea
   return true;
 }
 
+/** -1 for a name that does not end, or not soon. */
 function endOfName(strings: Uint8Array, at: number): number {
+  const limit = Math.min(strings.length, at + MAX_NAME_BYTES);
   let end = at;
-  while (end < strings.length && strings[end] !== 0) end++;
-  return end < strings.length ? end : -1;
+  while (end < limit && strings[end] !== 0) end++;
+  return end < limit ? end : -1;
 }
 
 function nameAt(strings: Uint8Array, at: number, end = endOfName(strings, at)): string {

@@ -114,6 +114,7 @@ function findRanges(
   options: OpenFunctionsOptions,
 ): readonly CodeRange[] | undefined {
   const { skim, leaders, links, functions, extraFlow } = options;
+  const replacements = new Set(extraFlow.alternatives.map(({ replacement }) => replacement));
   const found = new Map<number, CodeRange>();
   const work: CodeRange[] = [];
   const add = (start: number, end: number) => {
@@ -144,8 +145,7 @@ function findRanges(
       if (!isOutside(original)) add(replacement, replacement + replacementBytes);
     for (const { from, to } of extraFlow.edges) {
       if (isOutside(from) || !isOutside(to)) continue;
-      const isReplacement = extraFlow.alternatives.some(({ replacement }) => replacement === to);
-      if (!isReplacement && !addFunctionAt(to)) return undefined;
+      if (!replacements.has(to) && !addFunctionAt(to)) return undefined;
     }
   }
   return [...found.values()].sort((a, b) => a.start - b.start);

@@ -1,6 +1,6 @@
 import type { SkimTable } from '../../arch/skim-table.js';
 import type { CodeRegion } from '../code-space.js';
-import type { Alternative } from '../kernel-sections.js';
+import { type Alternative, coverOf } from '../kernel-sections.js';
 import type { OrcRows } from './orc-rows.js';
 
 /**
@@ -87,12 +87,18 @@ export function settleRows(
 ): boolean {
   const { positions, patterns } = rows;
   const isStart = (at: number) => (((starts[at >>> 5] as number) >>> (at & 31)) & 1) === 1;
+  const isReplaced = coverOf(
+    alternatives.flatMap(({ original, originalBytes, replacement, replacementBytes }) => [
+      { start: original, end: original + originalBytes },
+      { start: replacement, end: replacement + replacementBytes },
+    ]),
+  );
   let kept = 0;
   let before = -1;
   for (let row = 0; row < rows.count; row++) {
     let position = positions[row] as number;
     if (!isStart(position)) {
-      if (patterns[row] !== 0 && !isReplaced(position, alternatives)) return false;
+      if (patterns[row] !== 0 && !isReplaced(position)) return false;
       const limit = 32 * starts.length;
       while (position < limit && !isStart(position)) position++;
     }
@@ -103,12 +109,4 @@ export function settleRows(
   }
   rows.count = kept;
   return true;
-}
-
-function isReplaced(position: number, alternatives: readonly Alternative[]): boolean {
-  return alternatives.some(
-    ({ original, originalBytes, replacement, replacementBytes }) =>
-      (position > original && position < original + originalBytes) ||
-      (position > replacement && position < replacement + replacementBytes),
-  );
 }

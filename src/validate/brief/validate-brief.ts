@@ -1,4 +1,4 @@
-import type { Architecture } from '../../arch/architecture.js';
+import type { Architecture, TableJump } from '../../arch/architecture.js';
 import { FlowCode, type InstructionTable, isInert } from '../../arch/instruction-table.js';
 import type { SkimTable } from '../../arch/skim-table.js';
 import { ParseError } from '../../base/errors.js';
@@ -6,7 +6,7 @@ import type { ElfFile } from '../../elf/elf-file.js';
 import { orcFormatOf } from '../../orc/format.js';
 import { moduleRelease } from '../claim-sources.js';
 import type { CodeSpace } from '../code-space.js';
-import { firstTargetOf, predecessors } from '../jump-tables.js';
+import { firstTargets, predecessors } from '../jump-tables.js';
 import { readKernelFlow } from '../kernel-sections.js';
 import { countBits } from '../position-index.js';
 import { lowerBound } from '../program.js';
@@ -44,7 +44,8 @@ const UNKNOWN_SECTIONS = [
 ];
 /** A call over so few bytes, inside of a function, only pushes an address. */
 const INNER_CALL_BYTES = 64;
-/** With more than this of the code left open, all of it is better proven at once. */
+/** With more functions than this left open, or this much of the code, all of it is better proven at once. */
+const MAX_OPEN = 500;
 const MAX_OPEN_SHARE = 0.5;
 
 /**
@@ -61,6 +62,12 @@ export function validateBriefly(
   return new BriefValidation(elf, space, options).run();
 }
 
+interface DecodedFunction {
+  readonly start: number;
+  /** Undefined where bytes are no instructions. */
+  readonly previous: ((i: number) => number) | undefined;
+}
+
 class BriefValidation {
   readonly #elf: ElfFile;
   readonly #space: CodeSpace;
@@ -69,6 +76,9 @@ class BriefValidation {
   readonly #skim: SkimTable;
   readonly #leaders: Leaders;
   readonly #few: InstructionTable;
+  /** The function that {@link #few} holds while jumps are resolved. */
+  #decoded: DecodedFunction | undefined;
+  readonly #firstTarget: (jump: TableJump) => number | undefined;
 
   constructor(elf: ElfFile, space: CodeSpace, options: BriefOptions) {
     this.#elf = elf;
@@ -79,6 +89,7 @@ class BriefValidation {
     this.#skim = skim;
     this.#leaders = leaders;
     this.#few = few;
+    this.#firstTarget = firstTargets(elf, space);
   }
 
   run(): BriefResult | undefined {
@@ -180,7 +191,7 @@ class BriefValidation {
       if (proof.proveFrom(leaders.find(functions.starts[f] as number))) continue;
       open.push(f);
       openBytes += (functions.ends[f] as number) - (functions.starts[f] as number);
-      if (openBytes > space.bytes.length * MAX_OPEN_SHARE) return undefined;
+      if (open.length > MAX_OPEN || openBytes > space.bytes.length * MAX_OPEN_SHARE) return undefined;
     }
     if (open.length === 0) return this.#sum(proof, placed, indirectJumps, [], []);
     const { scratch } = this.#options;
@@ -323,39 +334,48 @@ class BriefValidation {
 
   /** Whether an indirect jump in the function `[start, end)` reads where in the function it leads from a table. */
   #hasTable(jump: number, start: number, end: number, symbols: ModuleSymbols): boolean {
-    const { sweeper, findTableJump, idioms } = this.#architecture;
-    const { bytes } = this.#space;
+    const { findTableJump, idioms } = this.#architecture;
+    const skim = this.#skim;
+    if (this.#decoded?.start !== start) this.#decoded = this.#decode(start, end);
+    const { previous } = this.#decoded;
+    if (previous === undefined) return true;
+    const table = this.#few;
+    const found = table.findAt(skim.positions[jump] as number);
+    const target = skim.values[jump] as number;
+    const thunk = target < -1 && lengthOf(skim.flows, jump) >= 5 ? symbols.nameOf(elsewhere(target)) : '';
+    const read = findTableJump(this.#space.bytes, table, found, previous, idioms.thunkRegister(thunk));
+    const first = read && this.#firstTarget(read);
+    if (first === undefined) return false;
+    const { functions } = symbols;
+    const home = lowerBound(functions.starts, functions.count, first + 1) - 1;
+    return (first >= start && first < end) || (home >= 0 && functions.areParts[home] === 1);
+  }
+
+  /** All instructions of a function, with the flows that the skim has, and from where control comes to each. */
+  #decode(start: number, end: number): DecodedFunction {
     const skim = this.#skim;
     const table = this.#few;
     table.clear();
-    if (sweeper.sweep(bytes, start, end, table) !== end) return true;
+    if (this.#architecture.sweeper.sweep(this.#space.bytes, start, end, table) !== end)
+      return { start, previous: undefined };
     const targetIndexes = new Int32Array(table.count).fill(-1);
     let entry = lowerBound(skim.positions, skim.count, start);
-    let found = -1;
     for (let i = 0; i < table.count; i++) {
       const position = table.offsets[i] as number;
       while ((skim.positions[entry] as number) < position) entry++;
       if (skim.positions[entry] !== position) continue;
       table.flows[i] = flowOf(skim.flows, entry);
-      if (entry === jump) found = i;
       const target = skim.values[entry] as number;
       if (table.flows[i] === FlowCode.jump || table.flows[i] === FlowCode.branch)
         targetIndexes[i] = target >= start && target < end ? table.findAt(target) : -1;
     }
-    const target = skim.values[jump] as number;
-    const thunk = target < -1 && lengthOf(skim.flows, jump) >= 5 ? symbols.nameOf(elsewhere(target)) : '';
     const previous = predecessors({
       table,
       targetIndexes,
       functionStarts: { has: (position) => position === start },
       functionAt: () => ({ name: undefined, start, end, isPart: false }),
     });
-    const read = findTableJump(bytes, table, found, previous, idioms.thunkRegister(thunk));
-    const first = read && firstTargetOf(this.#elf, this.#space, read);
-    if (first === undefined) return false;
-    const { functions } = symbols;
-    const home = lowerBound(functions.starts, functions.count, first + 1) - 1;
-    return (first >= start && first < end) || (home >= 0 && functions.areParts[home] === 1);
+    return { start, previous };
   }
 
   #isPadding(from: number, to: number): boolean {
