@@ -35,7 +35,7 @@ const NODE_ENTRIES = 256;
  * other, the first two at once; what the scanner and {@link findEffect} say of a header is kept when it is met first. All that a shape
  * leaves open is the number in a displacement or immediate.
  */
-export class HeaderTrie {
+class HeaderTrie {
   /** By the first two bytes: a shape, minus a node, or 0 for what is not known yet. */
   readonly root = new Int16Array(0x10000);
   /** By node and next byte: as the root. */
@@ -129,6 +129,9 @@ export class HeaderTrie {
     return node;
   }
 }
+
+/** The one of sweeps and skims: a header that either has met is known to both. */
+export const trie = new HeaderTrie();
 
 function isTransfer(flow: number): boolean {
   return flow !== FlowCode.next && flow !== FlowCode.systemCall && flow !== FlowCode.breakpoint;

@@ -1,6 +1,6 @@
 import { FlowCode } from '../instruction-table.js';
 import type { InstructionSkimmer, SkimTable } from '../skim-table.js';
-import { HeaderTrie, RawKind, SHAPE } from './header-trie.js';
+import { RawKind, SHAPE, trie } from './header-trie.js';
 import { MAX_INSTRUCTION_BYTES } from './scanner.js';
 import { MODRM_LOOKS, MODRM_SIZES, SKIM_CELLS } from './skim.data.js';
 import { ESCAPED, MODRM_SHIFT, NO_BASE, SIZE_MASK } from './skim-cells.js';
@@ -8,8 +8,6 @@ import { ESCAPED, MODRM_SHIFT, NO_BASE, SIZE_MASK } from './skim-cells.js';
 /** What is read beyond the first byte of an instruction, whatever it is. */
 const MARGIN_BYTES = MAX_INSTRUCTION_BYTES + 8;
 const BYTES_PER_LOOK = 8;
-
-const trie = new HeaderTrie();
 
 export const skimmer: InstructionSkimmer = {
   skim(bytes, start, end, into) {

@@ -1,5 +1,5 @@
 import { FlowCode, type InstructionSweeper, type InstructionTable, NO_TARGET } from '../instruction-table.js';
-import { HeaderTrie, RawKind, SHAPE } from './header-trie.js';
+import { RawKind, SHAPE, trie } from './header-trie.js';
 import { MAX_INSTRUCTION_BYTES } from './scanner.js';
 
 /** The fast path reads this far beyond the first byte of an instruction, whatever it is. */
@@ -10,8 +10,6 @@ const BYTES_PER_INSTRUCTION = 3;
 const BREAKPOINT_BYTE = 0xcc;
 /** Of a longer run of breakpoints, which only fills up a page, no more than this many become instructions. */
 const MAX_FILL_BYTES = 4096;
-
-const trie = new HeaderTrie();
 
 /** By {@link RawKind}: how far left and right to shift the 32 bits, then masks and signs that make a value or a target of it. */
 const SHIFTS = new Int32Array(8);
