@@ -135,12 +135,13 @@ export function takeDoorbell(session: ProcessSession, onEvent: OnEvent): Doorbel
   const watch = new ObjectWatch(session, bell);
   const giveUp = (part: RegisteredPatch) => takeBackCallbacks(session, part, onEvent);
   const attend = () => {
+    // Read once: what rings in the middle of this may be about objects that leave.
     const { rings } = bell;
     if (rings !== bell.answered && bell.isLeaving) {
       attendLeaving(session, bell, tellCallback(onEvent));
       watch.learn(session.modules, rings);
     }
-    const changes = watch.attend(session, contentOf, giveUp);
+    const changes = watch.attend(session, rings, contentOf, giveUp);
     if (changes !== undefined) tellChanges(changes, onEvent);
     return changes !== undefined;
   };

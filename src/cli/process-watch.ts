@@ -111,9 +111,10 @@ class ProcessWatch {
   async #look(): Promise<void> {
     const bell = this.#bell;
     if (bell === undefined) return;
+    let rings = 0;
     try {
       // Read once: it may ring between two looks, and what comes with that is not known yet.
-      const { rings } = bell;
+      rings = bell.rings;
       const isRinging = rings !== bell.answered;
       if (isRinging) this.#rangAtMs = performance.now();
       if (!isRinging && bell.isArmed) {
@@ -125,7 +126,7 @@ class ProcessWatch {
         await this.#leave(bell, rings);
         return;
       }
-      if (isRinging && this.#objects?.passOver(this.#memory) === true) return;
+      if (isRinging && this.#objects?.passOver(this.#memory, rings) === true) return;
     } catch (error) {
       // The last patch was reverted by a livegraft that saw nobody watch, or the process is about to end.
       if (!(error instanceof LivegraftError)) throw error;
@@ -147,7 +148,7 @@ class ProcessWatch {
       }
       const giveUp = (part: Parameters<typeof takeBackCallbacks>[1]) =>
         takeBackCallbacks(session, part, onEvent);
-      const changes = this.#objects?.attend(session, contentOf, giveUp);
+      const changes = this.#objects?.attend(session, rings, contentOf, giveUp);
       if (changes !== undefined) {
         tellChanges(changes, onEvent);
         isComplete = !changes.isMissed && changes.refused.length === 0;

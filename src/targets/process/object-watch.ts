@@ -85,13 +85,16 @@ export class ObjectWatch {
     this.learn(session.modules, bell.rings);
   }
 
-  /** Undefined when it has not rung. Threads must be seized; `contentOf` finds the file of a patch, and throws if it can't. */
+  /**
+   * Attends to what has come by a ring: the number of rings that the caller has read, since another ring may be one for objects that leave. Undefined when that is answered already. Threads
+   * must be seized; `contentOf` finds the file of a patch, and throws if it can't.
+   */
   attend(
     session: ProcessSession,
+    rings: number,
     contentOf: (patch: RegisteredPatch) => Patch,
     giveUp: (part: RegisteredPatch) => void,
   ): ObjectChanges | undefined {
-    const { rings } = this.#bell;
     if (rings === this.#bell.answered) return undefined;
     // Nobody has waited for a ring that was missed: what came with it may be running.
     const isWaiting = rings === this.#rings + 1 && this.#bell.isArmed;
@@ -107,11 +110,10 @@ export class ObjectWatch {
   }
 
   /**
-   * Lets the task go on at once when what has come or gone is of no patch: true then. Nothing is changed, so that no thread
+   * Lets the task go on at once when what has come or gone by a ring is of no patch: true then. Nothing is changed, so that no thread
    * need be seized.
    */
-  passOver(memory: ProcessMemory): boolean {
-    const { rings } = this.#bell;
+  passOver(memory: ProcessMemory, rings: number): boolean {
     const mappings = readMappings(memory.pid) ?? [];
     const home = findRegistryMapping(mappings);
     const registry = home && new RegistryStore(memory, home.start).read();
