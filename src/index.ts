@@ -18,6 +18,7 @@ export {
   type FindingCode,
   type FindingPlace,
   parseSuppressions,
+  type SuppressedFinding,
 } from './validate/findings.js';
 export { encodeProof, type Proof, parseProof } from './validate/proof.js';
 export { Scratch } from './validate/scratch.js';

@@ -30,20 +30,20 @@ beforeAll(() => {
 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-function report(file: string): FileReport {
+function report(file: string, suppressions = ''): FileReport {
   const job = {
     sources: ['dwarf', 'orc', 'frame-pointer'] as const,
     agree: [['dwarf', 'frame-pointer']] as const,
-    suppressions: '',
+    suppressions,
     kernelRelease: '6.1.0',
     keepsProofs: false,
   };
   return validateFile(file, job, new Scratch());
 }
 
-function assemble(code: string): string {
+function assemble(code: string, quality = 'bad'): string {
   const object = join(folder, `${code}.o`);
-  expect(spawnSync('as', ['-g', '-o', object, `${CORPUS}/${code}.bad.s`]).status).toBe(0);
+  expect(spawnSync('as', ['-g', '-o', object, `${CORPUS}/${code}.${quality}.s`]).status).toBe(0);
   return object;
 }
 
@@ -56,7 +56,11 @@ interface Log {
       readonly executionSuccessful: boolean;
       readonly toolExecutionNotifications: readonly unknown[];
     }[];
-    readonly results: readonly { readonly ruleId: string; readonly ruleIndex: number }[];
+    readonly results: readonly {
+      readonly ruleId: string;
+      readonly ruleIndex: number;
+      readonly suppressions?: readonly object[];
+    }[];
   }[];
 }
 
@@ -100,6 +104,39 @@ describe('a SARIF log', () => {
       makeFinding('cfa-mismatch', 'x', { place: place(-4096, file), from: place(2 ** 40, file) }),
     );
     expect(problemsOf(toSarif([{ ...validated, findings }]))).toEqual([]);
+  });
+
+  it('has what is suppressed, and says by whom and why', () => {
+    const list = '# of old\nregister-* f\ncfa-mismatch f # seen in review #12\n';
+    const reports = [
+      report(assemble('cfa-mismatch'), list),
+      report(assemble('register-clobbered'), list),
+      report(assemble('non-standard-stack', 'good'), list),
+      report(assemble('stack-not-restored'), list),
+    ];
+    const log = toSarif(reports) as Log;
+    expect(problemsOf(log)).toEqual([]);
+    const results = log.runs[0]?.results ?? [];
+    const saidOf = (isSuppressed: boolean) => [
+      ...new Set(
+        results
+          .filter(({ suppressions }) => (suppressions !== undefined) === isSuppressed)
+          .map(({ ruleId, suppressions = [] }) =>
+            [ruleId, ...suppressions.map((s) => JSON.stringify(s))].join(' '),
+          ),
+      ),
+    ];
+    expect(saidOf(true)).toEqual([
+      'cfa-mismatch {"kind":"external","justification":"seen in review #12"}',
+      'register-clobbered {"kind":"external"}',
+      'register-not-restored {"kind":"external"}',
+      'cfa-mismatch {"kind":"inSource","justification":"STACK_FRAME_NON_STANDARD"}',
+    ]);
+    expect(saidOf(false)).toEqual(expect.arrayContaining(['stack-not-restored', 'missing-table']));
+    expect(saidOf(false)).not.toContain('cfa-mismatch');
+    const [result] = results;
+    const wrong = { ...log.runs[0], results: [{ ...result, suppressions: [{ kind: 'mine' }] }] };
+    expect(problemsOf({ ...log, runs: [wrong] })).not.toEqual([]);
   });
 
   it('that is wrong is noticed by the schema', () => {

@@ -1,7 +1,13 @@
 import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import type { SourceLine } from '../dwarf/line-section.js';
-import { FINDING_CODES, type Finding, type FindingPlace, REMEDIES } from '../validate/findings.js';
+import {
+  FINDING_CODES,
+  type Finding,
+  type FindingPlace,
+  REMEDIES,
+  type SuppressedFinding,
+} from '../validate/findings.js';
 import { describePlace } from '../validate/places.js';
 import { VERSION } from './conventions.js';
 import type { FileReport } from './validate-files.js';
@@ -9,6 +15,7 @@ import type { FileReport } from './validate-files.js';
 /** A SARIF 2.1.0 log (OASIS, "Static Analysis Results Interchange Format") of one run. */
 export function toSarif(reports: readonly FileReport[]): unknown {
   const codes = Object.keys(FINDING_CODES) as (keyof typeof FINDING_CODES)[];
+  const resultOf = (file: string, finding: Finding) => toResult(file, finding, codes.indexOf(finding.code));
   return {
     $schema: 'https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json',
     version: '2.1.0',
@@ -43,7 +50,13 @@ export function toSarif(reports: readonly FileReport[]): unknown {
         ],
         results: reports.flatMap((report) =>
           report.kind === 'validated'
-            ? report.findings.map((finding) => toResult(report.file, finding, codes.indexOf(finding.code)))
+            ? [
+                ...report.findings.map((finding) => resultOf(report.file, finding)),
+                ...report.suppressed.map((each) => ({
+                  ...resultOf(report.file, each.finding),
+                  suppressions: [toSuppression(each)],
+                })),
+              ]
             : [],
         ),
       },
@@ -85,6 +98,11 @@ function sourceArtifact({ file, line, column }: SourceLine) {
     artifactLocation: { uri },
     region: { startLine: line, ...(column > 0 && { startColumn: column }) },
   };
+}
+
+/** Such a result is in the log, so that a viewer can show it, and is no problem (SARIF 3.27.23, 3.35). */
+function toSuppression({ kind, why }: SuppressedFinding) {
+  return { kind, ...(why !== undefined && { justification: why }) };
 }
 
 function toResult(file: string, finding: Finding, ruleIndex: number) {

@@ -8,7 +8,12 @@ import { parseElf } from '../elf/reader.js';
 import { extractVmlinux } from '../kernel-image/decompress.js';
 import { parseKallsyms } from '../kernel-image/kallsyms.js';
 import { ProofStore } from '../targets/proof-store.js';
-import { type ClaimSource, type Finding, parseSuppressions } from '../validate/findings.js';
+import {
+  type ClaimSource,
+  type Finding,
+  parseSuppressions,
+  type SuppressedFinding,
+} from '../validate/findings.js';
 import { encodeProof } from '../validate/proof.js';
 import type { Scratch } from '../validate/scratch.js';
 import { type StatusCounts, type ValidateResult, validateElf } from '../validate/validate-file.js';
@@ -38,7 +43,7 @@ export type FileReport =
       readonly proofProblem: { readonly message: string; readonly remedy: string | undefined } | undefined;
       readonly sources: readonly { readonly source: ClaimSource; readonly counts: StatusCounts }[];
       readonly findings: readonly Finding[];
-      readonly suppressed: number;
+      readonly suppressed: readonly SuppressedFinding[];
       readonly textBytes: number;
       readonly instructions: number;
     }

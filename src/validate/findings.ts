@@ -118,21 +118,34 @@ export function makeFinding(
 export interface Suppression {
   readonly code: RegExp;
   readonly function: RegExp;
+  /** What its comment says. */
+  readonly why?: string;
+}
+
+/** A finding that is not reported as one, and by whose word. */
+export interface SuppressedFinding {
+  readonly finding: Finding;
+  /** `inSource`: by the author of the code (`STACK_FRAME_NON_STANDARD`); `external`: by a {@link Suppression}. SARIF 3.35.2. */
+  readonly kind: 'inSource' | 'external';
+  readonly why: string | undefined;
 }
 
 /** Throws a RangeError that names the line when one can't be read. */
 export function parseSuppressions(text: string): readonly Suppression[] {
   const suppressions: Suppression[] = [];
   text.split('\n').forEach((line, i) => {
-    const words = line.replace(/#.*/, '').trim().split(/\s+/);
+    const [, rule = '', comment = ''] = /^([^#]*)#?(.*)$/.exec(line) ?? [];
+    const words = rule.trim().split(/\s+/);
     if (words[0] === '') return;
     const [code, name] = words;
     if (words.length !== 2 || code === undefined || name === undefined) {
       throw new RangeError(`line ${i + 1}: expected "code function", found "${line.trim()}"`);
     }
-    if (!code.includes('*') && !(code in FINDING_CODES))
+    const codes = globToRegExp(code);
+    if (!Object.keys(FINDING_CODES).some((each) => codes.test(each)))
       throw new RangeError(`line ${i + 1}: no finding has code "${code}"`);
-    suppressions.push({ code: globToRegExp(code), function: globToRegExp(name) });
+    const why = comment.trim();
+    suppressions.push({ code: codes, function: globToRegExp(name), ...(why !== '' && { why }) });
   });
   return suppressions;
 }
@@ -142,7 +155,22 @@ function globToRegExp(glob: string): RegExp {
   return new RegExp(`^${escaped}$`);
 }
 
-export function isSuppressed(finding: Finding, suppressions: readonly Suppression[]): boolean {
-  const name = finding.place?.function ?? '';
-  return suppressions.some((s) => s.code.test(finding.code) && s.function.test(name));
+/** Takes the findings apart: those that count, and those of exempt functions or that a suppression names. */
+export function sortOut(
+  findings: readonly Finding[],
+  exempt: ReadonlySet<string>,
+  suppressions: readonly Suppression[],
+): { readonly kept: readonly Finding[]; readonly suppressed: readonly SuppressedFinding[] } {
+  if (exempt.size === 0 && suppressions.length === 0) return { kept: findings, suppressed: [] };
+  const kept: Finding[] = [];
+  const suppressed: SuppressedFinding[] = [];
+  for (const finding of findings) {
+    const name = finding.place?.function;
+    const by = suppressions.find((s) => s.code.test(finding.code) && s.function.test(name ?? ''));
+    if (name !== undefined && exempt.has(name))
+      suppressed.push({ finding, kind: 'inSource', why: 'STACK_FRAME_NON_STANDARD' });
+    else if (by !== undefined) suppressed.push({ finding, kind: 'external', why: by.why });
+    else kept.push(finding);
+  }
+  return { kept, suppressed };
 }

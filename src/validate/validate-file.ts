@@ -10,7 +10,14 @@ import { type ReadClaims, readDwarfClaims, readOrcClaims } from './claim-sources
 import { Status } from './claim-verdicts.js';
 import { type CodeRegion, CodeSpace } from './code-space.js';
 import { contradictionsToFindings } from './contradictions.js';
-import { type ClaimSource, type Finding, isSuppressed, makeFinding, type Suppression } from './findings.js';
+import {
+  type ClaimSource,
+  type Finding,
+  makeFinding,
+  type SuppressedFinding,
+  type Suppression,
+  sortOut,
+} from './findings.js';
 import { type FlowProofResult, proveFlow } from './flow-proof.js';
 import { checkFramePointers } from './frame-pointer.js';
 import { readHints } from './hints.js';
@@ -75,7 +82,7 @@ export interface ValidateResult {
   readonly buildId: string | undefined;
   readonly sources: readonly SourceResult[];
   readonly findings: readonly Finding[];
-  readonly suppressed: number;
+  readonly suppressed: readonly SuppressedFinding[];
   readonly textBytes: number;
   /** The executable sections, or segments, of the file, in the order of their positions. */
   readonly regions: readonly CodeRegion[];
@@ -230,9 +237,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
     if (first !== undefined && second !== undefined)
       append(findings, compareSources(program, architecture, places, first, second));
   }
-  const isExempt = (finding: Finding) =>
-    finding.place?.function !== undefined && exempt.has(finding.place.function);
-  const kept = findings.filter((f) => !isExempt(f) && !isSuppressed(f, options.suppressions ?? []));
+  const { kept, suppressed } = sortOut(findings, exempt, options.suppressions ?? []);
   return {
     file: elf.source,
     buildId: elf.buildId,
@@ -243,7 +248,7 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
       stretches: () => stretchesOf(program, statuses),
     })),
     findings: kept,
-    suppressed: findings.length - kept.length,
+    suppressed,
     textBytes: space.regions.reduce((sum, region) => sum + region.end - region.start, 0),
     regions: space.regions,
     isRelocatable: space.isRelocatable,

@@ -115,7 +115,7 @@ function summarize(reports: readonly FileReport[]) {
     errors: count('error'),
     warnings: count('warning'),
     notes: count('note'),
-    suppressed: sum((report) => report.suppressed),
+    suppressed: sum((report) => report.suppressed.length),
     textBytes: sum((report) => report.textBytes),
     instructions: sum((report) => report.instructions),
   };
@@ -151,7 +151,7 @@ function showReport(report: FileReport, output: Output, withNotes: boolean, isTe
     sources: report.sources.map(({ source, counts }) => ({ source, ...counts })),
     textBytes: report.textBytes,
     instructions: report.instructions,
-    suppressed: report.suppressed,
+    suppressed: report.suppressed.length,
     findings: report.findings.map(toJson),
   });
   if (!isTextWanted) return;

@@ -46,7 +46,7 @@ export function resultOf(
       },
     ],
     findings: [],
-    suppressed: 0,
+    suppressed: [],
     textBytes: regions.reduce((sum, region) => sum + region.end - region.start, 0),
     regions,
     isRelocatable: true,
