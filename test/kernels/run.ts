@@ -8,6 +8,7 @@ import { parseKernelImage } from '../../src/kernel-image/kernel-image.js';
 import { buildFramePointerKernel } from '../support/frame-pointer-kernel.js';
 import { bootGuest } from '../support/guest.js';
 import { fetchSuiteHeaders, fetchSuiteKernel, KERNEL_SUITES } from '../support/suite-kernels.js';
+import { compatProgram } from './compat-programs.js';
 import { KernelTrial, type Outcome } from './trial.js';
 
 /**
@@ -33,7 +34,12 @@ async function tryKernel(suite: string): Promise<{ release: string; outcomes: re
     const image = parseKernelImage(bytes, kernel.vmlinuz);
     const files = modulesOf(kernel.modules);
     for (const { path, data } of files) writeFileSync(join(folder, basename(path)), data);
-    guest = await bootGuest({ kernel, vcpus: 2, sharedMemory: true, files: () => files });
+    guest = await bootGuest({
+      kernel,
+      vcpus: 2,
+      sharedMemory: true,
+      files: () => [...files, compatProgram()],
+    });
     const trial = new KernelTrial({ guest, image, vmlinux, headers, folder, only: values.only });
     return { release: kernel.release, outcomes: await trial.run() };
   } catch (error) {

@@ -11,6 +11,7 @@ import type { Guest } from '../support/guest.js';
 import { compileKernelObject } from '../support/kernel-objects.js';
 import { withKernelSession } from '../support/kernel-session.js';
 import { livegraft, ROOT } from '../support/live.js';
+import { COMPAT_WAYS, CompatPrograms } from './compat-programs.js';
 import { stepThroughEntries } from './entry-steps.js';
 import { HalfDoneTransitions } from './half-done.js';
 
@@ -78,8 +79,13 @@ export class KernelTrial {
         this.#patch('with-headers.c', this.#shown, /^cat is task \d+ of user 0: /),
       );
     await this.#try('patch of two functions that change together', () => this.#patchTogether());
-    const halfDone = new HalfDoneTransitions({ ...this.#subject, patch: this.#build('loadavg.c') });
+    const together = { ...this.#subject, patch: this.#build('loadavg.c') };
+    const halfDone = new HalfDoneTransitions(together);
     await this.#try("model lazy, at the kernel's edge", () => halfDone.lazy());
+    if (isPackaged) {
+      const compat = new CompatPrograms(together);
+      for (const way of COMPAT_WAYS) await this.#try(`32-bit programs, by ${way}`, () => compat.try(way));
+    }
     await this.#try('killed', () => halfDone.killed());
     await this.#try('turned around', () => halfDone.reversed());
     await this.#try('patch over displaced instructions', () =>

@@ -81,6 +81,8 @@ export interface GuestOptions {
   /** Another kernel than that of the machine's own packages. */
   readonly kernel?: KernelPackage;
   readonly vcpus?: number;
+  /** What the emulator takes for `-cpu`. */
+  readonly cpu?: string;
   /** Programs and files to put into the guest, by path there. */
   readonly files?: (kernel: KernelPackage) => readonly { readonly path: string; readonly data: Uint8Array }[];
   /** More kernel arguments. */
@@ -126,7 +128,7 @@ export async function bootGuest(options: GuestOptions = {}): Promise<Guest> {
         '-accel',
         'tcg',
         '-cpu',
-        'max',
+        options.cpu ?? 'max',
         '-smp',
         String(vcpus),
       ],

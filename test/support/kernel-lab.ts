@@ -31,7 +31,7 @@ export class KernelLab {
   #image: KernelImage | undefined;
 
   /** Boots before the tests of a file, and ends behind them. */
-  constructor(options: Pick<GuestOptions, 'vcpus' | 'files' | 'restarts'> = {}) {
+  constructor(options: Pick<GuestOptions, 'vcpus' | 'cpu' | 'append' | 'files' | 'restarts'> = {}) {
     beforeAll(async () => {
       const guest = await bootGuest({ vcpus: 2, sharedMemory: true, ...options });
       this.#guest = guest;

@@ -160,9 +160,25 @@ describe("the kernel's edge", () => {
     ]);
   });
 
-  it('has room for as many places as there can be', () => {
-    const many = Array.from({ length: 5 }, () => places[0] as (typeof places)[0]);
-    expect(many.length * TASK_STORE_BYTES).toBeLessThanOrEqual(REDIRECT_BYTES);
-    expect(() => placeBarrier({ name: '', places: many }, 0)).not.toThrow();
+  it('is where 32-bit programs come in as well, as far as there is room', async () => {
+    const optional = [
+      ['entry_SYSCALL_compat_after_hwframe', 'do_fast_syscall_32'],
+      ['entry_SYSENTER_compat_after_hwframe', 'do_SYSENTER_32'],
+      ['asm_fred_entrypoint_user', 'fred_entry_from_user'],
+      ['entry_INT80_compat', 'do_int80_syscall_32'],
+    ] as const;
+    const entries = optional.map(([from, to], i) => {
+      const [at, next] = [0xa000 + 0x100 * i, 0xb000 + 0x100 * i];
+      const original = leadFrom(at, next);
+      const code: Code = { [from]: [at, [...original, RETURN]], [to]: [next, [RETURN]] };
+      return { code, place: { site: at, original, next } };
+    });
+    const kernelWith = (some: typeof entries) => Object.assign({}, code, ...some.map((each) => each.code));
+    const int80 = entries.filter((_, i) => i !== 2);
+    expect((await find(kernelWith(int80)))?.places).toEqual([...places, ...int80.map(({ place }) => place)]);
+    const most = await find(kernelWith(entries));
+    expect(most?.places).toHaveLength(5);
+    expect(most && placeBarrier(most, 0x5000).places.at(-1)?.trampoline).toBe(0x5000 + 4 * TASK_STORE_BYTES);
+    expect(5 * TASK_STORE_BYTES).toBeLessThanOrEqual(REDIRECT_BYTES);
   });
 });

@@ -27,7 +27,10 @@ const EDGE: readonly { readonly from: string; readonly to: string; readonly isOp
   { from: 'entry_SYSENTER_compat_after_hwframe', to: 'do_SYSENTER_32', isOptional: true },
   // All entries from user mode of a processor with FRED.
   { from: 'asm_fred_entrypoint_user', to: 'fred_entry_from_user', isOptional: true },
+  // `int $0x80` before 6.7, whose way out is not that of an exception.
+  { from: 'entry_INT80_compat', to: 'do_int80_syscall_32', isOptional: true },
 ];
+const MOST_PLACES = Math.floor(REDIRECT_BYTES / TASK_STORE_BYTES);
 
 /** What a task is said to wait for that has not passed any of these. */
 export const KERNEL_EDGE = "the kernel's edge to user mode";
@@ -40,8 +43,7 @@ export interface PlannedBarrier {
 
 /** Where a barrier's code lies in a patch's memory that has room for one redirect at an address. */
 export function placeBarrier({ name, places }: PlannedBarrier, redirect: number): RegisteredKernelBarrier {
-  if (places.length * TASK_STORE_BYTES > REDIRECT_BYTES)
-    throw new Error(`no room for ${places.length} places`);
+  if (places.length > MOST_PLACES) throw new Error(`no room for ${places.length} places`);
   return {
     name,
     places: places.map((place, i) => ({ ...place, trampoline: redirect + i * TASK_STORE_BYTES })),
@@ -92,6 +94,8 @@ async function findEdge(
 ): Promise<PlannedBarrier | undefined> {
   const places: Omit<KernelBarrierPlace, 'trampoline'>[] = [];
   for (const { from, to, isOptional = false } of EDGE) {
+    // No kernel has all of them. One that is left out only means that tasks which pass there are switched otherwise.
+    if (places.length === MOST_PLACES) break;
     const [code, next] = [kernel.image.symbols.findUnique(from), kernel.find(to)];
     const site =
       code === undefined || next === undefined
