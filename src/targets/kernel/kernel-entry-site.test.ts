@@ -28,8 +28,27 @@ describe("where a module's function is redirected", () => {
     expect(find(nop, displaced)).toMatchObject({ isDisplaced: false });
   });
 
-  it('is refused without one when the patch knows of no other place', () => {
-    expect(() => find([0xe8, 0, 0, 0, 0])).toThrow('the module was compiled for ftrace');
+  it.each([
+    ['it begins with them', start],
+    ['a landing pad is before them', [0xf3, 0x0f, 0x1e, 0xfa, ...start]],
+  ])('is refused in a patch of before livegraft looked at first instructions, where %s', (_, code) => {
+    expect(() => find(code)).toThrow(
+      expect.objectContaining({
+        code: 'no-fentry',
+        message: expect.stringContaining('the patch does not say which instructions of ext4'),
+        remedy: 'build the patch again, with --module ext4.ko',
+      }),
+    );
+  });
+
+  it.each([
+    ['traced', [0xe8, 0, 0, 0, 0]],
+    ['traced behind a landing pad', [0xf3, 0x0f, 0x1e, 0xfa, 0xe8, 0, 0, 0, 0]],
+    ['probed', [0xcc, 0x1f, 0x44, 0, 0]],
+  ])('is refused while it is %s', (_, code) => {
+    expect(() => find(code)).toThrow(
+      expect.objectContaining({ remedy: 'stop tracing or probing it in the guest' }),
+    );
   });
 
   it('is over the first instructions, as the kernel has completed them', () => {

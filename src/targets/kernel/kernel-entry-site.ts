@@ -4,7 +4,14 @@ import { LivegraftError } from '../../base/errors.js';
 import { isSameCode, planDisplacement } from './kernel-displacement.js';
 import { type ReplacedFunction, VMLINUX } from './kernel-objects.js';
 import type { RegisteredKernelFunction } from './kernel-registry.js';
-import { COPY_BYTES, copyBehind, findFentry, findFentryNop, JUMP_BYTES } from './kernel-trampoline.js';
+import {
+  COPY_BYTES,
+  copyBehind,
+  fentryOffset,
+  findFentry,
+  findFentryNop,
+  JUMP_BYTES,
+} from './kernel-trampoline.js';
 import type { KernelAddresses } from './running-kernel.js';
 
 /** As much of a function as a redirect can have to do with. */
@@ -18,6 +25,10 @@ const NEEDED: ReadonlySet<string> = new Set([
   ...['copy_process', 'do_syscall_64', 'x64_sys_call', '__switch_to_asm', '__switch_to'],
   ...['module_alloc', 'execmem_alloc', 'set_memory_ro', 'set_memory_x'],
 ]);
+
+/** `call`, `jmp` and `int3`. */
+const PROBES: ReadonlySet<number> = new Set([0xe8, 0xe9, 0xcc]);
+const STOP_TRACING = 'stop tracing or probing it in the guest';
 
 /** Rejects `function-needed`. */
 export function expectNotNeeded({ object, fn }: ReplacedFunction): void {
@@ -51,8 +62,14 @@ export function findEntrySite(
   const other = 'patch its callers';
   const probed = 'its first instructions are not those of the ';
   if (object !== VMLINUX) {
-    if (fn.displaced === undefined)
-      return refuse('the module was compiled for ftrace', 'stop tracing or probing it in the guest');
+    if (fn.displaced === undefined) {
+      if (isProbed(code)) return refuse('the module was compiled for ftrace', STOP_TRACING);
+      // It never had one, and who built the patch did not look at its first instructions.
+      return refuse(
+        `the patch does not say which instructions of ${object} a jump may take the place of, as those do that this version of livegraft builds`,
+        `build the patch again, with --module ${object}.ko`,
+      );
+    }
     const { offset, bytes, relocated } = fn.displaced;
     const expected = Buffer.from(bytes, 'hex');
     const now = code.subarray(offset, offset + expected.length);
@@ -63,7 +80,7 @@ export function findEntrySite(
   }
   const original = kernel.imageBytes(entry, Math.min(ENTRY_BYTES, fn.old.sizeBytes));
   if (original === undefined || findFentry(original, entry, kernel.find('__fentry__')) !== undefined)
-    return refuse('it was compiled for ftrace', 'stop tracing or probing it in the guest');
+    return refuse('it was compiled for ftrace', STOP_TRACING);
   const range = { name: fn.name, address: entry - kernel.offset, sizeBytes: fn.old.sizeBytes };
   const plan = planDisplacement(kernel.image, arch, range);
   if (plan.site === undefined) return refuse(plan.refused, other);
@@ -72,6 +89,14 @@ export function findEntrySite(
   if (!isSameCode(arch, displaced, original.subarray(offset, offset + displacedSizeBytes), kernel.offset))
     return refuse(`${probed}image`, 'remove probes from it in the guest');
   return displacedSite(kernel, arch, entry + offset, displaced, (why) => refuse(why, other));
+}
+
+/**
+ * Whether a call, a jump or a breakpoint of the kernel's tracers is where a function's nop of ftrace would be. The compiler puts none of
+ * them there: calls come behind what aligns the stack.
+ */
+function isProbed(code: Uint8Array): boolean {
+  return PROBES.has(code[fentryOffset(code)] ?? 0);
 }
 
 /** What a copy needs is known before anything is allocated: as far away as the trampoline can be. */

@@ -31,10 +31,15 @@ const LANDING_PADS = [
 ];
 const LANDING_PAD_BYTES = 4;
 
+/** Where in a function's first bytes its fentry nop is, or would be. */
+export function fentryOffset(code: Uint8Array): number {
+  const isLandingPad = LANDING_PADS.some((pad) => pad.every((byte, i) => code[i] === byte));
+  return isLandingPad ? LANDING_PAD_BYTES : 0;
+}
+
 /** Offset of the fentry nop in a function's first bytes; undefined when it has none (any more). */
 export function findFentryNop(code: Uint8Array): number | undefined {
-  const isLandingPad = LANDING_PADS.some((pad) => pad.every((byte, i) => code[i] === byte));
-  const offset = isLandingPad ? LANDING_PAD_BYTES : 0;
+  const offset = fentryOffset(code);
   const isNop = FENTRY_NOPS.some((nop) => nop.every((byte, i) => code[offset + i] === byte));
   return isNop ? offset : undefined;
 }
