@@ -2,7 +2,7 @@ import { resolve } from 'node:path';
 import { x86_64 } from '../arch/x86-64/index.js';
 import { counted } from '../base/counted.js';
 import { LivegraftError } from '../base/errors.js';
-import { passMoment } from '../engine/callbacks.js';
+import { type CallbackReport, passMoment } from '../engine/callbacks.js';
 import { type Direction, switchesPerTask } from '../engine/target.js';
 import { runTransition, TransitionControl } from '../engine/transition.js';
 import type { KernelImage } from '../kernel-image/kernel-image.js';
@@ -109,6 +109,7 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
     if (registry.transition !== undefined && registry.transition.patchId !== patch.id)
       throw inTransition(registry);
     expectOnTop(patch, kernelVersions(enabledPatches(registry)).above(patch.id));
+    await takeBackArrivals(patcher, patch, options.onEvent);
     // It was loaded, and no entry was changed; or all that it changed has gone.
     if (registry.transition === undefined && (patch.state === 'applying' || patch.functions.length === 0))
       return await completeAtOnce(session, patcher, patch, 'unpatch');
@@ -121,6 +122,28 @@ export async function revertFromKernel(options: KernelRevertOptions): Promise<Ke
     return await transit(session, patcher, left, 'unpatch', options);
   };
   return withSession(options, [], use, onImage);
+}
+
+/**
+ * What pre-patch callbacks of modules did that a watch had begun to bring the patch to, and could not complete, their post-unpatch ones
+ * undo. Rejects `callback-running` when one has not returned yet.
+ */
+async function takeBackArrivals(
+  patcher: KernelPatcher,
+  patch: RegisteredKernelPatch,
+  onEvent: KernelRevertOptions['onEvent'],
+): Promise<void> {
+  if (patch.arriving === undefined) return;
+  await passMoment(await patcher.callbacksOfArrivals(patch), 'disabled', tellCallback(onEvent));
+  await patcher.late.forgetArrivals(
+    patch,
+    patch.arriving.map(({ name }) => name),
+  );
+}
+
+function tellCallback(onEvent: KernelRevertOptions['onEvent']): (report: CallbackReport) => void {
+  return ({ object, callback, failure }) =>
+    onEvent({ kind: 'callback', object, callback, failure: failure?.message, atMs: 0 });
 }
 
 /** Where no entry leads, no task has to switch. */
@@ -232,8 +255,7 @@ async function transit(
         await passMoment(
           await patcher.callbackObjects(patch, objects),
           'disabled',
-          ({ object, callback, failure }) =>
-            options.onEvent({ kind: 'callback', object, callback, failure: failure?.message, atMs: 0 }),
+          tellCallback(options.onEvent),
         );
       if (!wasBegun) await patcher.complete(patch.id, direction === 'patch' ? 'unpatch' : 'patch', false);
       throw error;

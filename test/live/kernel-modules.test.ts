@@ -13,7 +13,7 @@ import { readModuleImage } from '../../src/kernel-image/module-image.js';
 import { parsePatch } from '../../src/patch/file.js';
 import type { KernelPackage } from '../support/guest.js';
 import { KernelLab } from '../support/kernel-lab.js';
-import { livegraft, pause } from '../support/live.js';
+import { livegraft, pause, startLivegraft } from '../support/live.js';
 
 /** A module with a function behind a file. */
 const MODULE = 'binfmt_misc';
@@ -269,6 +269,70 @@ describe('a function of a module', () => {
     expect(await undo()).toMatchObject(complete);
     expect(await ran()).toEqual(of(unpatched, 'kernel'));
     await expectQuiet();
+  });
+
+  it('takes up what a killed watch has left between a pre-patch callback and the patch, for the module it ran for', async () => {
+    const object = compile('binfmt.c', '-DCALLBACKS', '-DSLOW=1500');
+    const built = build(object, '--module', moduleFile(lab.guest.kernel), '--name', 'slow');
+    expect(built.code).toBe(0);
+    const undo = () => revertFromKernel({ ...subjectOptions(), patch: 'slow' });
+    const ran = async () =>
+      [...(await lab.guest.run('dmesg -c')).matchAll(/callback module (\w+)|BUG:|WARNING:|Oops/g)].map(
+        ([text, kind]) => kind ?? text,
+      );
+    /** The module is there, unpatched, and its pre-patch callback has run. */
+    const leave = async () => {
+      const watch = startLivegraft('watch', ...lab.subject(), '--json');
+      while (!watch.output().includes('"step":"watch"')) await pause(50);
+      await lab.guest.run(
+        `(insmod /lib/${MODULE}.ko; mount -t ${MODULE} none /tmp/m; touch /tmp/loaded) & sleep 0`,
+      );
+      await lab.guest.run('while ! dmesg | grep -q "callback module pre_patch"; do sleep 0.1; done', 60_000);
+      watch.signal('SIGKILL');
+      await watch.done;
+      await lab.guest.run('while ! rm /tmp/loaded 2> /dev/null; do sleep 0.1; done', 60_000);
+      expect([await shown(), ...(await states())]).toEqual(['enabled', undefined, 'unpatched']);
+      expect(await ran()).toEqual(['pre_patch']);
+    };
+    expect((await unload()).trim()).toBe('0');
+    await ran();
+
+    // Given up: what the callback did is undone.
+    expect(await apply(`${object}.lgp`, { late: true })).toMatchObject(complete);
+    await leave();
+    expect(await undo()).toMatchObject(complete);
+    expect(await ran()).toEqual(['post_unpatch']);
+    await expect(undo()).rejects.toMatchObject({ code: 'no-such-patch' });
+    expect((await unload()).trim()).toBe('0');
+
+    // Gone on with, by hand and by the next watch.
+    for (const goOn of [
+      () => apply(`${object}.lgp`),
+      async () => {
+        const watch = watching();
+        await watch.began;
+        await watch.end();
+      },
+    ]) {
+      expect(await apply(`${object}.lgp`, { late: true })).toMatchObject(complete);
+      await leave();
+      await goOn();
+      expect([await shown(), await ran()]).toEqual(['patched: enabled', ['post_patch']]);
+      expect(await undo()).toMatchObject(complete);
+      expect(await ran()).toEqual(['pre_unpatch', 'post_unpatch']);
+      expect((await unload()).trim()).toBe('0');
+    }
+
+    // It has run for that module, and not for the next one, which may lie at the very same place.
+    expect(await apply(`${object}.lgp`, { late: true })).toMatchObject(complete);
+    await leave();
+    expect((await unload()).trim()).toBe('0');
+    await load();
+    expect(await apply(`${object}.lgp`)).toMatchObject(complete);
+    expect([await shown(), await ran()]).toEqual(['patched: enabled', ['pre_patch', 'post_patch']]);
+    expect(await undo()).toMatchObject(complete);
+    expect(await ran()).toEqual(['pre_unpatch', 'post_unpatch']);
+    expect(await shown()).toBe('enabled');
   });
 
   it("comes out as with the kernel's own livepatch, loaded before the patch and after it", async () => {

@@ -38,6 +38,16 @@ export function withoutModules(
   };
 }
 
+/** As if no watch had begun to bring the patch to these modules. */
+export function withoutArrivals(
+  patch: RegisteredKernelPatch,
+  objects: readonly string[],
+): RegisteredKernelPatch {
+  const { arriving = [], ...rest } = patch;
+  const left = arriving.filter(({ name }) => !objects.includes(name));
+  return left.length > 0 ? { ...rest, arriving: left } : rest;
+}
+
 /** A module that a patch was brought to, and that is not there any more. */
 export interface LeftModule {
   readonly patch: RegisteredKernelPatch;

@@ -291,6 +291,12 @@ export class KernelPatcher {
     return KernelCallbacks.open(this.#callbackKernel, now, chosen);
   }
 
+  /** Those of modules that a watch had begun to bring a patch to when it ended, and that are still there. */
+  async callbacksOfArrivals(patch: RegisteredKernelPatch): Promise<readonly AwaitableCallbackObject[]> {
+    const names = patch.arriving?.map(({ name }) => name) ?? [];
+    return KernelCallbacks.open(this.#callbackKernel, patch, names);
+  }
+
   /** The callbacks of a module that is being loaded or unloaded; undefined when it has none. */
   async callbacksOfModule(
     patch: RegisteredKernelPatch,

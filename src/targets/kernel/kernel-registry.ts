@@ -6,7 +6,7 @@ import type { RegisteredState } from '../patch-states.js';
 import type { GuestChange } from './gdb-client.js';
 import type { BorrowRecord } from './guest-calls.js';
 import type { MemorySource } from './guest-memory.js';
-import type { ModulePlace } from './module-identity.js';
+import type { ModuleInstance, ModulePlace } from './module-identity.js';
 
 export interface KernelRange {
   readonly name: string;
@@ -76,6 +76,8 @@ export interface RegisteredKernelPatch {
   readonly functions: readonly RegisteredKernelFunction[];
   /** Where the modules lay whose functions it replaces: the entries are theirs. */
   readonly modules: readonly ModulePlace[];
+  /** Modules that a watch is bringing it to as they are loaded, or was when it ended: their pre-patch callbacks may have run. */
+  readonly arriving?: readonly ModuleInstance[];
   /** All modules that it is for. One that has no place is not loaded, or was loaded while nobody watched. */
   readonly objects?: readonly KernelPatchModule[];
   /** The file that it was applied from. */

@@ -15,6 +15,7 @@ import {
   type LeftModule,
   pendingModules,
   restrictToModules,
+  withoutArrivals,
   withoutLeftModules,
 } from './kernel-patch-modules.js';
 import type { KernelPatchModule, KernelRegistry, RegisteredKernelPatch } from './kernel-registry.js';
@@ -137,10 +138,52 @@ export class LateModules {
     for (const patch of enabledPatches(this.#patcher.registry))
       for (const object of await this.#findLeft(patch)) left.push({ patch, object });
     // What would have had its turn as they went has nobody to run it any more.
-    for (const { patch, object } of left)
+    const unfinished = await this.#findLeftArrivals();
+    for (const { patch, object } of [...left, ...unfinished])
       await (await this.#patcher.callbacksOfModule(patch, object))?.setStage('none');
     if (left.length > 0) await this.#patcher.save(withoutLeftModules(this.#patcher.registry, left));
+    for (const { patch, object } of unfinished) await this.forgetArrivals(patch, [object]);
     return left;
+  }
+
+  /** Modules that a watch had begun to bring a patch to when it ended, and that have gone since. */
+  async #findLeftArrivals(): Promise<readonly LeftModule[]> {
+    const { memory, kernel, layout } = this.#session;
+    const watch = new ModuleWatch(memory, kernel, layout);
+    const left: LeftModule[] = [];
+    for (const patch of enabledPatches(this.#patcher.registry))
+      for (const instance of patch.arriving ?? []) {
+        await this.#session.stop();
+        if (!(await watch.isSame(instance))) left.push({ patch, object: instance.name });
+        this.#session.breathe();
+      }
+    return left;
+  }
+
+  /**
+   * Notes that a patch is being brought to a module that is being loaded, before its first callback runs: a later run then knows whom it
+   * has run for. In a stopped guest.
+   */
+  async noteArrival({ id }: RegisteredKernelPatch, name: string): Promise<void> {
+    const { memory, kernel, layout } = this.#session;
+    const module = this.#session.modules.find((each) => each.name === name);
+    if (module === undefined) throw new Error(`the module ${name} was not read`);
+    const instance = await new ModuleWatch(memory, kernel, layout).instanceAt(placeOf(module));
+    await this.#change(id, (patch) => {
+      const before = withoutArrivals(patch, [name]);
+      return { ...before, arriving: [...(before.arriving ?? []), instance] };
+    });
+  }
+
+  /** The modules were not brought to the patch after all, and nothing is left of what was done for it. */
+  async forgetArrivals({ id }: RegisteredKernelPatch, objects: readonly string[]): Promise<void> {
+    await this.#change(id, (patch) => withoutArrivals(patch, objects));
+  }
+
+  async #change(id: string, change: (patch: RegisteredKernelPatch) => RegisteredKernelPatch): Promise<void> {
+    const { registry } = this.#patcher;
+    const patches = registry.patches.map((each) => (each.id === id ? change(each) : each));
+    await this.#patcher.save({ ...registry, patches });
   }
 
   /** Modules that were unloaded, or loaded again where they lay: no redirect of the patch is left in them. */
@@ -200,7 +243,7 @@ export class LateModules {
       );
     }
     return {
-      ...patch,
+      ...withoutArrivals(patch, objects),
       functions: [
         ...patch.functions,
         ...planned.functions.map((fn) => describeFunction(fn, image, redirectAt(layout, address, fn.slot))),
@@ -241,16 +284,26 @@ export class LateModules {
   async arrive(record: RegisteredKernelPatch, object: string): Promise<'final' | 'choosing'> {
     const patcher = this.#patcher;
     await patcher.watch.expectAlive();
+    const part = restrictToModules(record, [object]);
+    // Another module may have come since the record was made, while a callback ran.
+    const arrived = (patch: RegisteredKernelPatch): RegisteredKernelPatch => ({
+      ...withoutArrivals(patch, [object]),
+      functions: [...patch.functions, ...part.functions],
+      modules: [...patch.modules, ...part.modules],
+    });
     const registry: KernelRegistry = {
       ...patcher.registry,
-      patches: patcher.registry.patches.map((each) => (each.id === record.id ? record : each)),
+      patches: patcher.registry.patches.map((each) => (each.id === record.id ? arrived(each) : each)),
     };
     const { transition } = registry;
     const isChoosing = transition?.patchId === record.id && transition.objects === undefined;
     if (isChoosing) this.#session.useStateField(transition);
-    const versions = patcher.versionsOf(record, registry);
+    const versions = patcher.versionsOf(
+      registry.patches.find(({ id }) => id === record.id) ?? record,
+      registry,
+    );
     const entries: GuestChange[] = [];
-    for (const fn of restrictToModules(record, [object]).functions) {
+    for (const fn of part.functions) {
       const code = isChoosing ? encodeJump(fn.site, fn.trampoline) : versions.finalBytes(fn, 'patch');
       if (isChoosing) {
         const chooser = encodeChooser(this.#session, versions, transition, fn);
@@ -270,6 +323,14 @@ export class LateModules {
         .map(({ name }) => ({ patch, object: name })),
     );
     this.#session.dropModule(structAddress);
+    for (const patch of this.#patcher.registry.patches) {
+      const gone = patch.arriving?.filter((instance) => instance.structAddress === structAddress) ?? [];
+      if (gone.length > 0)
+        await this.forgetArrivals(
+          patch,
+          gone.map(({ name }) => name),
+        );
+    }
     if (left.length > 0) await this.#patcher.save(withoutLeftModules(this.#patcher.registry, left));
     return left.filter(({ patch }) => patch.state !== 'reverted');
   }

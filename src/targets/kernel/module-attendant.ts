@@ -93,6 +93,8 @@ export class ModuleAttendant {
         if (content === undefined) throw new LivegraftError('patch-unreadable', 'its file is not there');
         late.expectStays(patch);
         const record = prepared.get(patch.id) ?? (await late.prepare(patch, content, [name]));
+        if (!prepared.has(patch.id) && patch.callbacks?.some(({ object }) => object === name))
+          await late.noteArrival(patch, name);
         prepared.set(patch.id, record);
         if ((await this.#pass(patch, name, 'enable', task)) === 'led') return 'led';
         if ((await late.arrive(record, name)) === 'choosing') choosing.add(patch.id);
@@ -114,14 +116,19 @@ export class ModuleAttendant {
   ): Promise<'led' | 'done'> {
     refused.set(patch.id, 'takenBack');
     const step = await this.#pass(patch, name, 'disabled', task);
-    if (step === 'done') refused.set(patch.id, 'refused');
+    if (step === 'led') return step;
+    refused.set(patch.id, 'refused');
+    if (patch.arriving?.some((module) => module.name === name))
+      await this.#patcher.late.forgetArrivals(patch, [name]);
     return step;
   }
 
   async #goes(structAddress: number, task: Borrowed): Promise<'led' | 'done'> {
     this.#arrivals.delete(structAddress);
     for (const patch of enabledPatches(this.#patcher.registry)) {
-      const module = patch.modules.find((place) => place.structAddress === structAddress)?.name;
+      // What an earlier watch had begun to bring it to, and could not complete, is left as if it had none, too.
+      const places = [...patch.modules, ...(patch.arriving ?? [])];
+      const module = places.find((place) => place.structAddress === structAddress)?.name;
       if (module === undefined) continue;
       for (const moment of LEAVING_MOMENTS)
         if ((await this.#pass(patch, module, moment, task)) === 'led') return 'led';

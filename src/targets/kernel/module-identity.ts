@@ -110,12 +110,20 @@ export function placeOf({ name, structAddress, text, orc }: KernelModule): Modul
   return { name, structAddress, textAddress: text.address, orcAddress: orc.ips.address };
 }
 
+/** A place, and what tells the module there from one that was loaded at the very same place later. */
+export interface ModuleInstance extends ModulePlace {
+  /** The number of its directory in sysfs, which the kernel counts up; undefined where its types do not say where that is. */
+  readonly serial?: string | undefined;
+}
+
 /** Tells whether a module is still loaded where it was: what lies there otherwise must not be written to. */
 export class ModuleWatch {
   readonly #read: StructReader;
   readonly #head: number | undefined;
   readonly #places: ReturnType<typeof modulePlaces>;
   readonly #orc: { readonly offset: number };
+  readonly #directory: FieldPlace | undefined;
+  readonly #serial: FieldPlace | undefined;
 
   constructor(memory: GuestMemory, kernel: KernelAddresses, layout: KernelLayout) {
     this.#read = new StructReader(memory);
@@ -123,6 +131,21 @@ export class ModuleWatch {
     this.#places = modulePlaces(layout);
     // Without ORC tables, by its symbols: in memory of its own as well.
     this.#orc = layout.find('module', 'arch.orc_unwind_ip') ?? layout.expect('module', 'kallsyms');
+    this.#directory = layout.find('module', 'mkobj.kobj.sd');
+    this.#serial = layout.find('kernfs_node', 'id');
+  }
+
+  /** The module that is loaded there now. In a stopped guest. */
+  async instanceAt(place: ModulePlace): Promise<ModuleInstance> {
+    if (this.#directory === undefined || this.#serial === undefined) return place;
+    const directory = await this.#read.address(place.structAddress, this.#directory);
+    if (directory === 0) return place;
+    return { ...place, serial: `${await this.#read.address(directory, this.#serial)}` };
+  }
+
+  /** Whether that very module is still loaded. In a stopped guest. */
+  async isSame(instance: ModuleInstance): Promise<boolean> {
+    return (await this.isLoaded(instance)) && (await this.instanceAt(instance)).serial === instance.serial;
   }
 
   /** In a stopped guest, and true as long as it stands still. */

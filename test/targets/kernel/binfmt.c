@@ -27,12 +27,13 @@ int oom_reaper(void *unused)
 }
 #endif
 
-/* With -DCALLBACKS: they print what binfmt_misc's `enabled` is, and the pre-patch one returns VETO. */
+/* With -DCALLBACKS: they print what binfmt_misc's `enabled` is, and the pre-patch one returns VETO; with -DSLOW=n it sleeps for n ms. */
 #ifdef CALLBACKS
 #define __KERNEL__
 #define LIVEGRAFT_GFP 0
 #include <livegraft.h>
 extern int _printk(const char *format, ...);
+extern void msleep(unsigned int ms);
 #ifndef VETO
 #define VETO 0
 #endif
@@ -40,6 +41,9 @@ extern int _printk(const char *format, ...);
 static int check(void)
 {
 	_printk("callback module pre_patch, enabled %d\n", enabled);
+#ifdef SLOW
+	msleep(SLOW);
+#endif
 	return VETO;
 }
 LIVEGRAFT_PRE_PATCH(check);
