@@ -12,6 +12,7 @@ import { livegraft, ROOT } from '../support/live.js';
 /** Modules of the guest, in the order in which they are loaded, and which of them are patched. */
 const MODULES = ['llc/llc', '802/stp', '802/garp', '802/mrp', '8021q/8021q', 'xfrm/xfrm_algo', 'key/af_key'];
 const PATCHED = ['8021q/8021q', 'key/af_key'];
+const INJECT = 'notifier-error-inject';
 const moduleFile = (modules: string, name: string) => join(modules, 'kernel/net', `${name}.ko`);
 
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-kernel-build-'));
@@ -57,6 +58,10 @@ beforeAll(async () => {
       ...['special', 'fault', 'callbacks', 'module', 'several'].map((name) => ({
         path: `lib/${name}.ko`,
         data: readFileSync(join(folder, `${name}.ko`)),
+      })),
+      ...[INJECT, `pm-${INJECT}`].map((name) => ({
+        path: `lib/${name}.ko`,
+        data: readFileSync(join(modules, `kernel/lib/${name}.ko`)),
       })),
       ...MODULES.map((name) => ({
         path: `lib/${basename(name)}.ko`,
@@ -246,6 +251,38 @@ describe('a patch from a diff against the source', () => {
     expect(await seen()).toBe(marked(before, 3));
     await guest.run(LEAVE, 60_000);
     expect(await seen()).toBe(before);
+  });
+
+  it("redirects a module's function over its first instructions, and is no livepatch module", async () => {
+    const { modules } = fetchKernel();
+    const flags = ['--module', join(modules, `kernel/lib/${INJECT}.ko`)];
+    expect(build(join(DIFFS, 'displaced.diff'), 'displaced.lgp', ...flags).lines.at(-1)).toMatchObject({
+      event: 'built',
+      functions: ['debugfs_errno_get'],
+    });
+    expect(
+      build(join(DIFFS, 'displaced.diff'), 'displaced.ko', ...flags, '--format', 'klp').lines.at(-1),
+    ).toMatchObject({ code: 'klp-unsupported' });
+    const error = '/tmp/d/notifier-error-inject/pm/actions/PM_SUSPEND_PREPARE/error';
+    const read = async () => (await guest.run(`cat ${error}`)).trim();
+    const load = () => guest.run(`insmod /lib/${INJECT}.ko; insmod /lib/pm-${INJECT}.ko`);
+    await guest.run('dmesg -c > /dev/null; mkdir -p /tmp/d; mount -t debugfs none /tmp/d');
+    await load();
+    expect(await read()).toBe('0');
+    const path = join(folder, 'displaced.lgp');
+    const complete = { result: { kind: 'complete' } };
+    expect(applied('apply', path)).toMatchObject(complete);
+    expect(await read()).toBe('42');
+    await guest.run(`echo -5 > ${error}`);
+    expect(await read()).toBe('-5');
+    await guest.run('rmmod pm-notifier-error-inject notifier-error-inject');
+    await load();
+    expect(await read()).toBe('0');
+    expect(applied('apply', path)).toMatchObject(complete);
+    expect(await read()).toBe('42');
+    expect(applied('revert', 'displaced')).toMatchObject(complete);
+    expect(await read()).toBe('0');
+    await expectWarnings(0);
   });
 
   it('is refused for a module that is not given, init code, and what the kernel was made without', () => {
