@@ -40,7 +40,7 @@ const CODE: CodeModule = {
 };
 
 /** A handler called on the interrupt stack by a function that keeps the task's stack in its frame pointer. */
-function walk(topWord: number) {
+function walk(topWord: number, mayEndAt?: (at: number) => boolean) {
   const words = new Map([
     [IRQ.high - 16, SWITCH + 0x10],
     [IRQ.high - 8, topWord],
@@ -60,7 +60,7 @@ function walk(topWord: number) {
     },
     stackLimits: (address) => [TASK, IRQ].find(({ low, high }) => address >= low && address <= high),
     modules: new ModuleMap({ modules: [CODE], decoder: x86_64.decoder }),
-    nestedStacks: { entryOf: () => 'kernel' },
+    nestedStacks: { entryOf: () => 'kernel', ...(mayEndAt && { mayEndAt }) },
   });
 }
 
@@ -69,6 +69,16 @@ describe('a call on another stack by frame pointer', () => {
     const result = walk(LINK);
     expect(result.reliable).toBe(true);
     expect(result.frames.map(({ pc }) => pc)).toEqual([HANDLER + 8, SWITCH + 0x10, BOTTOM + 0x10]);
+  });
+
+  it('is refused where the tables end it too early', () => {
+    const behind = LINK + 16;
+    expect(walk(LINK, (at) => at === behind).reliable).toBe(true);
+    expect(walk(LINK, (at) => at !== behind)).toMatchObject({
+      reliable: false,
+      reason: { code: 'ends-too-early' },
+      pc: BOTTOM + 0x10,
+    });
   });
 
   it('is refused where it does not', () => {

@@ -52,6 +52,8 @@ export interface NestedStacks {
    * the kernel, to user mode, which ends the walk, or nowhere, with the reason.
    */
   entryOf(registers: Float64Array, frameEnd: number): 'kernel' | 'user' | { readonly damaged: string };
+  /** Whether a stack may end at a stack pointer where the tables say that it does; anywhere without. */
+  readonly mayEndAt?: (stackPointer: number) => boolean;
   /**
    * In place of a row by the frame pointer where that is odd, in a kernel whose entry code says so where it has saved registers. To the
    * row it is the even address below.
@@ -85,6 +87,7 @@ export type WalkReason =
   | 'stack-unreadable'
   | 'register-unknown'
   | 'exception-frame-damaged'
+  | 'ends-too-early'
   | 'too-deep';
 
 export type WalkResult =
@@ -146,11 +149,20 @@ class Walk {
       }
       const row = this.#pushFrame(by);
       if ('reliable' in row) return row;
-      if (row.isOutermost) return this.#done();
+      if (row.isOutermost) return this.#end();
       const end = this.#toCaller(row);
       if (end !== undefined) return end;
       by = row.isSignalFrame ? 'signal' : 'call';
     }
+  }
+
+  /** The tables say so of the code; what is left on the stack may say otherwise. */
+  #end(): WalkResult {
+    const { registers, nestedStacks } = this.#input;
+    const at = registers[RSP] as number;
+    if (nestedStacks?.mayEndAt?.(at) === false)
+      return this.#fail('ends-too-early', `${hex(at)} is not where a stack ends`);
+    return this.#done();
   }
 
   #done(): WalkResult {

@@ -163,3 +163,48 @@ describe('a stack with an exception on it is walked as the guest itself does', (
     expect(await printedTraces()).toContainEqual(frames.slice(nmi + 2));
   });
 });
+
+describe('a stack in the thunk of an indirect call', () => {
+  /** As many instructions a thunk and the return behind it have at most. */
+  const MOST_STEPS = 6;
+
+  it('is walked, or refused, at each of its instructions; behind it lies the stack of who called', async () => {
+    const seen = await withKernelSession(lab, async (session) => {
+      const { client, kernel, memory, tasks, stacks } = session;
+      const thunk = kernel.expect('__x86_indirect_thunk_rax');
+      await client.insertBreakpoints([thunk]);
+      client.resume();
+      const stop = await client.waitForStop(20_000);
+      if (stop === undefined) await client.interrupt();
+      await client.removeBreakpoints([thunk]);
+      memory.forget();
+      const first = (await tasks.cpus()).find(({ registers }) => registers.address('rip') === thunk);
+      if (first === undefined) throw new Error('no CPU came to the thunk');
+      const walks: { readonly reliable: boolean; readonly frames: readonly (string | undefined)[] }[] = [];
+      for (let i = 0; i < MOST_STEPS; i++) {
+        const cpus = await tasks.cpus();
+        const cpu = cpus.find(({ vcpu }) => vcpu === first.vcpu) as Cpu;
+        const isIdle = (await tasks.idleTasks(cpus)).has(cpu.current);
+        const walk = await stacks.walk(await tasks.task(cpu.current, isIdle), cpus);
+        const frames = stacks.reportFrames(walk.frames).map(({ symbol }) => symbol);
+        walks.push({ reliable: walk.reliable, frames });
+        if (!/thunk/.test(frames[0] ?? '')) break;
+        await client.step(first.vcpu);
+        memory.forget();
+      }
+      return walks;
+    });
+    const callee = seen.at(-1);
+    expect(callee?.reliable).toBe(true);
+    expect(callee?.frames[0]).toMatch(/\+0x0$/);
+    expect(callee?.frames.length).toBeGreaterThan(2);
+    const inThunk = seen.slice(0, -1);
+    expect(inThunk.length).toBeGreaterThan(1);
+    // A return that is none is refused.
+    for (const { frames } of inThunk.filter(({ reliable }) => reliable))
+      expect(frames.slice(1)).toEqual(callee?.frames.slice(1));
+    expect(
+      inThunk.map(({ reliable, frames }) => reliable || /return_thunk/.test(frames[0] ?? '')),
+    ).not.toContain(false);
+  });
+});

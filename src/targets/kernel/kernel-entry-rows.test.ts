@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import {
   ORC_REG_SP,
   ORC_TYPE_CALL,
+  ORC_TYPE_END_OF_STACK,
   ORC_TYPE_REGS_PARTIAL,
   SIGNAL_BIT,
   TYPE_SHIFT,
@@ -83,5 +84,61 @@ describe('rows of entry code', () => {
     });
     const { savedRegisters = [], savedOffsets = [] } = findRow(SAVER + OFFSET + 6, true) ?? {};
     expect(savedOffsets[savedRegisters.indexOf(RSP)]).toBe(SP_OFFSET);
+  });
+});
+
+describe('rows of thunks', () => {
+  const [PLAIN, DIRECT] = [0x3000, 0x3020];
+  // call 1f; 2: pause; lfence; jmp 2b; 1: mov %rax, (%rsp); jmp __x86_return_thunk
+  const retpoline = Uint8Array.from([
+    ...[0xe8, 7, 0, 0, 0, 0xf3, 0x90, 0x0f, 0xae, 0xe8, 0xeb, 0xf9],
+    ...[0x48, 0x89, 0x04, 0x24, 0xe9, 0, 0, 0, 0],
+  ]);
+  const thunks: Readonly<Record<string, readonly [number, Uint8Array]>> = {
+    __x86_indirect_thunk_rax: [PLAIN, retpoline],
+    // jmp *%rcx; int3
+    __x86_indirect_its_thunk_rcx: [DIRECT, Uint8Array.of(0xff, 0xe1, 0xcc, 0xcc, 0xcc)],
+  };
+  const find = mendEntryRows(
+    {
+      relocate: (address: number) => address + OFFSET,
+      imageBytes: (address: number, sizeBytes: number) =>
+        Object.values(thunks)
+          .find(([at]) => at + OFFSET === address)?.[1]
+          .slice(0, sizeBytes),
+      image: {
+        symbols: {
+          findUnique: (name: string) => {
+            const address = thunks[name]?.[0];
+            return address === undefined ? undefined : { name, address, sizeBytes: 0x20 };
+          },
+        },
+      },
+    } as unknown as KernelAddresses,
+    // As in 6.1: the stack ends there.
+    () => row(0, ORC_TYPE_END_OF_STACK << TYPE_SHIFT),
+  );
+  const called = (cfaOffset: number) => ({
+    cfaRegister: RSP,
+    cfaOffset,
+    returnOffset: -8,
+    isOutermost: false,
+  });
+
+  it.each([
+    ['where it begins', PLAIN, 8],
+    ['behind the lfence that some processors have there', PLAIN + 3, 8],
+    ['behind the call in it', PLAIN + 12, 16],
+    ['where it has written the address to go to', PLAIN + 16, 16],
+    ['of a single jump', DIRECT, 8],
+  ])('lead to who called the function that goes through it: %s', (_, address, cfaOffset) => {
+    expect(find(address + OFFSET, true)).toMatchObject(called(cfaOffset));
+  });
+
+  it('are none in between, and none for what would return there', () => {
+    for (const at of [PLAIN + 1, PLAIN + 5, PLAIN + 13, DIRECT + 12])
+      expect(find(at + OFFSET, true)).toBeUndefined();
+    expect(find(PLAIN + OFFSET, false)).toBeUndefined();
+    expect(find(DIRECT + 0x20 + OFFSET, true)).toMatchObject({ isOutermost: true });
   });
 });

@@ -45,6 +45,14 @@ const ENTRY_STACK_BYTES = 4096;
 /** THREAD_SIZE of x86-64 without KASAN; a task with a deeper stack is refused as outside of it. */
 const THREAD_BYTES = 4 * 4096;
 
+/** At the end of its stack a task has at most the registers of its entry from user mode there, or room for them. */
+const END_BYTES = 168 + MAX_STACK_PADDING;
+
+interface KernelStack extends StackLimits {
+  /** Whether a task's calls can begin on it. */
+  readonly mayEnd: boolean;
+}
+
 const BETWEEN_CPUS: KernelWalk = {
   reliable: false,
   frames: [],
@@ -161,7 +169,7 @@ export class KernelStacks {
     const cpu = cpus.find(({ current }) => current === task.address);
     if (cpu !== undefined) {
       if (cpu.isInUserMode) return { reliable: true, frames: [] };
-      const stacks = [stackOf(task), ...(await this.#cpuStacks(cpu))];
+      const stacks = [{ ...stackOf(task), mayEnd: true }, ...(await this.#cpuStacks(cpu))];
       const stackPointer = cpu.registers.address('rsp');
       // The stack changes before `current` does (__switch_to_asm).
       if (!stacks.some((stack) => contains(stack, stackPointer))) return BETWEEN_CPUS;
@@ -184,7 +192,7 @@ export class KernelStacks {
       this.hasFramePointers &&
       ((await this.#read.number(frame, { offset: this.#inactive.bp.offset, sizeBytes: 1 })) & 1) === 1;
     const hasRun = !this.#newTaskEntries.includes(returnAddress);
-    return this.#walk(task, registers, hasRun, [stackOf(task)], isEncoded);
+    return this.#walk(task, registers, hasRun, [{ ...stackOf(task), mayEnd: true }], isEncoded);
   }
 
   reportFrames(frames: readonly Frame[]): readonly ReportedFrame[] {
@@ -210,7 +218,7 @@ export class KernelStacks {
     task: KernelTask,
     registers: () => Float64Array,
     startsAtReturnAddress: boolean,
-    stacks: readonly StackLimits[],
+    stacks: readonly KernelStack[],
     startsEncoded: boolean,
   ): Promise<KernelWalk> {
     const own = stackOf(task);
@@ -249,6 +257,8 @@ export class KernelStacks {
               };
             return 'user';
           },
+          mayEndAt: (at) =>
+            stacks.some((each) => each.mayEnd && at >= each.high - END_BYTES && at <= each.high),
           ...(hasFramePointers ? { encodedFrame: ENCODED_FRAME, startsEncoded } : {}),
         },
       }),
@@ -256,8 +266,8 @@ export class KernelStacks {
   }
 
   /** Stacks that a CPU uses besides its task's. */
-  async #cpuStacks(cpu: Cpu): Promise<StackLimits[]> {
-    const limits: StackLimits[] = [];
+  async #cpuStacks(cpu: Cpu): Promise<KernelStack[]> {
+    const limits: KernelStack[] = [];
     const irq =
       this.#hotIrqStack === undefined
         ? this.#kernel.find('hardirq_stack_ptr')
@@ -266,19 +276,19 @@ export class KernelStacks {
       // It points to the top or, since 5.12 with CONFIG_VMAP_STACK, 8 bytes below (arch/x86/kernel/irq_64.c).
       const pointer = await this.#read.address(irq + cpu.perCpuOffset, { offset: 0 });
       const high = Math.ceil(pointer / 4096) * 4096;
-      limits.push({ low: high - 4 * 4096, high });
+      limits.push({ low: high - 4 * 4096, high, mayEnd: false });
     }
     // Where the CPU enters from user mode, before the kernel moves on to the task's stack.
     const entryTop = await this.#read.address(
       this.#kernel.expect('cpu_tss_rw') + cpu.perCpuOffset,
       this.#entryStackTop,
     );
-    limits.push({ low: entryTop - ENTRY_STACK_BYTES, high: entryTop });
+    limits.push({ low: entryTop - ENTRY_STACK_BYTES, high: entryTop, mayEnd: true });
     const exceptions = this.#kernel.find('cea_exception_stacks');
     if (exceptions !== undefined) {
       const base = await this.#read.address(exceptions + cpu.perCpuOffset, { offset: 0 });
       for (const { offset, sizeBytes } of this.#exceptionStacks)
-        limits.push({ low: base + offset, high: base + offset + sizeBytes });
+        limits.push({ low: base + offset, high: base + offset + sizeBytes, mayEnd: false });
     }
     return limits;
   }
