@@ -87,7 +87,8 @@ export async function withSession<T>(
       leave(pending);
       throw new LivegraftError('interrupted', `interrupted by ${pending}`);
     }
-    return await use(session, image);
+    const opened = session;
+    return await opened.explain(() => use(opened, image));
   } finally {
     for (const signal of signals) process.off(signal, leave);
     await session?.close();

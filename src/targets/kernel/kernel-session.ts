@@ -8,6 +8,7 @@ import type { GdbEndpoint } from './gdb-connection.js';
 import type { GuestGuard } from './guest-guard.js';
 import { GuestMemory, type MemorySource } from './guest-memory.js';
 import { GuestSlices } from './guest-slices.js';
+import { explainHiddenKernel } from './hidden-kernel.js';
 import { KernelLayout } from './kernel-layout.js';
 import { type KernelModule, listModules, readModule, readModules } from './kernel-modules.js';
 import { readKernelProofs } from './kernel-proofs.js';
@@ -95,10 +96,12 @@ export class KernelSession {
     allowOptimization(false);
     const client = await GdbClient.connect(endpoint, { timeoutMs, guard });
     let shared: SharedMemory | undefined;
+    let found: KernelAddresses | undefined;
     try {
       const slices = new GuestSlices(client);
       client.phase = 'find the kernel';
       const kernel = new KernelAddresses(image, await locateKernel(client, slices, image));
+      found = kernel;
       if (memoryFile !== undefined) shared = await SharedMemory.open(memoryFile, client, slices, kernel);
       const memory = new GuestMemory(shared ?? client, client);
       client.onRun = () => memory.forget();
@@ -128,9 +131,19 @@ export class KernelSession {
       collectGarbage('major');
       return session;
     } catch (error) {
+      const told = found && (await explainHiddenKernel(client, found.expect('init_task'), error));
       await client.detach();
       shared?.close();
-      throw error;
+      throw told ?? error;
+    }
+  }
+
+  /** Does something with the guest; where that fails because the kernel is hidden from the stub, says so in place of its error. */
+  async explain<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      throw await explainHiddenKernel(this.client, this.kernel.expect('init_task'), error);
     }
   }
 
