@@ -86,3 +86,51 @@ describe('a call on another stack by frame pointer', () => {
       expect(walk(other)).toMatchObject({ reliable: false, reason: { code: 'cfa-not-rising' } });
   });
 });
+
+describe('a return that may be a jump', () => {
+  /** Its code, interrupted, with a function's first instruction on top of the stack, which no call leads to, and the caller's place above. */
+  function walkFrom(isReturn: boolean) {
+    const rows = [
+      { from: BOTTOM, row: prepareRow(row({ kind: 'register', register: RSP, offset: 0 }, true)) },
+      { from: SWITCH, row: prepareRow(row({ kind: 'register', register: RSP, offset: 8 })) },
+      {
+        from: HANDLER,
+        row: { ...prepareRow(row({ kind: 'register', register: RSP, offset: 8 })), isReturn },
+      },
+    ];
+    const code: CodeModule = {
+      ...CODE,
+      findRow: (address) => rows.find(({ from }) => address >= from)?.row,
+      codeBefore: (address) => (address === SWITCH ? Uint8Array.of(0x90) : CODE.codeBefore(address, 5)),
+    };
+    const words = [SWITCH, BOTTOM + 0x10];
+    const registers = new Float64Array(17).fill(Number.NaN);
+    registers[RSP] = TASK.high - 16;
+    registers[RA] = HANDLER;
+    return walkReliable({
+      registers,
+      readMemory: (address, into) => {
+        const view = new DataView(into.buffer, into.byteOffset, into.length);
+        for (let at = 0; at + 8 <= into.length; at += 8)
+          view.setBigInt64(at, BigInt(words[(address + at - (TASK.high - 16)) / 8] ?? 0), true);
+        return into.length;
+      },
+      stackLimits: () => TASK,
+      modules: new ModuleMap({ modules: [code], decoder: x86_64.decoder }),
+    });
+  }
+
+  it('is walked as if it had been made', () => {
+    const { reliable, frames } = walkFrom(true);
+    expect(reliable).toBe(true);
+    expect(frames.map(({ pc, by }) => [pc, by])).toEqual([
+      [HANDLER, 'stopped'],
+      [SWITCH, 'stopped'],
+      [BOTTOM + 0x10, 'call'],
+    ]);
+  });
+
+  it('is none of a caller otherwise', () => {
+    expect(walkFrom(false)).toMatchObject({ reliable: false, reason: { code: 'not-a-return-address' } });
+  });
+});

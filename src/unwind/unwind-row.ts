@@ -17,6 +17,11 @@ export interface UnwindRow {
   readonly returnOffset: number | undefined;
   readonly returnAddressRegister: number;
   readonly isSignalFrame: boolean;
+  /**
+   * The code interrupted there only returns to what is on top of the stack, be that a caller or where a retpoline jumps to: the walk goes on
+   * as if it had.
+   */
+  readonly isReturn?: boolean;
 }
 
 export function prepareRow(row: CfiRow): UnwindRow {

@@ -152,7 +152,7 @@ class Walk {
       if (row.isOutermost) return this.#end();
       const end = this.#toCaller(row);
       if (end !== undefined) return end;
-      by = row.isSignalFrame ? 'signal' : 'call';
+      if (row.isReturn !== true) by = row.isSignalFrame ? 'signal' : 'call';
     }
   }
 

@@ -36,6 +36,7 @@ const CALLED = row(24, ORC_TYPE_CALL << TYPE_SHIFT);
 
 const kernel = {
   relocate: (address: number) => address + OFFSET,
+  find: () => undefined,
   imageBytes: (address: number, sizeBytes: number) => {
     const at = address - OFFSET - STUB;
     return at >= 0 && at < stub.length ? stub.slice(at, at + sizeBytes) : undefined;
@@ -88,7 +89,7 @@ describe('rows of entry code', () => {
 });
 
 describe('rows of thunks', () => {
-  const [PLAIN, DIRECT] = [0x3000, 0x3020];
+  const [PLAIN, DIRECT, RETURN] = [0x3000, 0x3020, 0x3100];
   // call 1f; 2: pause; lfence; jmp 2b; 1: mov %rax, (%rsp); jmp __x86_return_thunk
   const retpoline = Uint8Array.from([
     ...[0xe8, 7, 0, 0, 0, 0xf3, 0x90, 0x0f, 0xae, 0xe8, 0xeb, 0xf9],
@@ -102,6 +103,7 @@ describe('rows of thunks', () => {
   const find = mendEntryRows(
     {
       relocate: (address: number) => address + OFFSET,
+      find: (name: string) => (name === '__x86_return_thunk' ? RETURN + OFFSET : undefined),
       imageBytes: (address: number, sizeBytes: number) =>
         Object.values(thunks)
           .find(([at]) => at + OFFSET === address)?.[1]
@@ -133,6 +135,12 @@ describe('rows of thunks', () => {
     ['of a single jump', DIRECT, 8],
   ])('lead to who called the function that goes through it: %s', (_, address, cfaOffset) => {
     expect(find(address + OFFSET, true)).toMatchObject(called(cfaOffset));
+  });
+
+  it('say of a return that it may be a jump, where it stands', () => {
+    expect(find(RETURN + OFFSET, true)).toMatchObject({ ...called(8), isReturn: true });
+    expect(find(RETURN + OFFSET, false)?.isReturn).toBeUndefined();
+    expect(find(RETURN + OFFSET + 1, true)?.isReturn).toBeUndefined();
   });
 
   it('are none in between, and none for what would return there', () => {

@@ -32,6 +32,11 @@ const THUNKS = ['', 'call_', 'jump_', 'its_', 'paranoid_'].flatMap((kind) =>
     ...['r8', 'r9', 'r10', 'r11', 'r12', 'r13', 'r14', 'r15'],
   ].map((register) => `__x86_indirect_${kind}thunk_${register}`),
 );
+/** What functions jump to in place of a return, and retpolines to go where they jump (arch/x86/lib/retpoline.S). */
+const RETURN_THUNKS = [
+  ...['__x86_return_thunk', 'its_return_thunk', 'retbleed_return_thunk', 'call_depth_return_thunk'],
+  ...['srso_return_thunk', 'srso_alias_return_thunk'],
+];
 /** Of `lfence`, which a thunk begins with where a processor has that in place of a retpoline. */
 const LFENCE_BYTES = 3;
 /** Of `mov %reg, (%rsp)`. */
@@ -47,6 +52,7 @@ function row(spOffset: number, type: number, flags = SIGNAL_BIT): UnwindRow {
 const WHOLE = row(0, ORC_TYPE_REGS);
 /** The return address lies where the stack pointer is, or a word above. */
 const [CALLED, CALLED_ABOVE] = [row(8, ORC_TYPE_CALL, 0), row(16, ORC_TYPE_CALL, 0)];
+const RETURNS: UnwindRow = { ...CALLED, isReturn: true };
 
 /**
  * Mends what the kernel's ORC tables say of entry code where a saver is at work, and of thunks; the kernel's own unwinder is lost there.
@@ -59,6 +65,7 @@ const [CALLED, CALLED_ABOVE] = [row(8, ORC_TYPE_CALL, 0), row(16, ORC_TYPE_CALL,
  * - Of what is interrupted in a thunk the tables of before 6.4 say that the stack ends there, and later ones nothing: it has been called or jumped
  *   to, so the return address of the function that goes through it is on top; behind the call in a retpoline, the place in that to which no
  *   processor returns lies above it, where the address to go to is written.
+ * - A return thunk may be where such a retpoline jumps: then no call has put there what is on top of the stack.
  */
 export function mendEntryRows(kernel: KernelAddresses, findRow: FindRow): FindRow {
   const savers = SAVERS.flatMap((name) => {
@@ -74,9 +81,11 @@ export function mendEntryRows(kernel: KernelAddresses, findRow: FindRow): FindRo
     return savers.some(({ start }) => start === target);
   };
   const findThunkRow = thunkRows(kernel);
+  const returns = new Set(RETURN_THUNKS.flatMap((name) => kernel.find(name) ?? []));
   return (address, interrupted) => {
     const thunk = findThunkRow(address);
     if (thunk !== undefined) return interrupted ? thunk.row : undefined;
+    if (interrupted && returns.has(address)) return RETURNS;
     const found = findRow(address, interrupted);
     if (found === undefined || found.cfaRegister !== DW_RSP) return found;
     // Only entry code has rows of saved registers.
