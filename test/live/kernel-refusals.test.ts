@@ -7,6 +7,7 @@ import { buildReplacement } from '../../src/build/kernel-replacement.js';
 import { jsonLineSchema } from '../../src/cli/json-schema.js';
 import { applyToKernel } from '../../src/cli/kernel-operations.js';
 import { parseElf } from '../../src/elf/reader.js';
+import { type ModuleImage, readModuleImage } from '../../src/kernel-image/module-image.js';
 import { parsePatch } from '../../src/patch/file.js';
 import { parseGdbEndpoint } from '../../src/targets/kernel/gdb-connection.js';
 import { KernelPatcher } from '../../src/targets/kernel/kernel-patcher.js';
@@ -51,11 +52,11 @@ describe('guest memory that QEMU shares', () => {
 });
 
 describe('what can not be patched', () => {
-  const refusal = (...flags: string[]): unknown => {
-    const object = compile('refused.c', ...flags);
+  const refusal = (flag: string, ...modules: ModuleImage[]): unknown => {
+    const object = compile('refused.c', flag);
     try {
       return buildReplacement(parseElf(readFileSync(object), object), lab.image, {
-        ...{ name: 'refused', description: '', digest: sha256, createdAt: '' },
+        ...{ name: 'refused', description: '', digest: sha256, createdAt: '', modules },
       });
     } catch (error) {
       return error;
@@ -73,6 +74,25 @@ describe('what can not be patched', () => {
     expect(refusal('-DUNRESOLVED')).toMatchObject({ code: 'symbol-unresolved' });
     expect(refusal('-DNOTHING')).toMatchObject({ code: 'nothing-changed' });
     expect(refusal('-DSPECIAL')).toMatchObject({ code: 'special-section' });
+  });
+
+  it('is refused by name of a module as well', () => {
+    const image = (path: string) => {
+      const file = join(lab.guest.kernel.modules, 'kernel', path);
+      return readModuleImage(parseElf(readFileSync(file), file));
+    };
+    const [binfmt, ceph] = [image('fs/binfmt_misc.ko'), image('net/ceph/libceph.ko')];
+    expect(refusal('-DEMPTY=init_misc_binfmt', binfmt)).toMatchObject({
+      code: 'init-code',
+      message: expect.stringContaining('binfmt_misc'),
+    });
+    // Two of its files have one of that name, and it is in no other place.
+    expect(refusal('-DEMPTY=handle_reply', ceph)).toMatchObject({
+      code: 'symbol-ambiguous',
+      message: expect.stringContaining('libceph has 2 symbols handle_reply'),
+    });
+    expect(refusal('-DNOTHING', binfmt)).toMatchObject({ code: 'nothing-changed' });
+    expect(refusal('-DEMPTY=bm_status_read')).toMatchObject({ code: 'nothing-changed' });
   });
 
   it('is refused when it is applied, and the guest stays as it was', async () => {

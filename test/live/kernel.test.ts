@@ -305,9 +305,11 @@ describe('livegraft stack --gdb', () => {
     changed.set(new TextEncoder().encode('Linux version 5'), bytes.byteOffset);
     writeFileSync(other, changed);
     const before = await textAt('cmdline_proc_show');
-    const run = livegraft('stack', '--gdb', guest.gdb, '--vmlinux', other, '--json');
-    expect(run.code).toBe(1);
-    expect(run.lines.at(-1)).toMatchObject({ event: 'error', code: 'kernel-mismatch' });
+    for (const command of ['stack', 'status', 'revert', 'soak']) {
+      const run = livegraft(command, '--gdb', guest.gdb, '--vmlinux', other, '--json');
+      expect(run.code).toBe(1);
+      expect(run.lines.at(-1)).toMatchObject({ event: 'error', code: 'kernel-mismatch' });
+    }
     expect(await guest.run('echo alive')).toContain('alive');
     expect(await textAt('cmdline_proc_show')).toEqual(before);
   });
