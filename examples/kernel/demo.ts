@@ -82,8 +82,9 @@ async function demo(): Promise<void> {
     expect((await second) === 0, 'the transition was not completed');
 
     heading('Two functions that must change together, while tasks fork and read');
+    // Appended: two that write at once to one place of a file overwrite parts of each other's lines.
     await booted.run(
-      '(while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen; touch /tmp/stopped) & sleep 1',
+      '(while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done >> /tmp/seen; touch /tmp/stopped) & sleep 1',
     );
     expect((await run('apply', patches['loadavg.c'] as string, ...kernel)) === 0, 'apply failed');
     await pause(1000);

@@ -5,6 +5,7 @@ import type { KernelImage } from '../../src/kernel-image/kernel-image.js';
 import type { Guest } from '../support/guest.js';
 import { withKernelSession } from '../support/kernel-session.js';
 import { killLivegraftAt } from '../support/live.js';
+import { readLoadavg } from '../support/loadavg-reads.js';
 
 /** A patch of two functions that change together, and the guest that it is tried on. */
 export interface HalfDoneSubject {
@@ -164,9 +165,7 @@ export class HalfDoneTransitions {
   async #unmixed(use: () => Promise<void>): Promise<string> {
     const { guest } = this.#subject;
     const before = await this.#code();
-    await guest.run(
-      'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen; touch /tmp/stopped) & sleep 0',
-    );
+    await guest.run(readLoadavg('/tmp/seen'));
     try {
       await use();
     } finally {

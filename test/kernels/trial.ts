@@ -10,6 +10,7 @@ import type { Guest } from '../support/guest.js';
 import { compileKernelObject } from '../support/kernel-objects.js';
 import { withKernelSession } from '../support/kernel-session.js';
 import { livegraft, ROOT } from '../support/live.js';
+import { readLoadavg } from '../support/loadavg-reads.js';
 import { COMPAT_WAYS, CompatPrograms } from './compat-programs.js';
 import { stepThroughEntries } from './entry-steps.js';
 import { HalfDoneTransitions } from './half-done.js';
@@ -333,9 +334,7 @@ export class KernelTrial {
   async #patchTogether(): Promise<string> {
     const { guest } = this.#subject;
     const { path, name } = this.#build('loadavg.c');
-    await guest.run(
-      'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen; touch /tmp/stopped) & sleep 0',
-    );
+    await guest.run(readLoadavg('/tmp/seen'));
     const text = await this.#applied(path);
     await guest.run('while ! grep -q "both are new" /tmp/seen; do sleep 0.1; done', 60_000);
     await this.#revert(name);

@@ -4,6 +4,7 @@ import type { KernelWalk } from '../../src/targets/kernel/kernel-stacks.js';
 import type { Cpu } from '../../src/targets/kernel/kernel-tasks.js';
 import { KernelLab, numbersIn } from '../support/kernel-lab.js';
 import { withKernelSession } from '../support/kernel-session.js';
+import { readLoadavg } from '../support/loadavg-reads.js';
 
 /** With as many CPUs as no other test has: an NMI then comes to three of them. */
 const lab = new KernelLab({ vcpus: 4 });
@@ -89,9 +90,7 @@ async function isOnTaskStack(cpu: Cpu, { tasks }: KernelSession): Promise<boolea
 describe('a guest with four CPUs', () => {
   it('never shows a mix of two functions that change together, under fork load', async () => {
     const patch = lab.patchOf('loadavg.c');
-    await lab.guest.run(
-      '(while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen; touch /tmp/stopped) & sleep 0',
-    );
+    await lab.guest.run(readLoadavg('/tmp/seen'));
     for (const args of [['apply', patch], ['revert']])
       expect(lab.run(...args, '--timeout', '30').lines.at(-1)).toMatchObject({
         result: { kind: 'complete' },

@@ -9,6 +9,7 @@ import { KernelLayout, StructReader } from '../../src/targets/kernel/kernel-layo
 import { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import { errorOf, KernelLab, numbersIn } from '../support/kernel-lab.js';
 import { pause, ROOT } from '../support/live.js';
+import { readLoadavg } from '../support/loadavg-reads.js';
 
 const lab = new KernelLab();
 const { entryOf, expectQuiet, folder, killedAt, options, patchOf, run, subject } = lab;
@@ -133,9 +134,7 @@ describe('a patch of a running kernel', () => {
 
   it('never shows a mix of two functions that change together, under fork load, killed at any time', async () => {
     const patch = patchOf('loadavg.c');
-    await lab.guest.run(
-      '(while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen; touch /tmp/stopped) & sleep 0',
-    );
+    await lab.guest.run(readLoadavg('/tmp/seen'));
     const places: readonly (readonly [string, number])[] = [
       ...[['"check"', 40] as const, ['"prepare"', 15] as const, ['"install"', 0] as const],
       ...[['"taskSwitched"', 20] as const, ['"finished"', 0] as const],
@@ -165,9 +164,7 @@ describe('a patch of a running kernel', () => {
   it("lets tasks switch themselves at the kernel's edge (model lazy), and kernel threads in the hybrid model", async () => {
     const patch = patchOf('loadavg.c');
     const before = await entryOf('error_return');
-    await lab.guest.run(
-      'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen3; touch /tmp/stopped) & sleep 0',
-    );
+    await lab.guest.run(readLoadavg('/tmp/seen3'));
     const lazy = run('apply', patch, '--model', 'lazy', '--timeout', '2');
     expect(lazy.code).toBe(3);
     const { result } = lazy.lines.at(-1) as {
@@ -207,9 +204,7 @@ describe('a patch of a running kernel', () => {
   });
 
   it('switches all tasks in one stop (model stop), and none while one is in an old function', async () => {
-    await lab.guest.run(
-      'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen4; touch /tmp/stopped) & sleep 0',
-    );
+    await lab.guest.run(readLoadavg('/tmp/seen4'));
     const [patch, entry] = [patchOf('loadavg.c'), await entryOf('loadavg_proc_show')];
     const all = ['--model', 'stop', '--timeout', '30'];
     const applied = run('apply', patch, ...all).lines;
@@ -277,9 +272,7 @@ describe('a patch of a running kernel', () => {
   it('keeps what tasks have switched to in padding of the task_struct, forked ones too, and leaves patch_state alone', async () => {
     const endpoint = parseGdbEndpoint(lab.guest.gdb);
     if (endpoint === undefined) throw new Error('endpoint');
-    await lab.guest.run(
-      'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen2; touch /tmp/stopped) & sleep 0',
-    );
+    await lab.guest.run(readLoadavg('/tmp/seen2'));
     const applied = run('apply', patchOf('loadavg.c'), '--timeout', '30');
     expect(applied.lines.at(-1)).toMatchObject({ result: { kind: 'complete', forced: false } });
     await pause(300);

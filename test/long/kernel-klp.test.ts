@@ -15,6 +15,7 @@ import { parsePatch } from '../../src/patch/file.js';
 import { bootGuest, fetchKernel, type Guest } from '../support/guest.js';
 import { compileKernelObject } from '../support/kernel-objects.js';
 import { livegraft } from '../support/live.js';
+import { readLoadavg } from '../support/loadavg-reads.js';
 
 /** One change, two engines: livegraft from outside in one guest, the kernel's own livepatch inside the other. */
 const folder = mkdtempSync(join(tmpdir(), 'livegraft-kernel-klp-'));
@@ -164,9 +165,7 @@ describe('a patch and the same change as a livepatch module', () => {
   });
 
   it('never show a mix of two functions that change together, under fork load', async () => {
-    await inside.run(
-      '(while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done > /tmp/seen; touch /tmp/stopped) & sleep 1',
-    );
+    await inside.run(readLoadavg('/tmp/seen'));
     await insert('loadavg');
     expect((await settled('livegraft_loadavg')).functions.map((fn) => fn.name).sort()).toEqual([
       'get_avenrun',
