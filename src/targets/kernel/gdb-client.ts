@@ -153,12 +153,20 @@ export class GdbClient {
   async readAllRegisters(vcpus: readonly string[]): Promise<readonly GuestRegisters[]> {
     const answers = await this.#requestAll(vcpus.flatMap((vcpu) => [`Hg${vcpu}`, 'g']));
     this.#selected = vcpus.at(-1);
-    return vcpus.map((vcpu, i) => {
+    const all = vcpus.map((vcpu, i) => {
       this.#expectOk(`vCPU ${vcpu}`, answers[2 * i] as string);
       const registers = this.#parseRegisters(answers[2 * i + 1] as string);
       this.lastRegisters.set(vcpu, registers);
       return registers;
     });
+    // Memory is read through the last one, which may not see the kernel.
+    const seeing = vcpus[all.findIndex(({ mayHideKernel }) => !mayHideKernel)];
+    const last = all.at(-1);
+    if (seeing !== undefined && last?.mayHideKernel === true) {
+      this.#expectOk(`vCPU ${seeing}`, await this.#request(`Hg${seeing}`));
+      this.#selected = seeing;
+    }
+    return all;
   }
 
   #parseRegisters(answer: string): GuestRegisters {
@@ -209,7 +217,7 @@ export class GdbClient {
     }
   }
 
-  /** Memory by the addresses of the vCPU that was selected last; all vCPUs agree about the kernel's. */
+  /** Memory by the addresses of the vCPU that was selected last; all that see the kernel agree about it. */
   async readMemory(address: number, sizeBytes: number): Promise<Uint8Array> {
     await this.#usePhysical(false);
     return this.#read(unsigned(address), sizeBytes);

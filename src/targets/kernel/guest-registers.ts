@@ -43,6 +43,9 @@ export function parseRegisterLayout(xml: string): RegisterLayout | undefined {
 const DWARF_ORDER = 'rax rdx rcx rbx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip'.split(' ');
 
 /** The registers of one stopped vCPU. A stub may send fewer than its description names; those can't be read. */
+/** Of CR3 while a program runs whose page tables leave out the kernel (PTI_USER_PGTABLE_BIT in arch/x86/include/asm/pgtable.h). */
+const USER_TABLES = 1n << 12n;
+
 export class GuestRegisters {
   readonly #bytes: Uint8Array;
   readonly #view: DataView;
@@ -69,6 +72,11 @@ export class GuestRegisters {
 
   address(name: string): number {
     return foldAddress(this.get(name));
+  }
+
+  /** Whether a program runs, on page tables that leave out the kernel where they are isolated; else that says nothing. */
+  get mayHideKernel(): boolean {
+    return this.has('cr3') && (this.get('cs') & 3n) === 3n && (this.get('cr3') & USER_TABLES) !== 0n;
   }
 
   /** A copy with some registers changed. */

@@ -1,3 +1,4 @@
+import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient, MemoryPiece } from './gdb-client.js';
 import { guestEnded } from './guest-calls.js';
 import type { MemorySource } from './guest-memory.js';
@@ -6,6 +7,8 @@ import type { MemorySource } from './guest-memory.js';
 const SLICE_MS = 0.5;
 /** How long the guest runs at least between two stops. */
 const RUN_MS = 1;
+/** How often to let a guest run on that was in user mode, where page-table isolation hides the kernel. */
+const MAX_HIDDEN = 50;
 /** Bytes that are moved in one go. */
 const PIECE_BYTES = 1024;
 
@@ -15,6 +18,8 @@ const PIECE_BYTES = 1024;
  */
 export class GuestSlices implements MemorySource {
   readonly #client: GdbClient;
+  /** Data of a kernel that page-table isolation may hide: a stop in which it is not seen is none. */
+  witness: number | undefined;
   #resumedAt = 0;
   #isHeld = false;
 
@@ -30,10 +35,30 @@ export class GuestSlices implements MemorySource {
   /** The same, and reads pieces in that stop, each of which fits a packet. Rejects, stopped, when one can't be read. */
   async stopAndRead(pieces: readonly MemoryPiece[]): Promise<readonly Uint8Array[]> {
     await this.run();
-    if (!this.#client.isRunning) return pieces.length === 0 ? [] : this.#client.readPieces(pieces);
+    const isSeen = await this.#stopWhereSeen();
+    if (isSeen || !this.#client.isRunning) return pieces.length === 0 ? [] : this.#client.readPieces(pieces);
     const { stop, bytes } = await this.#client.interruptAndRead(pieces);
     if (stop.kind === 'exited') throw guestEnded(stop.detail);
     return bytes;
+  }
+
+  /** Stops a running guest whose kernel may be hidden where it is not; false for others, which run on. */
+  async #stopWhereSeen(): Promise<boolean> {
+    if (this.witness === undefined) return false;
+    const witness = [{ address: this.witness, sizeBytes: 1 }];
+    for (let attempt = 1; this.#client.isRunning; attempt++) {
+      try {
+        const { stop } = await this.#client.interruptAndRead(witness);
+        if (stop.kind === 'exited') throw guestEnded(stop.detail);
+        return true;
+      } catch (error) {
+        const isHidden = error instanceof LivegraftError && error.code === 'guest-memory';
+        if (!isHidden || attempt === MAX_HIDDEN) throw error;
+        this.resume();
+        await this.run();
+      }
+    }
+    return false;
   }
 
   /** Lets the guest go on if it has stood still for a slice. */

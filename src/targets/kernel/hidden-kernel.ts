@@ -1,8 +1,9 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient } from './gdb-client.js';
+import type { GuestSlices } from './guest-slices.js';
+import type { KernelLayout } from './kernel-layout.js';
+import type { KernelAddresses } from './running-kernel.js';
 
-/** Of CR3 while a program runs whose page tables leave out the kernel (PTI_USER_PGTABLE_BIT in arch/x86/include/asm/pgtable.h). */
-const USER_TABLES = 1n << 12n;
 /** What comes of reading the kernel's memory where it is hidden. */
 const MAY_BE_HIDDEN: ReadonlySet<string> = new Set(['guest-memory', 'guest-memory-file', 'target-gone']);
 
@@ -36,10 +37,28 @@ export async function explainHiddenKernel(client: Stub, address: number, error: 
 
 /** Without isolation a page table may lie anywhere, and the kernel is seen all the same. */
 async function hidesKernel(client: Stub, vcpu: string, address: number): Promise<boolean> {
-  const registers = await client.readRegisters(vcpu);
-  if ((registers.get('cs') & 3n) !== 3n || (registers.get('cr3') & USER_TABLES) === 0n) return false;
+  if (!(await client.readRegisters(vcpu)).mayHideKernel) return false;
   return client.readMemory(address, 1).then(
     () => false,
     () => true,
   );
+}
+
+/** `X86_FEATURE_PTI`, the same from 5.10 to 7.2: the word of the features, and the bit in it. */
+const PTI = { word: 7, bit: 11 };
+
+/** Data by which is told whether the kernel can be seen, where page-table isolation may hide it; undefined where it does not. */
+export async function isolatesPageTables(
+  slices: Pick<GuestSlices, 'readMemory' | 'witness'>,
+  kernel: KernelAddresses,
+  layout: KernelLayout,
+): Promise<number | undefined> {
+  const [data, features] = [kernel.find('boot_cpu_data'), layout.find('cpuinfo_x86', 'x86_capability')];
+  if (data === undefined || features === undefined) return undefined;
+  const address = data + features.offset + 4 * PTI.word;
+  // It may be hidden just now.
+  slices.witness = address;
+  const bytes = await slices.readMemory(address, 4);
+  const word = new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true);
+  return ((word >>> PTI.bit) & 1) === 1 ? address : undefined;
 }

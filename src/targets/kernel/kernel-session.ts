@@ -8,7 +8,7 @@ import type { GdbEndpoint } from './gdb-connection.js';
 import type { GuestGuard } from './guest-guard.js';
 import { GuestMemory, type MemorySource } from './guest-memory.js';
 import { GuestSlices } from './guest-slices.js';
-import { explainHiddenKernel } from './hidden-kernel.js';
+import { explainHiddenKernel, isolatesPageTables } from './hidden-kernel.js';
 import { KernelLayout } from './kernel-layout.js';
 import { type KernelModule, listModules, readModule, readModules } from './kernel-modules.js';
 import { readKernelProofs } from './kernel-proofs.js';
@@ -102,11 +102,12 @@ export class KernelSession {
       client.phase = 'find the kernel';
       const kernel = new KernelAddresses(image, await locateKernel(client, slices, image));
       found = kernel;
+      const layout = new KernelLayout(image.btf, image.source);
+      slices.witness = await isolatesPageTables(slices, kernel, layout);
       if (memoryFile !== undefined) shared = await SharedMemory.open(memoryFile, client, slices, kernel);
       const memory = new GuestMemory(shared ?? client, client);
       client.onRun = () => memory.forget();
       slices.resume();
-      const layout = new KernelLayout(image.btf, image.source);
       client.phase = 'read modules';
       const modules = await readModules(memory, shared ?? slices, slices, kernel, layout);
       // What comes now takes a while, and needs little or nothing of the guest.
