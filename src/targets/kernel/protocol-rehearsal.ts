@@ -15,9 +15,10 @@ export async function rehearseProtocol(): Promise<void> {
   const server = createServer(serve);
   // An abstract name: nothing is left in the file system.
   const path = `\0livegraft-rehearsal-${process.pid}`;
+  let client: GdbClient | undefined;
   try {
     await listen(server, path);
-    const client = await GdbClient.connect({ kind: 'unix', path }, { timeoutMs: TIMEOUT_MS });
+    client = await GdbClient.connect({ kind: 'unix', path }, { timeoutMs: TIMEOUT_MS });
     for (let round = 0; round < ROUNDS; round++) {
       const vcpus = await client.vcpus();
       const [registers] = await client.readAllRegisters(vcpus);
@@ -35,10 +36,11 @@ export async function rehearseProtocol(): Promise<void> {
       client.resume();
       await client.interruptAndRead([{ address: MEMORY, sizeBytes: 4 }]);
     }
-    await client.detach();
   } catch {
     // The guest will stand still a little longer.
   } finally {
+    // An open connection would keep the process from ending.
+    await client?.detach().catch(() => undefined);
     server.close();
   }
 }
