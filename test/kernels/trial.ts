@@ -256,8 +256,11 @@ export class KernelTrial {
     const signal = new AbortController().signal;
     const report = await soak(this.#reference, { ...SOAK, signal, onProgress: () => {} });
     const { switches, unreliable, tasks, kthreads, findings } = report;
-    if (unreliable > 0) throw new Error(JSON.stringify(findings));
-    return `${switches} context switches of ${tasks} tasks (${kthreads} kernel threads), 0 unreliable`;
+    // Without tables, code that faulted in the middle may not have set up its frame: that is refused, and tried again.
+    const mayRefuse = this.#subject.headers === undefined;
+    if (findings.some(({ cause }) => !(mayRefuse && cause === 'no-unwind-row')))
+      throw new Error(JSON.stringify(findings));
+    return `${switches} context switches of ${tasks} tasks (${kthreads} kernel threads), ${unreliable} unreliable`;
   }
 
   readonly #shown = () => this.#subject.guest.run('cat /proc/cmdline');
