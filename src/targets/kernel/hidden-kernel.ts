@@ -1,7 +1,7 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient } from './gdb-client.js';
 import type { GuestSlices } from './guest-slices.js';
-import type { KernelLayout } from './kernel-layout.js';
+import type { FieldPlace, KernelLayout } from './kernel-layout.js';
 import type { KernelAddresses } from './running-kernel.js';
 
 /** What comes of reading the kernel's memory where it is hidden. */
@@ -47,13 +47,18 @@ async function hidesKernel(client: Stub, vcpu: string, address: number): Promise
 /** `X86_FEATURE_PTI`, the same from 5.10 to 7.2: the word of the features, and the bit in it. */
 const PTI = { word: 7, bit: 11 };
 
+/** Where a kernel keeps what its processor can do, for {@link isolatesPageTables}. To be found while the guest runs: it takes long. */
+export function findFeatures(layout: KernelLayout): FieldPlace | undefined {
+  return layout.find('cpuinfo_x86', 'x86_capability');
+}
+
 /** Data by which is told whether the kernel can be seen, where page-table isolation may hide it; undefined where it does not. */
 export async function isolatesPageTables(
   slices: Pick<GuestSlices, 'readMemory' | 'witness'>,
   kernel: KernelAddresses,
-  layout: KernelLayout,
+  features: FieldPlace | undefined,
 ): Promise<number | undefined> {
-  const [data, features] = [kernel.find('boot_cpu_data'), layout.find('cpuinfo_x86', 'x86_capability')];
+  const data = kernel.find('boot_cpu_data');
   if (data === undefined || features === undefined) return undefined;
   const address = data + features.offset + 4 * PTI.word;
   // It may be hidden just now.

@@ -8,7 +8,7 @@ import type { GdbEndpoint } from './gdb-connection.js';
 import type { GuestGuard } from './guest-guard.js';
 import { GuestMemory, type MemorySource } from './guest-memory.js';
 import { GuestSlices } from './guest-slices.js';
-import { explainHiddenKernel, isolatesPageTables } from './hidden-kernel.js';
+import { explainHiddenKernel, findFeatures, isolatesPageTables } from './hidden-kernel.js';
 import { KernelLayout } from './kernel-layout.js';
 import { type KernelModule, listModules, readModule, readModules } from './kernel-modules.js';
 import { readKernelProofs } from './kernel-proofs.js';
@@ -91,6 +91,8 @@ export class KernelSession {
   /** Rejects with a LivegraftError, and the guest goes on, when it can't be reached or runs another kernel. */
   static async open(options: KernelSessionOptions): Promise<KernelSession> {
     const { arch, endpoint, image, timeoutMs, memoryFile, guard } = options;
+    const layout = new KernelLayout(image.btf, image.source);
+    const features = findFeatures(layout);
     await rehearseProtocol();
     collectGarbage();
     allowOptimization(false);
@@ -102,8 +104,7 @@ export class KernelSession {
       client.phase = 'find the kernel';
       const kernel = new KernelAddresses(image, await locateKernel(client, slices, image));
       found = kernel;
-      const layout = new KernelLayout(image.btf, image.source);
-      slices.witness = await isolatesPageTables(slices, kernel, layout);
+      slices.witness = await isolatesPageTables(slices, kernel, features);
       if (memoryFile !== undefined) shared = await SharedMemory.open(memoryFile, client, slices, kernel);
       const memory = new GuestMemory(shared ?? client, client);
       client.onRun = () => memory.forget();
