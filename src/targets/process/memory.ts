@@ -76,13 +76,18 @@ export class ProcessMemory {
     }
   }
 
+  /** What reads or writes afterwards throws `memory-unreadable`, as when the process had just ended. */
   close(): void {
     if (this.#fd !== undefined) closeSync(this.#fd);
     this.#fd = undefined;
   }
 
   #expectFd(): number {
-    if (this.#fd === undefined) throw new Error('process memory is closed');
+    if (this.#fd === undefined) {
+      throw new LivegraftError('memory-unreadable', `process ${this.pid} has ended, or was let go`, {
+        details: { pid: this.pid },
+      });
+    }
     return this.#fd;
   }
 }

@@ -172,7 +172,8 @@ export class ProcessTransition implements TransitionTarget {
 
   /** After a refused install: takes the slots back. No entry was changed. */
   undoInstall(): void {
-    for (const space of this.spaces) this.#slots.takeBackUnused(space);
+    for (const space of [...this.spaces])
+      this.#roster.unlessGone(space, () => this.#slots.takeBackUnused(space));
   }
 
   tasks(): readonly TaskInfo[] {
@@ -331,9 +332,11 @@ export class ProcessTransition implements TransitionTarget {
   reverse(direction: Direction): void {
     this.#direction = direction;
     this.#log.restart();
-    for (const space of this.spaces) {
-      space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
-      this.#aimBarrier(space);
+    for (const space of [...this.spaces]) {
+      this.#roster.unlessGone(space, () => {
+        space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
+        this.#aimBarrier(space);
+      });
       for (const record of space.tasks.values()) record.refusal = undefined;
     }
   }

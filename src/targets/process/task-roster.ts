@@ -104,8 +104,9 @@ export class TaskRoster {
     try {
       return work();
     } catch (error) {
-      if (!(error instanceof LivegraftError) || !GONE_CODES.has(error.code) || isRunning(space.pid))
-        throw error;
+      if (!(error instanceof LivegraftError) || !GONE_CODES.has(error.code)) throw error;
+      // It may have been dropped in the middle of the work.
+      if (this.#spaces.includes(space) && isRunning(space.pid)) throw error;
       for (const record of [...space.tasks.values()]) this.forget(record);
       this.#dropEmptySpaces();
       return undefined;
