@@ -70,6 +70,7 @@ describe('a bad file is refused, or has findings', () => {
     expect(variant(4, 1)).toThrow('a 32-bit ELF file; only 64-bit ones are supported');
     expect(variant(5, 2)).toThrow('a big-endian ELF file; only little-endian ones are supported');
     expect(variant(18, 183)).toThrow('made for machine 183, not for x86-64');
+    expect(variant(16, 4)).toThrow('a core file');
   });
 
   it('whose sections share their code, whatever they would add up to', () => {

@@ -183,6 +183,8 @@ export interface CodeIdioms {
   thunkRegister(symbol: string): number | undefined;
   /** How a relocation type computes a field: `S + A`, or `S + A - P`; undefined for the others. */
   relocationKind(type: number): { readonly sizeBytes: 4 | 8; readonly isRelative: boolean } | undefined;
+  /** Whether a relocation type makes a field lead to a slot with its symbol's address (`G + GOT + A - P`). */
+  isSlotRelocation(type: number): boolean;
   /** Whether an instruction waits for an interrupt, and goes on behind it, when it runs with a kernel's privileges (else it faults). */
   isHalt(bytes: Uint8Array, at: number, lengthBytes: number): boolean;
   /** The assembler's name of a DWARF register number. */

@@ -75,6 +75,15 @@ function atIntervals(onProgress: OnProgress | undefined): OnProgress | undefined
 /** Files beyond this are no program; reading one would only fill the memory. */
 const MAX_FILE_BYTES = 2 ** 31;
 
+/** The same of what is no ELF file: a disk image must not be read before it is known to be one. */
+const MAX_PACKED_BYTES = 2 ** 28;
+
+function beginsAsElf(descriptor: number): boolean {
+  const magic = new Uint8Array(4);
+  return readSync(descriptor, magic, 0, 4, 0) === 4 && Buffer.from(magic).equals(ELF_MAGIC);
+}
+const ELF_MAGIC = Buffer.from([0x7f, 0x45, 0x4c, 0x46]);
+
 /** How much of a file is done, from 0 to 1. */
 export type OnProgress = (fraction: number) => void;
 
@@ -196,6 +205,8 @@ function readInput(file: string, scratch: Scratch): Uint8Array {
       if (stat.size === 0 || stat.isDirectory()) return readFileSync(descriptor);
       const { size } = stat;
       if (size > MAX_FILE_BYTES) throw new Error(`${size} bytes are more than any program has`);
+      if (size > MAX_PACKED_BYTES && !beginsAsElf(descriptor))
+        throw new Error(`it is no ELF file, and ${size} bytes are more than any packed kernel has`);
       const bytes = scratch.uint8('file', size);
       let filled = 0;
       while (filled < size) {

@@ -1,4 +1,4 @@
-import { FlowCode, isInert, TOUCHES_ALL } from '../arch/instruction-table.js';
+import { FlowCode, isInert, NO_TARGET, TOUCHES_ALL } from '../arch/instruction-table.js';
 import { isNoReturnName } from './no-return-names.js';
 import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
@@ -42,7 +42,8 @@ export class NoReturnTargets implements CallsThatEnd {
     const first = targetIndexes[i] as number;
     if (first >= 0) return this.#byIndex[first] === 1;
     const target = table.targets[i] as number;
-    return target < 0 ? this.#bySymbol[-2 - target] === 1 : this.#targets.has(target);
+    const flag = this.#bySymbol[-2 - target];
+    return flag === undefined ? target !== NO_TARGET && this.#targets.has(target) : flag === 1;
   }
 }
 
@@ -63,11 +64,12 @@ export function findNoReturnTargets(
   return found;
 }
 
-function findByName({ elf, linkageNames, functions }: Program, found: NoReturnTargets): void {
+function findByName({ elf, slotNames, linkageNames, functions }: Program, found: NoReturnTargets): void {
   for (const symbol of elf.symbols) {
     if (symbol.sectionIndex === 0 && symbol.index > 0 && isNoReturnName(symbol.name))
       found.add(-2 - symbol.index);
   }
+  for (const [target, name] of slotNames) if (isNoReturnName(name)) found.add(target);
   for (const [position, name] of linkageNames) if (isNoReturnName(name)) found.add(position);
   for (const { name, start } of functions) if (name !== undefined && isNoReturnName(name)) found.add(start);
 }

@@ -6,8 +6,8 @@ import {
   NO_TARGET,
   TOUCHES_ALL,
 } from '../arch/instruction-table.js';
-import { SHT_RELA, STT_FUNC, STT_NOTYPE } from '../elf/constants.js';
-import type { ElfFile, ElfSection } from '../elf/elf-file.js';
+import { SHN_UNDEF, SHT_RELA, STT_FUNC, STT_NOTYPE } from '../elf/constants.js';
+import type { ElfFile, ElfRelocation, ElfSection } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
 import { PositionIndex } from './position-index.js';
 import type { Scratch } from './scratch.js';
@@ -23,7 +23,7 @@ export interface CodeFunction {
   readonly mayBeLabel?: boolean;
 }
 
-/** A symbol that is not defined in the code: `targets` holds {@link externalTarget} of its index. */
+/** A symbol that is not defined in the code: `targets` holds this of its index; of a dynamic symbol, of its index behind all others. */
 function externalTarget(symbolIndex: number): number {
   return -2 - symbolIndex;
 }
@@ -50,6 +50,8 @@ export interface Program {
   readonly elf: ElfFile;
   /** Names of the dynamic symbols that entries of procedure linkage tables lead to, by position. */
   readonly linkageNames: ReadonlyMap<number, string>;
+  /** What is called through slots that the dynamic linker fills, and is no part of the file, by target. */
+  readonly slotNames: ReadonlyMap<number, string>;
   nameOfTarget(target: number): string | undefined;
   functionAt(position: number): CodeFunction | undefined;
 }
@@ -69,6 +71,7 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
     f.mayBeLabel && isLabel(table, f.start) ? { ...f, isPart: true } : f,
   );
   resolveTargets(elf, space, table, architecture);
+  const slotNames = bindSlotCalls(elf, space, table, architecture);
   const index = new PositionIndex(table, space.bytes.length, scratch);
   const targetIndexes = scratch.int32('target indexes', table.count, -1);
   findTargets(table, index, targetIndexes);
@@ -88,9 +91,10 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
     undecoded,
     elf,
     linkageNames: readLinkageNames(elf, space, table, architecture),
+    slotNames,
     nameOfTarget: (target) =>
       target < -1 && target !== NO_TARGET
-        ? elf.symbols[symbolIndexOfTarget(target)]?.name
+        ? (slotNames.get(target) ?? elf.symbols[symbolIndexOfTarget(target)]?.name)
         : (program.linkageNames.get(target) ?? findFunction(functions, target)?.name),
     functionAt: (position) => findFunction(functions, position),
   };
@@ -288,6 +292,50 @@ function resolveTargets(
   }
 }
 
+/**
+ * `call *slot(%rip)` (-fno-plt, and Rust) is a call of what the dynamic linker puts into the slot. Slots that anything else may write
+ * are left alone: they are no part of `.got`.
+ */
+function bindSlotCalls(
+  elf: ElfFile,
+  space: CodeSpace,
+  table: InstructionTable,
+  architecture: Architecture,
+): ReadonlyMap<number, string> {
+  const names = new Map<number, string>();
+  if (space.isRelocatable) return names;
+  const tables = elf.sections.filter(({ name }) => name === '.got' || name === '.got.plt');
+  if (tables.length === 0) return names;
+  let slots: ReadonlyMap<number, ElfRelocation> | undefined;
+  const { offsets, lengths, flows, targets, transfers, transferCount } = table;
+  const view = new DataView(space.bytes.buffer, space.bytes.byteOffset);
+  for (let t = 0; t < transferCount; t++) {
+    const i = transfers[t] as number;
+    if (flows[i] !== FlowCode.indirectCall) continue;
+    const at = offsets[i] as number;
+    const end = at + (lengths[i] as number);
+    const field = architecture.decoder.fields(space.bytes, at, end)?.ripDisplacementAt;
+    if (field === undefined) continue;
+    const slot = space.addressOf(end) + view.getInt32(at + field, true);
+    if (!tables.some(({ address, sizeBytes }) => slot >= address && slot < address + sizeBytes)) continue;
+    slots ??= new Map(elf.dynamicRelocations.map((r) => [r.offset, r]));
+    const relocation = slots.get(slot);
+    if (relocation === undefined) continue;
+    const { symbolIndex, addend } = relocation;
+    const symbol = elf.dynamicSymbols[symbolIndex];
+    let target: number | undefined;
+    if (symbolIndex === 0) target = space.positionOf(addend);
+    else if (symbol?.sectionIndex === SHN_UNDEF) {
+      target = externalTarget(elf.symbols.length + symbolIndex);
+      names.set(target, symbol.name);
+    } else target = symbol && space.positionOfSymbol(symbol);
+    if (target === undefined) continue;
+    flows[i] = FlowCode.call;
+    targets[i] = target;
+  }
+  return names;
+}
+
 const RELA_BYTES = 24;
 
 function applyBranchRelocations(
@@ -319,8 +367,12 @@ function applyBranchRelocations(
     if (t >= transferCount) continue;
     if ((offsets[i] as number) > offset) continue;
     const flow = flows[i] as number;
-    if (flow !== FlowCode.call && flow !== FlowCode.jump && flow !== FlowCode.branch) continue;
-    if (architecture.idioms.relocationKind(words[word + 2] as number)?.isRelative !== true) continue;
+    const type = words[word + 2] as number;
+    const isSlotCall = flow === FlowCode.indirectCall && architecture.idioms.isSlotRelocation(type);
+    if (!isSlotCall) {
+      if (flow !== FlowCode.call && flow !== FlowCode.jump && flow !== FlowCode.branch) continue;
+      if (architecture.idioms.relocationKind(type)?.isRelative !== true) continue;
+    }
     const symbolIndex = words[word + 3] as number;
     const symbol = symbols[symbolIndex];
     if (symbol === undefined) continue;
@@ -328,6 +380,12 @@ function applyBranchRelocations(
     if (place === NO_TARGET) {
       place = space.positionOfSymbol(symbol) ?? externalTarget(symbolIndex);
       places[symbolIndex] = place;
+    }
+    if (isSlotCall) {
+      // The linker makes a slot for the symbol itself: the addend only says where the instruction ends.
+      flows[i] = FlowCode.call;
+      targets[i] = place;
+      continue;
     }
     // The field's value counts from its own place; the branch from the end of the instruction.
     const toEnd = (offsets[i] as number) + (lengths[i] as number) - offset;

@@ -1,6 +1,7 @@
 import type { Architecture } from '../arch/architecture.js';
 import { FlowCode } from '../arch/instruction-table.js';
 import { ParseError } from '../base/errors.js';
+import { ET_CORE } from '../elf/constants.js';
 import type { ElfFile } from '../elf/elf-file.js';
 import { compareSources, type ProvenSource } from './agreement.js';
 import { findAssumedRows, findUnboundedTables, opensOnAssumed, UnfollowedJumps } from './assumptions.js';
@@ -116,6 +117,11 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
   if (elf.machine !== architecture.elfMachine) {
     throw new ParseError(elf.source, 18, `made for machine ${elf.machine}, not for ${architecture.name}`, {
       remedy: `validate reads ${architecture.name} files`,
+    });
+  }
+  if (elf.type === ET_CORE) {
+    throw new ParseError(elf.source, 16, 'a core file: the memory of a process that ended, not its code', {
+      remedy: 'give the program that it is of, or its libraries',
     });
   }
   const scratch = options.scratch ?? new Scratch();

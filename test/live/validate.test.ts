@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -37,6 +37,10 @@ describe('livegraft validate', () => {
     const unread = livegraft('validate', good, none);
     expect([unread.code, unread.stderr]).toEqual([2, expect.stringContaining('no ELF file')]);
     expect(livegraft('validate', '--agree', 'dwarf,nothing', good).code).toBe(2);
+    // Nothing is stored of it, and nothing is to be read of it.
+    truncateSync(none, 2 ** 31 - 1);
+    const disk = livegraft('validate', none);
+    expect([disk.code, disk.stderr]).toEqual([2, expect.stringContaining('more than any packed kernel')]);
   });
 
   it('prints JSON lines that the schema knows, and SARIF', () => {

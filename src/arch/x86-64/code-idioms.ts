@@ -3,6 +3,8 @@ import {
   R_X86_64_32,
   R_X86_64_32S,
   R_X86_64_64,
+  R_X86_64_GOTPCREL,
+  R_X86_64_GOTPCRELX,
   R_X86_64_PC32,
   R_X86_64_PC64,
   R_X86_64_PLT32,
@@ -43,6 +45,8 @@ export const codeIdioms: CodeIdioms = {
         return undefined;
     }
   },
+
+  isSlotRelocation: (type) => type === R_X86_64_GOTPCREL || type === R_X86_64_GOTPCRELX,
 
   isHalt: (bytes, at, lengthBytes) => lengthBytes === 1 && bytes[at] === HLT,
 

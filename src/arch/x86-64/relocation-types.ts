@@ -5,3 +5,5 @@ export const R_X86_64_PLT32 = 4;
 export const R_X86_64_32 = 10;
 export const R_X86_64_32S = 11;
 export const R_X86_64_PC64 = 24;
+export const R_X86_64_GOTPCREL = 9;
+export const R_X86_64_GOTPCRELX = 41;

@@ -223,6 +223,7 @@ function makeProgram(ranges: readonly CodeRange[], options: OpenFunctionsOptions
     undecoded: [],
     elf,
     linkageNames: new Map(),
+    slotNames: new Map(),
     nameOfTarget: () => undefined,
     functionAt: (position) => own.find(({ start, end }) => position >= start && position < end),
   };
