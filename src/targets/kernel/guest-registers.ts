@@ -42,10 +42,10 @@ export function parseRegisterLayout(xml: string): RegisterLayout | undefined {
 /** DWARF numbers 0 to 16 (`src/cfi/row.ts`). */
 const DWARF_ORDER = 'rax rdx rcx rbx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip'.split(' ');
 
-/** The registers of one stopped vCPU. A stub may send fewer than its description names; those can't be read. */
 /** Of CR3 while a program runs whose page tables leave out the kernel (PTI_USER_PGTABLE_BIT in arch/x86/include/asm/pgtable.h). */
 const USER_TABLES = 1n << 12n;
 
+/** The registers of one stopped vCPU. A stub may send fewer than its description names; those can't be read. */
 export class GuestRegisters {
   readonly #bytes: Uint8Array;
   readonly #view: DataView;

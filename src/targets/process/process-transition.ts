@@ -172,8 +172,7 @@ export class ProcessTransition implements TransitionTarget {
 
   /** After a refused install: takes the slots back. No entry was changed. */
   undoInstall(): void {
-    for (const space of [...this.spaces])
-      this.#roster.unlessGone(space, () => this.#slots.takeBackUnused(space));
+    this.#inEachSpace((space) => this.#slots.takeBackUnused(space));
   }
 
   tasks(): readonly TaskInfo[] {
@@ -332,13 +331,11 @@ export class ProcessTransition implements TransitionTarget {
   reverse(direction: Direction): void {
     this.#direction = direction;
     this.#log.restart();
-    for (const space of [...this.spaces]) {
-      this.#roster.unlessGone(space, () => {
-        space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
-        this.#aimBarrier(space);
-      });
+    this.#inEachSpace((space) => {
+      space.setTransition({ ...this.#transitionEntry(), phase: 'running' });
+      this.#aimBarrier(space);
       for (const record of space.tasks.values()) record.refusal = undefined;
-    }
+    });
   }
 
   finish(direction: Direction): void {
@@ -418,17 +415,20 @@ export class ProcessTransition implements TransitionTarget {
     if (this.barrier === undefined || performance.now() - this.#barrierSeenAtMs < BARRIER_LOOK_MS) return;
     this.#barrierSeenAtMs = performance.now();
     const wanted = this.#direction === 'patch' ? 1 : 0;
-    for (const space of [...this.spaces]) {
-      this.#roster.unlessGone(space, () => {
-        for (const record of space.tasks.values()) {
-          if (record.switchedTo === wanted || space.slots.stateOf(record.tracee) !== wanted) continue;
-          record.switchedTo = wanted;
-          record.tracee.syscallStopsWanted = 0;
-          this.#log.forget(record);
-          this.#roster.addEvent({ kind: 'taskSwitched', task: record.id });
-        }
-      });
-    }
+    this.#inEachSpace((space) => {
+      for (const record of space.tasks.values()) {
+        if (record.switchedTo === wanted || space.slots.stateOf(record.tracee) !== wanted) continue;
+        record.switchedTo = wanted;
+        record.tracee.syscallStopsWanted = 0;
+        this.#log.forget(record);
+        this.#roster.addEvent({ kind: 'taskSwitched', task: record.id });
+      }
+    });
+  }
+
+  /** In the process and its forked children. One that is gone in the middle of that is left out, and forgotten. */
+  #inEachSpace(work: (space: ProcessSpace) => void): void {
+    for (const space of [...this.spaces]) this.#roster.unlessGone(space, () => work(space));
   }
 
   /** For good, and before the first thread is switched so. The model that never checks is no exception to any rule. */
