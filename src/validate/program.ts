@@ -71,7 +71,8 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
     f.mayBeLabel && isLabel(table, f.start) ? { ...f, isPart: true } : f,
   );
   resolveTargets(elf, space, table, architecture);
-  const slotNames = bindSlotCalls(elf, space, table, architecture);
+  const slots = new LinkageSlots(elf, space, table, architecture);
+  const slotNames = bindSlotCalls(elf, space, table, slots);
   const index = new PositionIndex(table, space.bytes.length, scratch);
   const targetIndexes = scratch.int32('target indexes', table.count, -1);
   findTargets(table, index, targetIndexes);
@@ -90,7 +91,7 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
     isEntry,
     undecoded,
     elf,
-    linkageNames: readLinkageNames(elf, space, table, architecture),
+    linkageNames: readLinkageNames(elf, space, table, slots),
     slotNames,
     nameOfTarget: (target) =>
       target < -1 && target !== NO_TARGET
@@ -123,28 +124,59 @@ function isLabel(table: InstructionTable, position: number): boolean {
   return (flow === FlowCode.next || flow === FlowCode.branch) && !isInert(table, before);
 }
 
+/** Slots that the dynamic linker fills, of which instructions take an address: `jmp *slot(%rip)`, `call *slot(%rip)`. */
+class LinkageSlots {
+  readonly #space: CodeSpace;
+  readonly #table: InstructionTable;
+  readonly #architecture: Architecture;
+  readonly #elf: ElfFile;
+  readonly #view: DataView;
+  #relocations: ReadonlyMap<number, ElfRelocation> | undefined;
+
+  constructor(elf: ElfFile, space: CodeSpace, table: InstructionTable, architecture: Architecture) {
+    this.#elf = elf;
+    this.#space = space;
+    this.#table = table;
+    this.#architecture = architecture;
+    const { buffer, byteOffset, byteLength } = space.bytes;
+    this.#view = new DataView(buffer, byteOffset, byteLength);
+  }
+
+  /** The address of what the i-th instruction refers to, relative to itself. */
+  addressAt(i: number): number | undefined {
+    const at = this.#table.offsets[i] as number;
+    const lengthBytes = this.#table.lengths[i] as number;
+    const { bytes } = this.#space;
+    const field = this.#architecture.decoder.fields(bytes, at, at + lengthBytes)?.ripDisplacementAt;
+    if (field === undefined) return undefined;
+    return this.#space.addressOf(at) + lengthBytes + this.#view.getInt32(at + field, true);
+  }
+
+  /** What fills the slot at an address. */
+  relocationAt(address: number): ElfRelocation | undefined {
+    this.#relocations ??= new Map(this.#elf.dynamicRelocations.map((r) => [r.offset, r]));
+    return this.#relocations.get(address);
+  }
+}
+
 /** What `jmp *slot(%rip)` of `.plt`, `.plt.sec` and `.plt.got` leads to, by the dynamic relocation of the slot. */
 function readLinkageNames(
   elf: ElfFile,
   space: CodeSpace,
   table: InstructionTable,
-  architecture: Architecture,
+  slots: LinkageSlots,
 ): ReadonlyMap<number, string> {
   const names = new Map<number, string>();
   const regions = space.regions.filter((r) => r.name.startsWith('.plt'));
   if (regions.length === 0 || space.isRelocatable) return names;
-  const slots = new Map(elf.dynamicRelocations.map((r) => [r.offset, r.symbolIndex]));
-  const { offsets, lengths, flows } = table;
+  const { offsets, flows } = table;
   for (const region of regions) {
-    const view = new DataView(space.bytes.buffer);
     for (let i = lowerBound(offsets, table.count, region.start); i < table.count; i++) {
       const at = offsets[i] as number;
       if (at >= region.end) break;
       if (flows[i] !== FlowCode.indirectJump) continue;
-      const field = architecture.decoder.fields(space.bytes, at, region.end)?.ripDisplacementAt;
-      if (field === undefined) continue;
-      const end = at + (lengths[i] as number) - region.start + region.address;
-      const symbolIndex = slots.get(end + view.getInt32(at + field, true));
+      const slot = slots.addressAt(i);
+      const symbolIndex = slot === undefined ? undefined : slots.relocationAt(slot)?.symbolIndex;
       const name = symbolIndex === undefined ? undefined : elf.dynamicSymbols[symbolIndex]?.name;
       if (name === undefined || name === '') continue;
       names.set(at, name);
@@ -300,26 +332,20 @@ function bindSlotCalls(
   elf: ElfFile,
   space: CodeSpace,
   table: InstructionTable,
-  architecture: Architecture,
+  slots: LinkageSlots,
 ): ReadonlyMap<number, string> {
   const names = new Map<number, string>();
   if (space.isRelocatable) return names;
   const tables = elf.sections.filter(({ name }) => name === '.got' || name === '.got.plt');
   if (tables.length === 0) return names;
-  let slots: ReadonlyMap<number, ElfRelocation> | undefined;
-  const { offsets, lengths, flows, targets, transfers, transferCount } = table;
-  const view = new DataView(space.bytes.buffer, space.bytes.byteOffset);
+  const isInTable = (slot: number) =>
+    tables.some(({ address, sizeBytes }) => slot >= address && slot < address + sizeBytes);
+  const { flows, targets, transfers, transferCount } = table;
   for (let t = 0; t < transferCount; t++) {
     const i = transfers[t] as number;
     if (flows[i] !== FlowCode.indirectCall) continue;
-    const at = offsets[i] as number;
-    const end = at + (lengths[i] as number);
-    const field = architecture.decoder.fields(space.bytes, at, end)?.ripDisplacementAt;
-    if (field === undefined) continue;
-    const slot = space.addressOf(end) + view.getInt32(at + field, true);
-    if (!tables.some(({ address, sizeBytes }) => slot >= address && slot < address + sizeBytes)) continue;
-    slots ??= new Map(elf.dynamicRelocations.map((r) => [r.offset, r]));
-    const relocation = slots.get(slot);
+    const slot = slots.addressAt(i);
+    const relocation = slot !== undefined && isInTable(slot) ? slots.relocationAt(slot) : undefined;
     if (relocation === undefined) continue;
     const { symbolIndex, addend } = relocation;
     const symbol = elf.dynamicSymbols[symbolIndex];
