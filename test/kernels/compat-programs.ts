@@ -8,8 +8,9 @@ import type { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import type { KernelWalk } from '../../src/targets/kernel/kernel-stacks.js';
 import { withKernelSession } from '../support/kernel-session.js';
 import { ROOT } from '../support/live.js';
+import { countReads } from '../support/loadavg-reads.js';
 import { stepThroughEntries } from './entry-steps.js';
-import type { HalfDoneSubject } from './half-done.js';
+import { type HalfDoneSubject, optionsFor } from './half-done.js';
 
 /** How a 32-bit program comes into the kernel: by interrupt, or as the vDSO does it on this processor. */
 export const COMPAT_WAYS = ['int80', 'vdso'] as const;
@@ -49,10 +50,7 @@ export class CompatPrograms {
   }
 
   get #options() {
-    const { guest, vmlinux } = this.#subject;
-    const { signal } = new AbortController();
-    const reference = { gdb: guest.gdb, vmlinux, guestMemory: guest.memoryFile };
-    return { ...reference, model: 'hybrid' as const, timeoutMs: 30_000, signal, onEvent: () => {} };
+    return optionsFor(this.#subject);
   }
 
   /** Says what was seen, or rejects. */
@@ -166,12 +164,7 @@ export class CompatPrograms {
   }
 
   async #count(): Promise<string> {
-    const { guest } = this.#subject;
-    const count = async (options: string) =>
-      Number.parseInt(await guest.run(`grep ${options} /tmp/compat-seen`), 10);
-    const old = await count('-cE "^[0-9]{1,3}\\.[0-9]+ "');
-    const both = await count('-c "both are new"');
-    const mixed = await count('-cvE "both are new|^[0-9]{1,3}\\.[0-9]+ "');
+    const { old, both, mixed } = await countReads(this.#subject.guest, '/tmp/compat-seen');
     if (old === 0 || both === 0 || mixed !== 0)
       throw new Error(`${old} reads saw both old, ${both} both new, ${mixed} a mix`);
     return `${old} reads saw both old, ${both} both new, 0 a mix`;

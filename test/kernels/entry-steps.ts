@@ -38,7 +38,7 @@ export async function stepThroughEntries(
 }
 
 /** Lets the guest run until a CPU comes to a function. */
-async function runTo({ client, kernel, memory, tasks }: KernelSession, name: string): Promise<string> {
+export async function runTo({ client, kernel, memory, tasks }: KernelSession, name: string): Promise<string> {
   const at = kernel.expect(name);
   await client.insertBreakpoints([at]);
   client.resume();

@@ -5,7 +5,7 @@ import type { KernelImage } from '../../src/kernel-image/kernel-image.js';
 import type { Guest } from '../support/guest.js';
 import { withKernelSession } from '../support/kernel-session.js';
 import { killLivegraftAt } from '../support/live.js';
-import { readLoadavg } from '../support/loadavg-reads.js';
+import { countReads, readLoadavg } from '../support/loadavg-reads.js';
 
 /** A patch of two functions that change together, and the guest that it is tried on. */
 export interface HalfDoneSubject {
@@ -13,6 +13,13 @@ export interface HalfDoneSubject {
   readonly image: KernelImage;
   readonly vmlinux: string;
   readonly patch: { readonly path: string; readonly name: string };
+}
+
+/** What applies and reverts in a subject's guest have in common. */
+export function optionsFor({ guest, vmlinux }: HalfDoneSubject) {
+  const { signal } = new AbortController();
+  const reference = { gdb: guest.gdb, vmlinux, guestMemory: guest.memoryFile };
+  return { ...reference, model: 'hybrid' as const, timeoutMs: 30_000, signal, onEvent: () => {} };
 }
 
 /** What a killed run has told of last, and how long ago. */
@@ -37,10 +44,7 @@ export class HalfDoneTransitions {
   }
 
   get #options() {
-    const { guest, vmlinux } = this.#subject;
-    const { signal } = new AbortController();
-    const reference = { gdb: guest.gdb, vmlinux, guestMemory: guest.memoryFile };
-    return { ...reference, model: 'hybrid' as const, timeoutMs: 30_000, signal, onEvent: () => {} };
+    return optionsFor(this.#subject);
   }
 
   /** Kills livegraft at several places of an apply and of a revert; the next run completes it, or takes it back. */
@@ -171,11 +175,7 @@ export class HalfDoneTransitions {
     } finally {
       await guest.run('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done', 60_000);
     }
-    const count = async (options: string) =>
-      Number.parseInt(await guest.run(`grep ${options} /tmp/seen`), 10);
-    const old = await count('-cE "^[0-9]{1,3}\\.[0-9]+ "');
-    const both = await count('-c "both are new"');
-    const mixed = await count('-cvE "both are new|^[0-9]{1,3}\\.[0-9]+ "');
+    const { old, both, mixed } = await countReads(guest, '/tmp/seen');
     if (old === 0 || both === 0 || mixed !== 0) {
       const lines = await guest.run('grep -vE "both are new|^[0-9]{1,3}\\.[0-9]+ " /tmp/seen | head -3');
       throw new Error(`${old} reads saw both old, ${both} both new, ${mixed} a mix: ${lines}`);

@@ -10,7 +10,7 @@ import type { Guest } from '../support/guest.js';
 import { compileKernelObject } from '../support/kernel-objects.js';
 import { withKernelSession } from '../support/kernel-session.js';
 import { livegraft, ROOT } from '../support/live.js';
-import { readLoadavg } from '../support/loadavg-reads.js';
+import { countReads, readLoadavg } from '../support/loadavg-reads.js';
 import { COMPAT_WAYS, CompatPrograms } from './compat-programs.js';
 import { stepThroughEntries } from './entry-steps.js';
 import { HalfDoneTransitions } from './half-done.js';
@@ -342,11 +342,7 @@ export class KernelTrial {
     await guest.run('while ! grep -q "both are new" /tmp/seen; do sleep 0.1; done', 60_000);
     await this.#revert(name);
     await guest.run('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done', 60_000);
-    const count = async (command: string) => Number.parseInt(await guest.run(`${command} /tmp/seen`), 10);
-    const [both, mixed] = [
-      await count('grep -c "both are new"'),
-      await count('grep -cvE "both are new|^[0-9]{1,3}\\.[0-9]+ "'),
-    ];
+    const { both, mixed } = await countReads(guest, '/tmp/seen');
     if (both === 0 || mixed !== 0) throw new Error(`${both} reads saw both, ${mixed} a mix`);
     return `${text}; ${both} reads saw both new, 0 a mix`;
   }

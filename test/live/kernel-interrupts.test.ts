@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import type { KernelSession } from '../../src/targets/kernel/kernel-session.js';
 import type { KernelWalk } from '../../src/targets/kernel/kernel-stacks.js';
 import type { Cpu } from '../../src/targets/kernel/kernel-tasks.js';
+import { runTo } from '../kernels/entry-steps.js';
 import { KernelLab, numbersIn } from '../support/kernel-lab.js';
 import { withKernelSession } from '../support/kernel-session.js';
 import { readLoadavg } from '../support/loadavg-reads.js';
@@ -169,26 +170,18 @@ describe('a stack in the thunk of an indirect call', () => {
 
   it('is walked at each of its instructions, and shows who called', async () => {
     const seen = await withKernelSession(lab, async (session) => {
-      const { client, kernel, memory, tasks, stacks } = session;
-      const thunk = kernel.expect('__x86_indirect_thunk_rax');
-      await client.insertBreakpoints([thunk]);
-      client.resume();
-      const stop = await client.waitForStop(20_000);
-      if (stop === undefined) await client.interrupt();
-      await client.removeBreakpoints([thunk]);
-      memory.forget();
-      const first = (await tasks.cpus()).find(({ registers }) => registers.address('rip') === thunk);
-      if (first === undefined) throw new Error('no CPU came to the thunk');
+      const { client, memory, tasks, stacks } = session;
+      const first = await runTo(session, '__x86_indirect_thunk_rax');
       const walks: { readonly reliable: boolean; readonly frames: readonly (string | undefined)[] }[] = [];
       for (let i = 0; i < MOST_STEPS; i++) {
         const cpus = await tasks.cpus();
-        const cpu = cpus.find(({ vcpu }) => vcpu === first.vcpu) as Cpu;
+        const cpu = cpus.find(({ vcpu }) => vcpu === first) as Cpu;
         const isIdle = (await tasks.idleTasks(cpus)).has(cpu.current);
         const walk = await stacks.walk(await tasks.task(cpu.current, isIdle), cpus);
         const frames = stacks.reportFrames(walk.frames).map(({ symbol }) => symbol);
         walks.push({ reliable: walk.reliable, frames });
         if (!/thunk/.test(frames[0] ?? '')) break;
-        await client.step(first.vcpu);
+        await client.step(first);
         memory.forget();
       }
       return walks;

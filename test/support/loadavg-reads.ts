@@ -1,3 +1,5 @@
+import type { Guest } from './guest.js';
+
 /**
  * The guest's command that reads /proc/loadavg all the while, in tasks that are forked for it and in ones beside them, into a file, up to when
  * there is a /tmp/stop; behind that there is a /tmp/stopped. Each read is appended: busybox's `cat` sends files by sendfile(2), which takes
@@ -6,4 +8,22 @@
  */
 export function readLoadavg(file: string): string {
   return `rm -f /tmp/stop /tmp/stopped ${file}; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; cat /proc/loadavg & done >> ${file}; touch /tmp/stopped) & sleep 0`;
+}
+
+/**
+ * How many lines of such a file are of both functions old, of both new (`test/targets/kernel/loadavg.c`), or of anything else. Rejects when that
+ * can't be told: the shell may say of a task in the background that it is done, before what it is asked for.
+ */
+export async function countReads(
+  guest: Guest,
+  file: string,
+): Promise<{ readonly old: number; readonly both: number; readonly mixed: number }> {
+  const [old, both] = ['^[0-9]{1,3}\\.[0-9]+ ', 'both are new'];
+  const counts = [`-cE '${old}'`, `-c '${both}'`, `-cvE '${both}|${old}'`];
+  const answer = await guest.run(
+    `echo "reads: ${counts.map((each) => `$(grep ${each} ${file})`).join(' ')}"`,
+  );
+  const found = /^reads: (\d+) (\d+) (\d+)\r?$/m.exec(answer);
+  if (found === null) throw new Error(`${file} can't be counted: ${answer}`);
+  return { old: Number(found[1]), both: Number(found[2]), mixed: Number(found[3]) };
 }
