@@ -20,14 +20,21 @@ const THUNK = IDLE + 0x106;
 const BEFORE_RETURN = [0x90, 0x5d, 0xe9, 0xff, 0x00, 0x00, 0x00];
 /** `pop %rbp; call` */
 const BEFORE_CALL = [0x5d, 0xe8, 0x00, 0x00, 0x00, 0x00];
+/** Nothing but a return, by which a call at a function's entry ends, and one of ordinary functions. */
+const [BACK_TO_ENTRY, RETURN] = [READ + 0x800, READ + 0x900];
 const FUNCTIONS = [SCHEDULE, READ];
+const codeAt = (address: number): readonly number[] => {
+  if (address === BACK_TO_ENTRY || address === RETURN) return [0xc3];
+  return address === IDLE ? BEFORE_RETURN : BEFORE_CALL;
+};
 const CODE: CodeModule = {
   ...{ name: 'kernel', start: SCHEDULE, end: END, isText: () => true },
   findRow: findFrameRow({
     isEntry: (address) => FUNCTIONS.includes(address),
     isNewTaskEntry: (address) => address === FORK,
     isSystemCall: (address) => address >= SYSTEM_CALL && address < STARTUP,
-    codeAt: (address) => Uint8Array.from(address === IDLE ? BEFORE_RETURN : BEFORE_CALL),
+    mayReturnToNoFrame: (address) => address === BACK_TO_ENTRY,
+    codeAt: (address) => Uint8Array.from(codeAt(address)),
     decoder: x86_64.decoder,
     returnThunk: THUNK,
     isStartup: (address) => address >= STARTUP,
@@ -170,6 +177,22 @@ describe('a stack with frame pointers', () => {
     const idle = { pc: IDLE, bp: 0x7777, sp: STACK.low + 0x3000, isReturnAddress: false };
     const words = [[STACK.low + 0x3000, STACK.low + 0x3080] as const, ...FRAMES.slice(1), ...USER];
     expect(walk(idle, words)).toMatchObject({ reliable: true, pcs: [IDLE, READ + 0x30, ENTRY_CODE + 0x20] });
+  });
+
+  it('is refused at a return that may lead to code without a frame, whose caller would be left out', () => {
+    const at = (pc: number) => ({ pc, bp: STACK.low + 0x3000, sp: STACK.low + 0x2fc0, isReturnAddress: false });
+    const caller = READ + 0x77;
+    const entry = [
+      [STACK.low + 0x2fc0, SCHEDULE + 5],
+      [STACK.low + 0x2fc8, caller],
+    ] as const;
+    const refused = walk(at(BACK_TO_ENTRY), [...entry, ...FRAMES, ...USER]);
+    expect(refused).toMatchObject({ reliable: false, reason: { code: 'no-unwind-row' } });
+    const returns = [[STACK.low + 0x2fc0, caller] as const, ...FRAMES, ...USER];
+    expect(walk(at(RETURN), returns)).toMatchObject({
+      reliable: true,
+      pcs: [RETURN, caller, READ + 0x30, ENTRY_CODE + 0x20],
+    });
   });
 
   it('is refused where an exception has interrupted the kernel itself', () => {

@@ -49,6 +49,11 @@ export interface FramePointerCode {
   isNewTaskEntry(address: number): boolean;
   /** Whether it is where system calls enter the kernel. */
   isSystemCall(address: number): boolean;
+  /**
+   * Whether a return there may lead to code that has not set up its frame: a retpoline's jumps to a function, ftrace's goes on behind the call at
+   * a function's entry. The frame pointer is that of the caller then, whom a row of frames would leave out.
+   */
+  mayReturnToNoFrame(address: number): boolean;
   /** What follows an address, up to some instructions; empty where nothing can be read. */
   codeAt(address: number): Uint8Array;
   readonly decoder: InstructionDecoder;
@@ -77,6 +82,7 @@ const DW_RBP = 6;
  * address, that lies now. So do the idle loop's functions, behind their `hlt`, where idle CPUs are all the time.
  */
 function findRowBeforeReturn(code: FramePointerCode, address: number): UnwindRow | undefined {
+  if (code.mayReturnToNoFrame(address)) return undefined;
   const bytes = code.codeAt(address);
   let popped = 0;
   let framePointerAt: number | undefined;

@@ -330,6 +330,11 @@ type FindSymbol = (address: number) => { readonly name: string; readonly address
 /** Undefined where the kernel has ORC tables. */
 type FrameRows = (covering: FindSymbol) => CodeModule['findRow'] | undefined;
 
+/**
+ * Thunks of indirect calls, those of returns, through which the former go as well (arch/x86/lib/retpoline.S), and what calls at the entries of
+ * functions lead to (arch/x86/kernel/ftrace_64.S).
+ */
+const NO_FRAME_BEHIND = /^__x86_indirect_|return_thunk|safe_ret|untrain_ret|^ftrace_|^__fentry__$/;
 /** Of some instructions. */
 const STRETCH_BYTES = 64;
 
@@ -352,9 +357,8 @@ function frameCode(
         findFentryNop(bytes) !== undefined
       );
     },
+    mayReturnToNoFrame: (address) => NO_FRAME_BEHIND.test(covering(address)?.name ?? ''),
     codeAt: (address) => {
-      // A retpoline returns to jump: its address is no caller's.
-      if (covering(address)?.name.includes('x86_indirect') === true) return new Uint8Array();
       const bytes = new Uint8Array(STRETCH_BYTES);
       return bytes.subarray(0, Math.max(0, memory.readInto(address, bytes)));
     },
