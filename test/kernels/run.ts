@@ -12,7 +12,7 @@ import { compatProgram } from './compat-programs.js';
 import { KernelTrial, type Outcome } from './trial.js';
 
 /**
- * `npm run kernels [-- [--only STEP] [SUITE|frame-pointer…]]`: each suite's cloud kernel boots in an emulator, and all that livegraft does with a kernel is
+ * `npm run kernels [-- [--only STEP] [--cpu MODEL] [SUITE|frame-pointer…]]`: each suite's cloud kernel boots in an emulator, and all that livegraft does with a kernel is
  * tried on it, or the steps whose names hold a text. Prints a table for docs/kernel.md; ends with 1 when anything failed.
  */
 
@@ -38,6 +38,7 @@ async function tryKernel(suite: string): Promise<{ release: string; outcomes: re
       kernel,
       vcpus: 2,
       sharedMemory: true,
+      ...(values.cpu === undefined ? {} : { cpu: values.cpu }),
       files: () => [...files, compatProgram()],
     });
     const trial = new KernelTrial({ guest, image, vmlinux, headers, folder, only: values.only });
@@ -67,7 +68,7 @@ function modulesOf(modules: string): readonly { readonly path: string; readonly 
 
 const { values, positionals: suites } = parseArgs({
   allowPositionals: true,
-  options: { only: { type: 'string' } },
+  options: { only: { type: 'string' }, cpu: { type: 'string' } },
 });
 let failed = 0;
 for (const suite of suites.length > 0 ? suites : KERNEL_SUITES) {

@@ -11,6 +11,7 @@ import { compileKernelObject } from '../support/kernel-objects.js';
 import { withKernelSession } from '../support/kernel-session.js';
 import { livegraft, ROOT } from '../support/live.js';
 import { countReads, readLoadavg } from '../support/loadavg-reads.js';
+import { stepThroughCalls } from './call-steps.js';
 import { COMPAT_WAYS, CompatPrograms } from './compat-programs.js';
 import { stepThroughEntries } from './entry-steps.js';
 import { HalfDoneTransitions } from './half-done.js';
@@ -72,6 +73,7 @@ export class KernelTrial {
       await this.#try("stacks at each instruction of the kernel's entry code", () =>
         stepThroughEntries(this.#subject),
       );
+    await this.#try('stacks at each instruction of calls', () => stepThroughCalls(this.#subject));
     await this.#try('soak', () => this.#soak());
     await this.#try('patch from one C file', () => this.#patch('cmdline.c', this.#shown, /^patched: /));
     if (isPackaged)

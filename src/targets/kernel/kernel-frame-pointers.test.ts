@@ -180,7 +180,12 @@ describe('a stack with frame pointers', () => {
   });
 
   it('is refused at a return that may lead to code without a frame, whose caller would be left out', () => {
-    const at = (pc: number) => ({ pc, bp: STACK.low + 0x3000, sp: STACK.low + 0x2fc0, isReturnAddress: false });
+    const at = (pc: number) => ({
+      pc,
+      bp: STACK.low + 0x3000,
+      sp: STACK.low + 0x2fc0,
+      isReturnAddress: false,
+    });
     const caller = READ + 0x77;
     const entry = [
       [STACK.low + 0x2fc0, SCHEDULE + 5],
