@@ -38,6 +38,8 @@ const CHANGED = [
 /** Transitions that stop half-way: each must leave the guest with one version to every task, and be completed or reversed. */
 export class HalfDoneTransitions {
   readonly #subject: HalfDoneSubject;
+  /** Where livegraft was killed, and what that left: for who looks for the cause of a mix. */
+  readonly #kills: string[] = [];
 
   constructor(subject: HalfDoneSubject) {
     this.#subject = subject;
@@ -63,6 +65,8 @@ export class HalfDoneTransitions {
           if (!(await guest.run('echo alive', 10_000)).includes('alive')) throw new Error('the guest stands');
           const state = await this.#state();
           left.set(state, (left.get(state) ?? 0) + 1);
+          const { old, both } = await countReads(guest, '/tmp/seen');
+          this.#kills.push(`${direction} ${delayMs} ms behind ${event}: ${state}, line ${old + both}`);
           // Forward, and back.
           if (i % 2 === 0) await this.#finish(direction);
           if (i === 0 && direction === 'apply') await this.#seeNew();
@@ -177,8 +181,13 @@ export class HalfDoneTransitions {
     }
     const { old, both, mixed } = await countReads(guest, '/tmp/seen');
     if (old === 0 || both === 0 || mixed !== 0) {
-      const lines = await guest.run('grep -vE "both are new|^[0-9]{1,3}\\.[0-9]+ " /tmp/seen | head -3');
-      throw new Error(`${old} reads saw both old, ${both} both new, ${mixed} a mix: ${lines}`);
+      // The lines beside each, since a torn one leaves its other half there.
+      const numbers = `grep -nvE 'both are new|^[0-9]{1,3}\\.[0-9]+ ' /tmp/seen | head -8 | cut -d: -f1`;
+      const lines = await guest.run(
+        `for n in $(${numbers}); do sed -n "$((n > 2 ? n - 2 : 1)),$((n + 2))p" /tmp/seen | cat -A; echo "($n)"; done`,
+      );
+      const all = `${old} reads saw both old, ${both} both new, ${mixed} a mix`;
+      throw new Error(`${all}:\n${lines}\n${this.#kills.join('\n')}`);
     }
     if ((await this.#state()) !== 'nothing') throw new Error(`behind it: ${await this.#state()}`);
     if ((await this.#code()) !== before) throw new Error('the code is not as it was');
