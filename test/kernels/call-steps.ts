@@ -8,7 +8,7 @@ import { runTo } from './entry-steps.js';
 
 const LONGEST_INSTRUCTION = 15;
 /** In which a call leads on, and to which nothing returns (arch/x86/lib/retpoline.S). */
-const THUNK = /^__x86_(indirect|return)_/;
+const THUNK = /^(__pi_)?__x86_(indirect|return)_/;
 
 /** A return address that a call has pushed, and where. */
 interface Pushed {

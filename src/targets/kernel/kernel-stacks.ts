@@ -332,9 +332,9 @@ type FrameRows = (covering: FindSymbol) => CodeModule['findRow'] | undefined;
 
 /**
  * Thunks of indirect calls, those of returns, through which the former go as well (arch/x86/lib/retpoline.S), and what calls at the entries of
- * functions lead to (arch/x86/kernel/ftrace_64.S).
+ * functions lead to (arch/x86/kernel/ftrace_64.S). Names of the former may have something before them (`__pi_`).
  */
-const NO_FRAME_BEHIND = /^__x86_indirect_|return_thunk|safe_ret|untrain_ret|^ftrace_|^__fentry__$/;
+const NO_FRAME_BEHIND = /x86_indirect_|return_thunk|safe_ret|untrain_ret|^ftrace_|^__fentry__$/;
 /** Of some instructions. */
 const STRETCH_BYTES = 64;
 
