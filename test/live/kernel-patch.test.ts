@@ -210,8 +210,11 @@ describe('a patch of a running kernel', () => {
     const applied = run('apply', patch, ...all).lines;
     expect(applied.at(-1)).toMatchObject({ result: { kind: 'complete', forced: false } });
     // One after the other in the list of events, and in one instant of the guest.
-    const progress = applied.flatMap(({ event, switched }) => (event === 'progress' ? [switched] : []));
-    expect(progress).toHaveLength(1);
+    // A stop that finds a reader in an old function switches none.
+    const progress = applied.flatMap(({ event, switched }) =>
+      event === 'progress' ? [Number(switched)] : [],
+    );
+    expect(progress.filter((switched) => switched > 0)).toHaveLength(1);
     await pause(300);
     expect(run('revert', 'loadavg', ...all).lines.at(-1)).toMatchObject({
       result: { kind: 'complete', direction: 'unpatch' },
