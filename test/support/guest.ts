@@ -72,9 +72,8 @@ echo 0 > /proc/sys/kernel/kptr_restrict
 echo 1 > /proc/sys/kernel/printk
 stty -echo
 echo guest-is-ready
-export PS1=
-# Under load the serial line has been seen to end a shell; as the first process it would take the kernel along.
-while :; do sh; done
+# As a script: an interactive shell takes the end of a task in its background, while it waits for a line, for the end of its input.
+while :; do sh /dev/console; done
 `;
 
 export interface GuestOptions {

@@ -12,7 +12,7 @@ export function readLoadavg(file: string): string {
 
 /**
  * How many lines of such a file are of both functions old, of both new (`test/targets/kernel/loadavg.c`), or of anything else. Rejects when that
- * can't be told: the shell may say of a task in the background that it is done, before what it is asked for.
+ * can't be told.
  */
 export async function countReads(
   guest: Guest,
