@@ -89,7 +89,7 @@ describe('rows of entry code', () => {
 });
 
 describe('rows of thunks', () => {
-  const [PLAIN, DIRECT, RETURN] = [0x3000, 0x3020, 0x3100];
+  const [PLAIN, DIRECT, RETURN, COUNTED, SAFE] = [0x3000, 0x3020, 0x3100, 0x3140, 0x3180];
   // call 1f; 2: pause; lfence; jmp 2b; 1: mov %rax, (%rsp); jmp __x86_return_thunk
   const retpoline = Uint8Array.from([
     ...[0xe8, 7, 0, 0, 0, 0xf3, 0x90, 0x0f, 0xae, 0xe8, 0xeb, 0xf9],
@@ -99,11 +99,13 @@ describe('rows of thunks', () => {
     __x86_indirect_thunk_rax: [PLAIN, retpoline],
     // jmp *%rcx; int3
     __x86_indirect_its_thunk_rcx: [DIRECT, Uint8Array.of(0xff, 0xe1, 0xcc, 0xcc, 0xcc)],
+    __x86_return_thunk: [RETURN, Uint8Array.of(0xc3, 0xcc)],
+    call_depth_return_thunk: [COUNTED, new Uint8Array()],
+    srso_safe_ret: [SAFE, new Uint8Array()],
   };
   const find = mendEntryRows(
     {
       relocate: (address: number) => address + OFFSET,
-      find: (name: string) => (name === '__x86_return_thunk' ? RETURN + OFFSET : undefined),
       imageBytes: (address: number, sizeBytes: number) =>
         Object.values(thunks)
           .find(([at]) => at + OFFSET === address)?.[1]
@@ -117,8 +119,11 @@ describe('rows of thunks', () => {
         },
       },
     } as unknown as KernelAddresses,
-    // As in 6.1: the stack ends there.
-    () => row(0, ORC_TYPE_END_OF_STACK << TYPE_SHIFT),
+    (address) =>
+      address > COUNTED + OFFSET && address < SAFE + OFFSET
+        ? CALLED
+        : // As in 6.1: the stack ends there.
+          row(0, ORC_TYPE_END_OF_STACK << TYPE_SHIFT),
   );
   const called = (cfaOffset: number) => ({
     cfaRegister: RSP,
@@ -137,10 +142,18 @@ describe('rows of thunks', () => {
     expect(find(address + OFFSET, true)).toMatchObject(called(cfaOffset));
   });
 
-  it('say of a return that it may be a jump, where it stands', () => {
-    expect(find(RETURN + OFFSET, true)).toMatchObject({ ...called(8), isReturn: true });
-    expect(find(RETURN + OFFSET, false)?.isReturn).toBeUndefined();
-    expect(find(RETURN + OFFSET + 1, true)?.isReturn).toBeUndefined();
+  it.each([
+    ['where the thunk begins', RETURN, 8],
+    ['where the kernel has a row of its own behind that', COUNTED + 0x10, 24],
+    ['where its thunk has called what takes that call off the stack', SAFE, 16],
+    ['behind that', SAFE + 5, 8],
+  ])('say of a return that it may be a jump, %s', (_, address, cfaOffset) => {
+    expect(find(address + OFFSET, true)).toMatchObject({ ...called(cfaOffset), isReturn: true });
+    expect(find(address + OFFSET, false)?.isReturn).toBeUndefined();
+  });
+
+  it('say of what is no return that the stack ends there if the kernel does', () => {
+    expect(find(RETURN + OFFSET + 1, true)).toMatchObject({ isOutermost: true });
   });
 
   it('are none in between, and none for what would return there', () => {

@@ -32,11 +32,16 @@ const THUNKS = ['', 'call_', 'jump_', 'its_', 'paranoid_'].flatMap((kind) =>
     ...['r8', 'r9', 'r10', 'r11', 'r12', 'r13', 'r14', 'r15'],
   ].map((register) => `__x86_indirect_${kind}thunk_${register}`),
 );
-/** What functions jump to in place of a return, and retpolines to go where they jump (arch/x86/lib/retpoline.S). */
+/**
+ * What functions jump to in place of a return, and retpolines to go where they jump (arch/x86/lib/retpoline.S). Some call on before they return;
+ * `__x86_return_skl` is the name that `call_depth_return_thunk` had before 6.6.
+ */
 const RETURN_THUNKS = [
   ...['__x86_return_thunk', 'its_return_thunk', 'retbleed_return_thunk', 'call_depth_return_thunk'],
-  ...['srso_return_thunk', 'srso_alias_return_thunk'],
+  ...['__x86_return_skl', 'srso_return_thunk', 'srso_alias_return_thunk'],
 ];
+/** What AMD's call: it takes the address of that call off the stack, then returns. Nothing is in between its two instructions. */
+const SAFE_RETURNS = ['srso_safe_ret', 'srso_alias_safe_ret'];
 /** Of `lfence`, which a thunk begins with where a processor has that in place of a retpoline. */
 const LFENCE_BYTES = 3;
 /** Of `mov %reg, (%rsp)`. */
@@ -52,7 +57,7 @@ function row(spOffset: number, type: number, flags = SIGNAL_BIT): UnwindRow {
 const WHOLE = row(0, ORC_TYPE_REGS);
 /** The return address lies where the stack pointer is, or a word above. */
 const [CALLED, CALLED_ABOVE] = [row(8, ORC_TYPE_CALL, 0), row(16, ORC_TYPE_CALL, 0)];
-const RETURNS: UnwindRow = { ...CALLED, isReturn: true };
+const [RETURNS, RETURNS_ABOVE] = [CALLED, CALLED_ABOVE].map((row): UnwindRow => ({ ...row, isReturn: true }));
 
 /**
  * Mends what the kernel's ORC tables say of entry code where a saver is at work, and of thunks; the kernel's own unwinder is lost there.
@@ -65,15 +70,10 @@ const RETURNS: UnwindRow = { ...CALLED, isReturn: true };
  * - Of what is interrupted in a thunk the tables of before 6.4 say that the stack ends there, and later ones nothing: it has been called or jumped
  *   to, so the return address of the function that goes through it is on top; behind the call in a retpoline, the place in that to which no
  *   processor returns lies above it, where the address to go to is written.
- * - A return thunk may be where such a retpoline jumps: then no call has put there what is on top of the stack.
+ * - A return thunk, or what that calls, may be where such a retpoline jumps: then no call has put there what the return takes off the stack.
  */
 export function mendEntryRows(kernel: KernelAddresses, findRow: FindRow): FindRow {
-  const savers = SAVERS.flatMap((name) => {
-    const symbol = kernel.image.symbols.findUnique(name);
-    if (symbol === undefined) return [];
-    const start = kernel.relocate(symbol.address);
-    return { start, end: start + symbol.sizeBytes };
-  });
+  const savers = rangesOf(kernel, SAVERS);
   const isBehindCall = (address: number): boolean => {
     const call = kernel.imageBytes(address - CALL_BYTES, CALL_BYTES);
     if (call?.length !== CALL_BYTES || call[0] !== CALL_OPCODE) return false;
@@ -81,12 +81,11 @@ export function mendEntryRows(kernel: KernelAddresses, findRow: FindRow): FindRo
     return savers.some(({ start }) => start === target);
   };
   const findThunkRow = thunkRows(kernel);
-  const returns = new Set(RETURN_THUNKS.flatMap((name) => kernel.find(name) ?? []));
+  const findReturnRow = returnRows(kernel, findRow);
   return (address, interrupted) => {
     const thunk = findThunkRow(address);
     if (thunk !== undefined) return interrupted ? thunk.row : undefined;
-    if (interrupted && returns.has(address)) return RETURNS;
-    const found = findRow(address, interrupted);
+    const found = (interrupted ? findReturnRow(address) : undefined) ?? findRow(address, interrupted);
     if (found === undefined || found.cfaRegister !== DW_RSP) return found;
     // Only entry code has rows of saved registers.
     if (found.isSignalFrame) return isBehindCall(interrupted ? address : address + 1) ? WHOLE : found;
@@ -95,16 +94,44 @@ export function mendEntryRows(kernel: KernelAddresses, findRow: FindRow): FindRo
   };
 }
 
+interface Range {
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Where those functions are that the kernel has. */
+function rangesOf(kernel: KernelAddresses, names: readonly string[]): Range[] {
+  return names.flatMap((name) => {
+    const symbol = kernel.image.symbols.findUnique(name);
+    if (symbol === undefined) return [];
+    const start = kernel.relocate(symbol.address);
+    return { start, end: start + symbol.sizeBytes };
+  });
+}
+
+/** What holds where a return thunk, or what it calls, was interrupted: undefined elsewhere. */
+function returnRows(kernel: KernelAddresses, findRow: FindRow): (address: number) => UnwindRow | undefined {
+  const [thunks, safeReturns] = [rangesOf(kernel, RETURN_THUNKS), rangesOf(kernel, SAFE_RETURNS)];
+  const find = (ranges: readonly Range[], address: number) =>
+    ranges.find(({ start, end }) => address >= start && address < end);
+  return (address) => {
+    const safeReturn = find(safeReturns, address);
+    if (safeReturn !== undefined) return address === safeReturn.start ? RETURNS_ABOVE : RETURNS;
+    const thunk = find(thunks, address);
+    if (thunk === undefined || address === thunk.start) return thunk && RETURNS;
+    const found = findRow(address, true);
+    return found === undefined || found.isOutermost ? undefined : { ...found, isReturn: true };
+  };
+}
+
 /** Tells whether an address is in a thunk, and what holds there: nothing in between its instructions. */
 function thunkRows(
   kernel: KernelAddresses,
 ): (address: number) => { readonly row: UnwindRow | undefined } | undefined {
-  const thunks = THUNKS.flatMap((name) => {
-    const symbol = kernel.image.symbols.findUnique(name);
-    if (symbol === undefined) return [];
-    const start = kernel.relocate(symbol.address);
-    return { start, end: start + symbol.sizeBytes, inner: innerCallTarget(kernel, start) };
-  });
+  const thunks = rangesOf(kernel, THUNKS).map((range) => ({
+    ...range,
+    inner: innerCallTarget(kernel, range.start),
+  }));
   const [low, high] = [
     Math.min(...thunks.map(({ start }) => start)),
     Math.max(...thunks.map(({ end }) => end)),
