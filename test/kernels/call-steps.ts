@@ -7,8 +7,8 @@ import { withKernelSession } from '../support/kernel-session.js';
 import { runTo } from './entry-steps.js';
 
 const LONGEST_INSTRUCTION = 15;
-/** In which a call leads on, and to which nothing returns (arch/x86/lib/retpoline.S). */
-const THUNK = /^(__pi_)?__x86_(indirect|return)_/;
+/** In which a call leads on, and to which nothing returns: what it calls takes its address off the stack (arch/x86/lib/retpoline.S). */
+const THUNK = /^(__pi_)?(__x86_(indirect|return)_|srso_(alias_)?return_thunk\+)/;
 
 /** A return address that a call has pushed, and where. */
 interface Pushed {
