@@ -1,6 +1,14 @@
-import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import { escapeBinary, GdbConnection, type GdbEndpoint } from './gdb-connection.js';
+import {
+  fromHex,
+  type MemoryPiece,
+  memoryError,
+  parseReads,
+  readRequests,
+  toHex,
+  unsigned,
+} from './gdb-packets.js';
 import type { GuestGuard } from './guest-guard.js';
 import {
   DEFAULT_LAYOUT,
@@ -8,6 +16,7 @@ import {
   parseRegisterLayout,
   type RegisterLayout,
 } from './guest-registers.js';
+import { addStop, NO_STOPS, type StopStatistics } from './stop-statistics.js';
 
 /** Why the guest stopped: a signal in one vCPU (5: a breakpoint, a step, or our request; 2: our request), or its end. */
 export type GuestStop =
@@ -25,38 +34,16 @@ export interface GdbClientOptions {
 const BREATHE_AFTER_MS = 0.5;
 const BREATHE_MS = 1;
 
-/** How long the guest stood still, stop by stop: from the stub's word that it has stopped until it may go on. */
-export interface StopStatistics {
-  readonly stops: number;
-  readonly longestMs: number;
-  readonly totalMs: number;
-  /** How many took longer than {@link LONG_STOP_MS}. */
-  readonly longStops: number;
-}
-
-const LONG_STOP_MS = 2;
-
-const NO_STOPS: StopStatistics = { stops: 0, longestMs: 0, totalMs: 0, longStops: 0 };
-
-function addStop({ stops, longestMs, totalMs, longStops }: StopStatistics, ms: number): StopStatistics {
-  return {
-    stops: stops + 1,
-    longestMs: Math.max(longestMs, ms),
-    totalMs: totalMs + ms,
-    longStops: longStops + (ms > LONG_STOP_MS ? 1 : 0),
-  };
-}
-
-export interface MemoryPiece {
-  readonly address: number;
-  readonly sizeBytes: number;
-}
-
 /** What can be done to a stopped guest in one piece with other such things. */
 export type GuestChange =
   | { readonly kind: 'write'; readonly address: number; readonly bytes: Uint8Array }
   | { readonly kind: 'registers'; readonly vcpu: string; readonly registers: GuestRegisters }
-  | { readonly kind: 'insertBreakpoint' | 'removeBreakpoint'; readonly address: number };
+  | {
+      readonly kind: 'insertBreakpoint' | 'removeBreakpoint';
+      readonly address: number;
+      /** By the processor: the stub need not see the memory there. */
+      readonly isHardware?: boolean;
+    };
 
 /**
  * A guest behind a GDB stub whose threads are its vCPUs. Connecting stops it. Methods that look or change need it
@@ -203,7 +190,7 @@ export class GdbClient {
         case 'removeBreakpoint': {
           const letter = change.kind === 'insertBreakpoint' ? 'Z' : 'z';
           sent.push({
-            payload: `${letter}0,${unsigned(change.address).toString(16)},1`,
+            payload: `${letter}${change.isHardware === true ? 1 : 0},${unsigned(change.address).toString(16)},1`,
             what: 'breakpoint',
           });
         }
@@ -504,38 +491,4 @@ export class GdbClient {
       remedy: 'use a stub for an x86-64 machine, such as QEMU',
     });
   }
-}
-
-function readRequests(pieces: readonly MemoryPiece[]): readonly string[] {
-  return pieces.map(
-    ({ address, sizeBytes }) => `m${unsigned(address).toString(16)},${sizeBytes.toString(16)}`,
-  );
-}
-
-function parseReads(pieces: readonly MemoryPiece[], answers: readonly string[]): readonly Uint8Array[] {
-  return pieces.map(({ address, sizeBytes }, i) => {
-    const answer = answers[i] as string;
-    if (!/^[0-9a-f]+$/i.test(answer) || answer.length !== 2 * sizeBytes)
-      throw memoryError('read', unsigned(address), answer);
-    return fromHex(answer);
-  });
-}
-
-function memoryError(verb: string, address: bigint, answer: string): LivegraftError {
-  return new LivegraftError(
-    'guest-memory',
-    `guest memory at ${hex(address)} can't be ${verb} (${answer === '' ? 'not supported' : answer})`,
-  );
-}
-
-function unsigned(address: number): bigint {
-  return BigInt.asUintN(64, BigInt(address));
-}
-
-function fromHex(text: string): Uint8Array {
-  return new Uint8Array(Buffer.from(text, 'hex'));
-}
-
-function toHex(bytes: Uint8Array): string {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('hex');
 }

@@ -1,5 +1,6 @@
 import { LivegraftError } from '../../base/errors.js';
-import type { GdbClient, MemoryPiece } from './gdb-client.js';
+import type { GdbClient } from './gdb-client.js';
+import type { MemoryPiece } from './gdb-packets.js';
 import { guestEnded } from './guest-calls.js';
 import type { MemorySource } from './guest-memory.js';
 
@@ -9,8 +10,18 @@ const SLICE_MS = 0.5;
 const RUN_MS = 1;
 /** How often to let a guest run on that was in user mode, where page-table isolation hides the kernel. */
 const MAX_HIDDEN = 50;
+/** How long to wait for a CPU to come into the kernel: some ticks, and more where the machine is busy. */
+const ENTRY_MS = 100;
 /** Bytes that are moved in one go. */
 const PIECE_BYTES = 1024;
+
+/** How to tell that a stop shows the kernel, where page-table isolation may hide it. */
+export interface KernelSight {
+  /** Data of the kernel: a stop in which it is not seen is none. */
+  readonly witness: number;
+  /** Code of the kernel that a CPU runs from time to time whatever its programs do, on the kernel's page table. */
+  readonly visited: number | undefined;
+}
 
 /**
  * Stops a guest for a short time, many times. As a source of memory it is for what nobody else touches: two pieces may be
@@ -18,8 +29,8 @@ const PIECE_BYTES = 1024;
  */
 export class GuestSlices implements MemorySource {
   readonly #client: GdbClient;
-  /** Data of a kernel that page-table isolation may hide: a stop in which it is not seen is none. */
-  witness: number | undefined;
+  /** Undefined where the kernel is always seen. */
+  sight: KernelSight | undefined;
   #resumedAt = 0;
   #isHeld = false;
 
@@ -44,21 +55,50 @@ export class GuestSlices implements MemorySource {
 
   /** Stops a running guest whose kernel may be hidden where it is not; false for others, which run on. */
   async #stopWhereSeen(): Promise<boolean> {
-    if (this.witness === undefined) return false;
-    const witness = [{ address: this.witness, sizeBytes: 1 }];
+    if (this.sight === undefined) return false;
+    const { witness, visited } = this.sight;
+    const piece = [{ address: witness, sizeBytes: 1 }];
     for (let attempt = 1; this.#client.isRunning; attempt++) {
       try {
-        const { stop } = await this.#client.interruptAndRead(witness);
+        const { stop } = await this.#client.interruptAndRead(piece);
         if (stop.kind === 'exited') throw guestEnded(stop.detail);
         return true;
       } catch (error) {
-        const isHidden = error instanceof LivegraftError && error.code === 'guest-memory';
-        if (!isHidden || attempt === MAX_HIDDEN) throw error;
+        if (!isUnreadable(error) || attempt === MAX_HIDDEN) throw error;
+        if (visited !== undefined && (await this.#stopAt(visited, piece))) return true;
         this.resume();
         await this.run();
       }
     }
     return false;
+  }
+
+  /**
+   * Lets the guest go on to a place, for a while, and stops it in any case. Whether it sees the piece then. The processor's own breakpoint
+   * needs no memory that the stub would have to see; a stub without these rejects it.
+   */
+  async #stopAt(address: number, piece: readonly MemoryPiece[]): Promise<boolean> {
+    const place = { address, isHardware: true };
+    try {
+      await this.#client.change([{ kind: 'insertBreakpoint', ...place }]);
+    } catch (error) {
+      if (error instanceof LivegraftError && error.code === 'gdb-protocol') return false;
+      throw error;
+    }
+    try {
+      this.#client.resume();
+      const stop = (await this.#client.waitForStop(ENTRY_MS)) ?? (await this.#client.interrupt());
+      if (stop.kind === 'exited') throw guestEnded(stop.detail);
+    } finally {
+      if (!this.#client.isRunning) await this.#client.change([{ kind: 'removeBreakpoint', ...place }]);
+    }
+    return this.#client.readPieces(piece).then(
+      () => true,
+      (error) => {
+        if (isUnreadable(error)) return false;
+        throw error;
+      },
+    );
   }
 
   /** Lets the guest go on if it has stood still for a slice. */
@@ -109,4 +149,8 @@ export class GuestSlices implements MemorySource {
       this.breathe();
     }
   }
+}
+
+function isUnreadable(error: unknown): boolean {
+  return error instanceof LivegraftError && error.code === 'guest-memory';
 }

@@ -1,6 +1,7 @@
 import { LivegraftError } from '../../base/errors.js';
+import type { KernelImage } from '../../kernel-image/kernel-image.js';
 import type { GdbClient } from './gdb-client.js';
-import type { GuestSlices } from './guest-slices.js';
+import type { GuestSlices, KernelSight } from './guest-slices.js';
 import type { FieldPlace, KernelLayout } from './kernel-layout.js';
 import type { KernelAddresses } from './running-kernel.js';
 
@@ -52,18 +53,60 @@ export function findFeatures(layout: KernelLayout): FieldPlace | undefined {
   return layout.find('cpuinfo_x86', 'x86_capability');
 }
 
-/** Data by which is told whether the kernel can be seen, where page-table isolation may hide it; undefined where it does not. */
-export async function isolatesPageTables(
-  slices: Pick<GuestSlices, 'readMemory' | 'witness'>,
+/** The interrupt of a CPU's own timer, which ticks while a program runs (arch/x86/kernel/apic/apic.c, from 5.8 on). */
+const TICK = 'sysvec_apic_timer_interrupt';
+
+/** How a stop is made where the kernel is seen, once it is known where `witness` lies. */
+export function sightOf(kernel: KernelAddresses, witness: number): KernelSight {
+  return { witness, visited: kernel.find(TICK) };
+}
+
+/** The same for a kernel that page-table isolation may hide; undefined where it does not. */
+export async function findSight(
+  slices: Pick<GuestSlices, 'readMemory' | 'resume' | 'sight'>,
   kernel: KernelAddresses,
   features: FieldPlace | undefined,
-): Promise<number | undefined> {
+): Promise<KernelSight | undefined> {
   const data = kernel.find('boot_cpu_data');
   if (data === undefined || features === undefined) return undefined;
   const address = data + features.offset + 4 * PTI.word;
-  // It may be hidden just now.
-  slices.witness = address;
+  // It may be hidden in this stop, though the kernel's text is seen.
+  slices.resume();
+  const sight = sightOf(kernel, address);
+  slices.sight = sight;
   const bytes = await slices.readMemory(address, 4);
   const word = new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true);
-  return ((word >>> PTI.bit) & 1) === 1 ? address : undefined;
+  return ((word >>> PTI.bit) & 1) === 1 ? sight : undefined;
+}
+
+/** CPU_ENTRY_AREA_RO_IDT (arch/x86/include/asm/cpu_entry_area.h): programs' page tables have it, too. */
+const GATES = -0x200_0000_0000;
+const GATE_BYTES = 16;
+/** Handlers of exceptions that every kernel has, by vector (arch/x86/include/asm/idtentry.h, from 5.8 on). */
+const HANDLERS: readonly (readonly [number, string])[] = [
+  ...[[0, 'asm_exc_divide_error'] as const, [6, 'asm_exc_invalid_op'] as const],
+  ...[[13, 'asm_exc_general_protection'] as const, [14, 'asm_exc_page_fault'] as const],
+];
+
+/**
+ * What KASLR added to the kernel's addresses, by the processor's table of interrupts, whose gates lead to its handlers (Intel SDM volume 3, section
+ * 6.14.1). Undefined when it is not that kernel's.
+ */
+export async function offsetByGates(
+  client: Pick<GdbClient, 'readMemory'>,
+  image: KernelImage,
+): Promise<number | undefined> {
+  const bytes = await client.readMemory(GATES, GATE_BYTES * 15).catch((error) => {
+    if (error instanceof LivegraftError && error.code === 'guest-memory') return undefined;
+    throw error;
+  });
+  if (bytes === undefined) return undefined;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const offsets = HANDLERS.map(([vector, name]) => {
+    const gate = vector * GATE_BYTES;
+    const low = view.getUint16(gate, true) + view.getUint16(gate + 6, true) * 2 ** 16;
+    const symbol = image.symbols.findUnique(name);
+    return symbol && low + view.getInt32(gate + 8, true) * 2 ** 32 - symbol.address;
+  });
+  return offsets.every((offset) => offset === offsets[0]) ? offsets[0] : undefined;
 }

@@ -5,6 +5,7 @@ import { parseNotes } from '../../elf/notes.js';
 import type { KernelImage } from '../../kernel-image/kernel-image.js';
 import type { GdbClient } from './gdb-client.js';
 import type { GuestSlices } from './guest-slices.js';
+import { explainHiddenKernel, offsetByGates, sightOf } from './hidden-kernel.js';
 
 /** Kernels are placed at multiples of CONFIG_PHYSICAL_ALIGN in this range (arch/x86/include/asm/page_64_types.h). */
 const KASLR_STEP = 0x20_0000;
@@ -27,19 +28,33 @@ export async function locateKernel(
   if (banner === undefined || text === undefined)
     throw new LivegraftError('kernel-image-incomplete', `${image.source} has no linux_banner or _text`);
   const expected = new TextEncoder().encode(image.banner);
+  const isThere = async (offset: number): Promise<boolean | undefined> => {
+    const bytes = await tryRead(client, banner.address + offset, expected.length);
+    if (bytes === undefined || !expected.every((byte, i) => bytes[i] === byte)) return bytes && false;
+    await expectBuildId(client, image, offset);
+    return true;
+  };
   for (let attempt = 0; attempt < MAX_TRIES; attempt++) {
     let isMapped = false;
     for (const offset of candidates(text.address)) {
       slices.breathe();
       await slices.stop();
-      const bytes = await tryRead(client, banner.address + offset, expected.length);
-      if (bytes === undefined) continue;
-      isMapped = true;
-      if (!expected.every((byte, i) => bytes[i] === byte)) continue;
-      await expectBuildId(client, image, offset);
-      return offset;
+      const found = await isThere(offset);
+      if (found === true) return offset;
+      isMapped ||= found === false;
     }
     if (isMapped) break;
+    const hidden = await offsetByGates(client, image);
+    if (hidden !== undefined) {
+      slices.sight = sightOf(new KernelAddresses(image, hidden), banner.address + hidden);
+      slices.resume();
+      try {
+        await slices.stop();
+      } catch (error) {
+        throw await explainHiddenKernel(client, banner.address + hidden, error);
+      }
+      if ((await isThere(hidden)) === true) return hidden;
+    }
     slices.resume();
   }
   throw new LivegraftError(
