@@ -90,6 +90,10 @@ class FlowProof {
   readonly #donors = new PairMap();
   /** By index behind a call that never returns: the state there if it did. What nothing else leads to is dead, or goes on so. */
   readonly #behindCalls = new Map<number, number>();
+  /** What is walked is only reached from behind a call that never returns. */
+  #isDoubtful = false;
+  /** Joins that were reached so, and not before. */
+  readonly #doubtfulJoins = new Set<number>();
   readonly #conflicts: number[] = [];
 
   constructor(options: FlowProofOptions) {
@@ -185,9 +189,28 @@ class FlowProof {
     const kept = this.#behindCalls.get(i);
     if (kept === undefined || !this.#verdicts.isAgreed(i, kept)) return false;
     this.#flow.mark(i, Mark.join);
+    this.#isDoubtful = true;
     this.#arrive(i, kept, i - 1);
     this.#drain();
+    this.#isDoubtful = false;
     return true;
+  }
+
+  /**
+   * Code behind a call that never returns runs as rows and code agree, or never: where it leads, it says something of what nothing else
+   * leads to, and only what the claim there says as well. clang fills such places with jumps to the function's end.
+   */
+  #mayDoubtReach(i: number, state: StateId): boolean {
+    if (this.#statuses[i] !== Status.unreached && !this.#doubtfulJoins.has(i)) return false;
+    if (!this.#verdicts.isAgreed(i, state)) return false;
+    this.#doubtfulJoins.add(i);
+    return true;
+  }
+
+  /** Whether a doubtful walk must not go on to instruction `i`: another function, code without a row, or what is known otherwise. */
+  #endsDoubt(i: number, state: StateId, mark: number): boolean {
+    if (this.#program.isEntry[i] === 1 || this.#verdicts.claimAt(i) === undefined) return true;
+    return (mark & Mark.join) !== 0 && !this.#mayDoubtReach(i, state);
   }
 
   /**
@@ -238,6 +261,7 @@ class FlowProof {
    * proves, 0 for none.
    */
   #arrive(i: number, state: StateId, from: number, proven = 0): void {
+    if (this.#isDoubtful && !this.#mayDoubtReach(i, state)) return;
     const kept = this.#snapshots[i] as number;
     if (kept < 0) {
       if (
@@ -279,6 +303,7 @@ class FlowProof {
     const { claims } = this.#claims;
     const landings = this.#options.extraFlow.landingPads?.byCall;
     const isDwarf = this.#claims.source === 'dwarf';
+    const isDoubtful = this.#isDoubtful;
     let state = snapshots[first] as StateId;
     let known = states.known(state);
     let previous = this.#origins[first] as number;
@@ -290,6 +315,7 @@ class FlowProof {
     let i = first;
     for (;;) {
       const mark = marks[i] as number;
+      if (isDoubtful && !isFirst && this.#endsDoubt(i, state, mark)) return;
       if (!isFirst && (mark & Mark.join) !== 0) {
         const kept = snapshots[i] as number;
         if (kept < 0) {
@@ -329,7 +355,8 @@ class FlowProof {
       } else {
         const isJump = flow === FlowCode.jump || flow === FlowCode.branch;
         const isWayOut = (mark & Mark.wayOut) !== 0;
-        if (((transferMask >> flow) & 1) !== 0 && (isWayOut || !isJump)) onTransfer?.(i, states, state);
+        if (((transferMask >> flow) & 1) !== 0 && (isJump ? isWayOut && !isDoubtful : true))
+          onTransfer?.(i, states, state);
         const target = targetIndexes[i] as number;
         if (
           isDwarf &&
