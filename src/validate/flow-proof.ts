@@ -365,6 +365,7 @@ class FlowProof {
           this.#keepDonor(i, state, claimId);
         }
         if (flow === FlowCode.call && target > i && this.#isInnerCall(i, target)) {
+          this.#keepBehindCall(i, claimId, this.#states.after(state, table, i));
           state = this.#pushReturnAddress(state);
           known = states.known(state);
           if (target !== i + 1) {
@@ -395,7 +396,7 @@ class FlowProof {
             case FlowCode.call:
               if ((mark & Mark.noReturn) === 0) break;
               // Compilers that don't know write on behind it.
-              if (claimIds[i + 1] === claimId && snapshots[i + 1] === -1) this.#keepBehindCall(i + 1, state);
+              this.#keepBehindCall(i, claimId, state);
               return;
             default:
               return;
@@ -461,7 +462,9 @@ class FlowProof {
     if (this.#donors.get(unit, claimId) < 0) this.#donors.set(unit, claimId, state);
   }
 
-  #keepBehindCall(i: number, state: StateId): void {
+  #keepBehindCall(call: number, claimId: number, state: StateId): void {
+    const i = call + 1;
+    if (this.#claimIds[i] !== claimId || this.#snapshots[i] !== -1) return;
     if (this.#options.isIndependent === true || this.#states.isAssumed(state)) return;
     this.#behindCalls.set(i, state);
   }

@@ -1,5 +1,5 @@
 import type { Architecture } from '../arch/architecture.js';
-import { FlowCode } from '../arch/instruction-table.js';
+import { FlowCode, OpCode, opOf, secondOf } from '../arch/instruction-table.js';
 import { type ClaimSource, type Finding, makeFinding } from './findings.js';
 import type { CallsThatEnd } from './no-return.js';
 import type { Places } from './places.js';
@@ -21,6 +21,8 @@ export class ReturnCheck {
   readonly #registers: readonly number[];
   readonly #noReturn: CallsThatEnd;
   readonly #found = new Map<number, { register: number; value: Value }>();
+  /** 1 for each instruction that jumps lead to. Made when somebody asks. */
+  #targeted: Uint8Array | undefined;
 
   /** `registers`: those that the table of this source speaks of. */
   constructor(
@@ -38,13 +40,14 @@ export class ReturnCheck {
   look(i: number, states: StateSpace, state: StateId): void {
     if (!this.#isWayOut(i) || this.#found.has(i)) return;
     const { stackPointer } = this.#architecture;
+    const isJump = states.register(state, stackPointer) === cfaValue(-16) && this.#isReturnToPushed(i);
     const wrong = (register: number, wanted: Value): boolean => {
       const value = states.register(state, register);
       if (value === wanted || (value === UNKNOWN && states.isPartial(state))) return false;
       this.#found.set(i, { register, value });
       return true;
     };
-    if (wrong(stackPointer, cfaValue(-8))) return;
+    if (!isJump && wrong(stackPointer, cfaValue(-8))) return;
     for (const register of this.#registers) if (wrong(register, entryValue(register))) return;
   }
 
@@ -67,6 +70,38 @@ export class ReturnCheck {
     if (!functionStarts.has(target)) return index < 0 && target < 0;
     const own = this.#program.functionAt(table.offsets[i] as number);
     return own !== undefined && own.start !== target;
+  }
+
+  /**
+   * A return right behind the instruction that wrote what it returns to is a jump there: with the word gone, it leaves the frame as a sibling
+   * call does. So do the thunks of indirect branches (`mov %rax,(%rsp); ret`), whatever they are called, and `push %rax; ret`.
+   */
+  #isReturnToPushed(i: number): boolean {
+    const { table } = this.#program;
+    const { offsets, lengths, effects, values, flows } = table;
+    const before = i - 1;
+    if (flows[i] !== FlowCode.return || values[i] !== 0 || before < 0) return false;
+    if ((offsets[before] as number) + (lengths[before] as number) !== offsets[i]) return false;
+    const effect = effects[before] as number;
+    const isWritten =
+      opOf(effect) === OpCode.push ||
+      opOf(effect) === OpCode.pushOther ||
+      (opOf(effect) === OpCode.store &&
+        secondOf(effect) === this.#architecture.stackPointer &&
+        values[before] === 0);
+    return isWritten && !this.#isTargeted(i);
+  }
+
+  #isTargeted(i: number): boolean {
+    const { table, targetIndexes } = this.#program;
+    if (this.#targeted === undefined) {
+      this.#targeted = new Uint8Array(table.count);
+      for (let t = 0; t < table.transferCount; t++) {
+        const target = targetIndexes[table.transfers[t] as number] as number;
+        if (target >= 0) this.#targeted[target] = 1;
+      }
+    }
+    return this.#targeted[i] === 1;
   }
 
   /** `isLooked`: whether the place of a return is one whose frame is a call's. */
