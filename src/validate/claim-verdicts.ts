@@ -5,7 +5,7 @@ import { CHANGED_ALL } from './frame-state.js';
 import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
 import type { StateId, StateSpace } from './state-space.js';
-import type { Value } from './values.js';
+import { UNKNOWN, type Value } from './values.js';
 
 /** What is known of the claim at one instruction. */
 export const Status = {
@@ -36,6 +36,9 @@ export interface Contradiction {
   readonly stackPointer: Value;
   readonly framePointer: Value;
 }
+
+/** What {@link ClaimVerdicts.check} returns where nothing goes on: no state. */
+export const REFUSED = -1;
 
 const FOLLOWED_BITS = 13;
 const FOLLOWED = 1 << FOLLOWED_BITS;
@@ -96,12 +99,16 @@ export class ClaimVerdicts {
     return this.#claims.claims[this.#claimIds[i] as number];
   }
 
-  /** A way into `i` that contradicts the claim there is a finding, and adds nothing to what is known at `i`. */
+  /**
+   * A way into `i` that contradicts the claim there is a finding, and adds nothing to what is known at `i`; unless it is a mistake that
+   * was told of before.
+   */
   isRefused(i: number, state: StateId, from: number): boolean {
     if (this.#isIndependent) return false;
     const claim = this.claimAt(i);
     if (claim === undefined) return false;
     if (this.#verdictOf(i, state) !== Verdict.wrongCfa) return false;
+    if (detail.derived === this.#states.wrongCfa(state)) return false;
     if (!this.#isHint(i, from, claim)) this.#contradict(i, from, claim, state);
     return true;
   }
@@ -127,11 +134,22 @@ export class ClaimVerdicts {
     return verdict;
   }
 
+  /** A state that comes to `i`, with the table's mistake forgotten where the claim there makes it no more. */
+  settle(i: number, state: StateId): StateId {
+    if (this.#states.wrongCfa(state) === UNKNOWN || this.claimAt(i) === undefined) return state;
+    const verdict = this.#verdictOf(i, state);
+    const isRight = verdict === Verdict.proven || verdict === Verdict.wrongRegister;
+    return isRight ? this.#states.withWrongCfa(state, UNKNOWN) : state;
+  }
+
   isAgreed(i: number, state: StateId): boolean {
     return this.claimAt(i) !== undefined && this.#verdictOf(i, state) === Verdict.proven;
   }
 
-  /** Holds the claim at `i` against a state, and returns the one to go on with. */
+  /**
+   * Holds the claim at `i` against a state, and returns the one to go on with; {@link REFUSED} where another function begins, in
+   * another frame.
+   */
   check(i: number, state: StateId, from: number, claimId: number): StateId {
     const statuses = this.#statuses;
     const claim = this.#claims.claims[claimId];
@@ -145,21 +163,30 @@ export class ClaimVerdicts {
       if (!this.#states.isAssumed(state)) statuses[i] = Status.proven;
       else if (statuses[i] === Status.unreached || statuses[i] === Status.proven)
         statuses[i] = Status.assumed;
-      return state;
+      return this.#states.withWrongCfa(state, UNKNOWN);
     }
-    if (this.#isHint(i, from, claim)) statuses[i] = Status.assumed;
+    const mistake = this.#states.wrongCfa(state);
+    const isHint = this.#isHint(i, from, claim);
+    if (isHint) statuses[i] = Status.assumed;
     else if (verdict === Verdict.unknown) {
       // From a whole frame the CFA of every compiler's code can be told.
-      if (!this.#states.isPartial(state)) this.#contradict(i, from, claim, state);
+      if (!this.#states.isPartial(state) && mistake === UNKNOWN) this.#contradict(i, from, claim, state);
       statuses[i] = Status.unknown;
       this.hasUnknown = true;
     } else {
+      const { derived } = detail;
       statuses[i] = Status.disproved;
-      this.#contradict(i, from, claim, state);
+      if (verdict === Verdict.wrongRegister) {
+        this.#contradict(i, from, claim, state);
+        return this.#states.withWrongCfa(state, UNKNOWN);
+      }
+      if (derived !== mistake) this.#contradict(i, from, claim, state);
+      if (this.#isIndependent) return state;
+      if (this.#isFallThrough(from, i)) return REFUSED;
+      // What follows from a call's frame is worth more than what is claimed; what follows from a claim is not.
+      if (from >= 0 && !this.#states.isAssumed(state)) return this.#states.withWrongCfa(state, derived);
     }
-    // With the right CFA, what was derived is worth more than what is claimed.
-    if (this.#isIndependent || (verdict === Verdict.wrongRegister && statuses[i] !== Status.assumed))
-      return state;
+    if (this.#isIndependent) return state;
     const assumed = this.#states.load(state);
     assumeClaim(claim, assumed, i, this.#architecture.stackPointer);
     // What else the frame held is no longer known.
@@ -176,6 +203,14 @@ export class ClaimVerdicts {
     if (this.#hints?.has(this.#program.table.offsets[i] as number) === true) return true;
     const before = from < 0 ? undefined : this.claimAt(from);
     return before !== undefined && (before.isSignalFrame || before.isOutermost);
+  }
+
+  /** Whether control would go on from the end of one function to what lies behind it. */
+  #isFallThrough(from: number, to: number): boolean {
+    if (from < 0 || from !== to - 1) return false;
+    const { offsets } = this.#program.table;
+    const before = this.#program.functionAt(offsets[from] as number);
+    return before !== this.#program.functionAt(offsets[to] as number);
   }
 
   #contradict(at: number, from: number, claim: Claim, state: StateId): void {

@@ -2,7 +2,7 @@ import type { Architecture } from '../arch/architecture.js';
 import { FlowCode, isInert, OpCode, opOf, TOUCHES_ALL, writesOf } from '../arch/instruction-table.js';
 import { PairMap } from '../base/pair-map.js';
 import { assumeClaim, checkClaim, Verdict } from './claim-check.js';
-import { ClaimVerdicts, type Contradiction, Status } from './claim-verdicts.js';
+import { ClaimVerdicts, type Contradiction, REFUSED, Status } from './claim-verdicts.js';
 import type { Claim, ClaimTable } from './claims.js';
 import { FlowGraph, Mark } from './flow-graph.js';
 import { CHANGED_ALL } from './frame-state.js';
@@ -260,8 +260,9 @@ class FlowProof {
    * A state reaches instruction `i`, from `from`. Queues it when that is news. `proven`: the claim that this very state
    * proves, 0 for none.
    */
-  #arrive(i: number, state: StateId, from: number, proven = 0): void {
-    if (this.#isDoubtful && !this.#mayDoubtReach(i, state)) return;
+  #arrive(i: number, coming: StateId, from: number, proven = 0): void {
+    if (this.#isDoubtful && !this.#mayDoubtReach(i, coming)) return;
+    const state = this.#verdicts.settle(i, coming);
     const kept = this.#snapshots[i] as number;
     if (kept < 0) {
       if (
@@ -278,6 +279,13 @@ class FlowProof {
 
   /** Reduces the state kept at `i` to what holds in another that comes there; true when it changed. */
   #join(i: number, kept: StateId, state: StateId, from: number): boolean {
+    const mistake = this.#states.wrongCfa(state);
+    if (mistake !== this.#states.wrongCfa(kept)) {
+      // The way that agrees with the claim, if one does, is what is known.
+      if (this.#verdicts.isRefused(i, state, from) || mistake !== UNKNOWN) return false;
+      this.#snapshots[i] = state;
+      return true;
+    }
     const joined = this.#states.join(kept, state);
     if (joined === COVERED || this.#verdicts.isRefused(i, state, from)) return false;
     if (this.#options.isIndependent === true && this.#states.conflict(kept, state)) {
@@ -317,6 +325,7 @@ class FlowProof {
       const mark = marks[i] as number;
       if (isDoubtful && !isFirst && this.#endsDoubt(i, state, mark)) return;
       if (!isFirst && (mark & Mark.join) !== 0) {
+        state = this.#verdicts.settle(i, state);
         const kept = snapshots[i] as number;
         if (kept < 0) {
           origins[i] = previous;
@@ -334,6 +343,10 @@ class FlowProof {
         else {
           const checked = this.#verdicts.check(i, state, previous, claimId);
           if (checked !== state) {
+            // What comes here from elsewhere meets what was made of the claim, not what the claim contradicts.
+            if (snapshots[i] === state && (checked === REFUSED || !states.isAssumed(checked)))
+              snapshots[i] = checked;
+            if (checked === REFUSED) return;
             state = checked;
             known = states.known(state);
           }

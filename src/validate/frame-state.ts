@@ -29,6 +29,11 @@ export class FrameState {
   isPartial = false;
   /** Began from a claim that was taken as given: what follows from it is no proof. */
   isAssumed = false;
+  /**
+   * Where the table has taken the CFA to be since a row that was found wrong, unknown while it is right. As long as it is the same place, it is
+   * the same mistake.
+   */
+  wrongCfa: Value = UNKNOWN;
   /** What may have changed since somebody set it to 0: a bit per register, {@link CHANGED_SLOTS}. */
   changed = 0;
   /** Bit per register whose value is known. */
@@ -55,6 +60,7 @@ export class FrameState {
     this.known = 0;
     this.isPartial = false;
     this.isAssumed = false;
+    this.wrongCfa = UNKNOWN;
     this.changed = CHANGED_ALL;
   }
 

@@ -9,7 +9,7 @@ export type RowVerdict = 'proven' | 'disproved' | 'unknown';
 
 const MAGIC = 'LGPROOF\0';
 /** Raised with every change of the format or of what a verdict means: an older proof is made anew. */
-export const PROOF_VERSION = 2;
+export const PROOF_VERSION = 3;
 const VERDICTS: readonly RowVerdict[] = ['unknown', 'proven', 'disproved'];
 /** A damaged file must not ask for more. */
 const MAX_RANGES = 1 << 24;

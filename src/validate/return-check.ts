@@ -39,6 +39,8 @@ export class ReturnCheck {
 
   look(i: number, states: StateSpace, state: StateId): void {
     if (!this.#isWayOut(i) || this.#found.has(i)) return;
+    // Of a mistake that was told of nothing more is told.
+    if (states.wrongCfa(state) !== UNKNOWN) return;
     const { stackPointer } = this.#architecture;
     const isJump = states.register(state, stackPointer) === cfaValue(-16) && this.#isReturnToPushed(i);
     const wrong = (register: number, wanted: Value): boolean => {

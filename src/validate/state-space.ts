@@ -14,8 +14,8 @@ import { addTo, UNKNOWN, type Value } from './values.js';
 export type StateId = number;
 
 /** Words of a kept state before its slots (pairs of address and value, by address): registers, then these. */
-const [COUNT, FLAGS, KNOWN] = [REGISTERS, REGISTERS + 1, REGISTERS + 2];
-const HEADER_WORDS = REGISTERS + 3;
+const [COUNT, FLAGS, KNOWN, WRONG_CFA] = [REGISTERS, REGISTERS + 1, REGISTERS + 2, REGISTERS + 3];
+const HEADER_WORDS = REGISTERS + 4;
 const [IS_PARTIAL, IS_ASSUMED] = [1, 2];
 /** A call leaves it as it is. */
 const IS_KEPT_BY_CALLS = 4;
@@ -96,6 +96,7 @@ export class StateSpace {
     const flags = words[id + FLAGS] as number;
     state.isPartial = (flags & IS_PARTIAL) !== 0;
     state.isAssumed = (flags & IS_ASSUMED) !== 0;
+    state.wrongCfa = words[id + WRONG_CFA] as number;
     let from = id + HEADER_WORDS;
     for (let i = 0; i < state.slotCount; i++) {
       slotAddresses[i] = words[from++] as number;
@@ -146,6 +147,7 @@ export class StateSpace {
       (state.isAssumed ? IS_ASSUMED : 0) |
       (state.isKeptByCalls ? IS_KEPT_BY_CALLS : 0);
     words[start + KNOWN] = state.known;
+    words[start + WRONG_CFA] = state.wrongCfa;
     const first = start + HEADER_WORDS;
     for (let i = 0; i < slotCount; i++) {
       const address = slotAddresses[i] as number;
@@ -213,6 +215,19 @@ export class StateSpace {
     return ((this.#words[id + FLAGS] as number) & IS_PARTIAL) !== 0;
   }
 
+  /** See {@link FrameState.wrongCfa}. */
+  wrongCfa(id: StateId): Value {
+    return this.#words[id + WRONG_CFA] as number;
+  }
+
+  /** The same state with another {@link FrameState.wrongCfa}. */
+  withWrongCfa(id: StateId, value: Value): StateId {
+    if (this.wrongCfa(id) === value) return id;
+    const state = this.load(id);
+    state.wrongCfa = value;
+    return this.keep(state);
+  }
+
   isAssumed(id: StateId): boolean {
     return ((this.#words[id + FLAGS] as number) & IS_ASSUMED) !== 0;
   }
@@ -263,7 +278,7 @@ export class StateSpace {
     );
   }
 
-  /** What holds in both a state and one that comes to the same place; {@link COVERED} where all that `kept` knows holds in `other` too. */
+  /** What holds in both a state and one with the same {@link FrameState.wrongCfa} that comes to the same place; {@link COVERED} where all that `kept` knows holds in `other` too. */
   join(kept: StateId, other: StateId): StateId {
     const hash = Math.imul(kept ^ Math.imul(other, 0x85ebca6b), 0x9e3779b1);
     const at = (hash >>> 19) * JOIN_WORDS;

@@ -1,4 +1,4 @@
-# expect: cfa-mismatch row-assumed
+# expect: cfa-mismatch
 # What replaces five bytes at boot leaves a word more on the stack.
 	.text
 	.globl f

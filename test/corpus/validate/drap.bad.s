@@ -1,4 +1,4 @@
-# expect: cfa-mismatch row-assumed
+# expect: cfa-mismatch
 # A realigned frame whose CFA is looked for in the slot of the caller's rbp.
 	.text
 	.globl f
