@@ -85,16 +85,21 @@ export function readDwarfClaims(
   return { claims: builder.build('dwarf', units), problems };
 }
 
-/** The claims of `.orc_unwind`; undefined where the file has none. Throws a ParseError for a malformed table. */
+/**
+ * The claims of `.orc_unwind`; undefined where the file has none. Throws a ParseError for a malformed table, and for half of one:
+ * the entries, or the addresses that they are for.
+ */
 export function readOrcClaims(
   elf: ElfFile,
   space: CodeSpace,
   architecture: Architecture,
   kernelRelease?: string,
 ): ReadClaims | undefined {
-  const entries = elf.findSection('.orc_unwind');
-  const ips = elf.findSection('.orc_unwind_ip');
-  if (entries === undefined || ips === undefined || entries.data.length === 0) return undefined;
+  const entries = findFilled(elf, '.orc_unwind');
+  const ips = findFilled(elf, '.orc_unwind_ip');
+  if (entries === undefined && ips === undefined) return undefined;
+  if (ips === undefined) throw halfOrc(elf, '.orc_unwind', '.orc_unwind_ip');
+  if (entries === undefined) throw halfOrc(elf, '.orc_unwind_ip', '.orc_unwind');
   const format = orcFormatOf(
     {
       header: elf.findSection('.orc_header')?.data,
@@ -132,6 +137,19 @@ export function readOrcClaims(
     builder.addRow(start, Math.min(end, region?.end ?? start), id);
   }
   return { claims: builder.build('orc', []), problems };
+}
+
+/** A section that holds something: separate debug files keep the headers of what the file itself has. */
+function findFilled(elf: ElfFile, name: string): ElfSection | undefined {
+  const section = elf.findSection(name);
+  return section === undefined || section.data.length === 0 ? undefined : section;
+}
+
+function halfOrc(elf: ElfFile, present: string, absent: string): ParseError {
+  const at = elf.findSection(present)?.offset ?? 0;
+  return new ParseError(elf.source, at, `${present} is there without ${absent}, and says nothing alone`, {
+    remedy: 'rebuild the file, or copy both sections: the kernel reads neither without the other',
+  });
 }
 
 /** A relocatable module's `.orc_unwind_ip` says where its entries belong through relocations alone. */
