@@ -17,7 +17,7 @@ export const Mark = {
   landing: 8,
   /** Nothing follows, or not at once. */
   last: 16,
-  /** A call that never returns. */
+  /** A call, or a system call, that never returns. */
   noReturn: 32,
   /** A jump that may lead to another function. */
   wayOut: 64,
@@ -77,6 +77,7 @@ export class FlowGraph {
     this.#program = program;
     this.marks = scratch.uint8('marks', table.count);
     markTransfers(program, noReturn, this.marks);
+    for (const i of noReturn.lastCalls) this.mark(i, Mark.noReturn);
     const edges: number[] = [];
     for (const { from, to } of extraFlow.edges) this.#addEdge(index.find(from), index.find(to), edges);
     for (const position of extraFlow.resumed) {

@@ -394,8 +394,6 @@ class FlowProof {
           if ((mark & Mark.landing) !== 0) this.#land(i, state, landings?.get(i));
           const proven = statuses[i] === Status.proven && (states.changed & relevant) === 0 ? claimId : 0;
           switch (flow) {
-            case FlowCode.indirectCall:
-            case FlowCode.systemCall:
             case FlowCode.breakpoint:
               break;
             case FlowCode.branch:
@@ -407,6 +405,8 @@ class FlowProof {
                 this.#arrive(target, state, i, proven);
               return;
             case FlowCode.call:
+            case FlowCode.indirectCall:
+            case FlowCode.systemCall:
               if ((mark & Mark.noReturn) === 0) break;
               // Compilers that don't know write on behind it.
               this.#keepBehindCall(i, claimId, state);

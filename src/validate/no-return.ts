@@ -9,6 +9,8 @@ export interface CallsThatEnd {
   has(target: number): boolean;
   /** Whether what instruction `i` calls is one. */
   isCalledAt(i: number): boolean;
+  /** Calls of nobody knows what, and system calls, behind which their function ends: control does not come back there. */
+  readonly lastCalls: ReadonlySet<number>;
 }
 
 /** Call targets (positions, or external targets) that never return. */
@@ -18,6 +20,7 @@ export class NoReturnTargets implements CallsThatEnd {
   /** 1 for those that are known by their first instruction, or their symbol, as nearly all are. */
   readonly #byIndex: Uint8Array;
   readonly #bySymbol: Uint8Array;
+  readonly lastCalls = new Set<number>();
 
   constructor(program: Program, scratch: Scratch) {
     this.#program = program;
@@ -74,16 +77,28 @@ function findByName({ elf, slotNames, linkageNames, functions }: Program, found:
   for (const { name, start } of functions) if (name !== undefined && isNoReturnName(name)) found.add(start);
 }
 
-/** What functions call last, with nothing behind the call but padding. */
-function findByEnd({ functions, index, table }: Program, found: NoReturnTargets): void {
-  const { flows, targets, offsets, lengths } = table;
+/**
+ * What functions call last, with nothing behind the call but padding. Where nothing tells what that is (a function pointer, a weak symbol
+ * that is not there), the call itself is kept. So are system calls, `rt_sigreturn` and `exit`, that padding parts from the next function.
+ */
+function findByEnd({ functions, index, table, isEntry }: Program, found: NoReturnTargets): void {
+  const { flows, targets, offsets, lengths, touches } = table;
   for (const { end, start } of functions) {
     let last = index.rank(end) - 1;
     if (last < 0 || (offsets[last] as number) + (lengths[last] as number) > end) continue;
     // Padding may follow.
     while (last >= 0 && (offsets[last] as number) >= start && isInert(table, last)) last--;
-    if (last >= 0 && (offsets[last] as number) >= start && flows[last] === FlowCode.call) {
-      found.add(targets[last] as number);
+    if (last < 0 || (offsets[last] as number) < start) continue;
+    const flow = flows[last];
+    const target = targets[last] as number;
+    if (flow === FlowCode.call && target !== NO_TARGET) found.add(target);
+    else if (
+      flow === FlowCode.call ||
+      flow === FlowCode.indirectCall ||
+      (flow === FlowCode.systemCall && isEntry[last + 1] !== 1)
+    ) {
+      found.lastCalls.add(last);
+      touches[last] = TOUCHES_ALL;
     }
   }
 }
@@ -197,8 +212,10 @@ class ContentSearch {
           } else work.push(target);
           if (flow === FlowCode.jump && goesOn[i] === 0) break;
         } else if (flow === FlowCode.call) {
-          if (noReturn.isCalledAt(i)) break;
+          if (noReturn.isCalledAt(i) || noReturn.lastCalls.has(i)) break;
           this.#trust(targets[i] as number);
+        } else if (flow === FlowCode.indirectCall || flow === FlowCode.systemCall) {
+          if (noReturn.lastCalls.has(i)) break;
         } else if (flow === FlowCode.deadEnd) {
           if (goesOn[i] === 0) break;
         } else if (

@@ -52,3 +52,21 @@ describe('calls through slots that the dynamic linker fills', () => {
     expect([names.has('abort'), names.has('exit'), names.has('handler')]).toEqual([true, true, false]);
   });
 });
+
+/** The linker writes `call 0` for a weak function that is not there; a static program of glibc has several that end functions. */
+it('takes a call of nothing that ends a function for one that never returns', () => {
+  const source = `
+__attribute__((weak, noreturn)) void absent(int);
+__attribute__((noinline)) void ends(volatile int *p) { *p = 1; absent(*p); }
+__attribute__((noinline)) int begins(volatile int *p) { return *p; }
+void _start(void) { int n; ends(&n); begins(&n); for (;;) ; }
+`;
+  writeFileSync(join(folder, 'weak.c'), source);
+  const flags = ['-O2', '-static', '-nostdlib', '-fno-pie', '-no-pie', '-fno-toplevel-reorder'];
+  const built = spawnSync('gcc', [...flags, '-o', 'weak', 'weak.c'], { cwd: folder, encoding: 'utf8' });
+  expect([built.status, built.stderr]).toEqual([0, '']);
+  const { findings } = validateElf(parseElf(readFileSync(join(folder, 'weak')), 'weak'), {
+    architecture: x86_64,
+  });
+  expect(findings.filter(({ level }) => level !== 'note')).toEqual([]);
+});

@@ -1,5 +1,5 @@
 import type { Architecture } from '../arch/architecture.js';
-import { FlowCode } from '../arch/instruction-table.js';
+import { FlowCode, isInert } from '../arch/instruction-table.js';
 import { ParseError } from '../base/errors.js';
 import { ET_CORE } from '../elf/constants.js';
 import type { ElfFile } from '../elf/elf-file.js';
@@ -359,13 +359,29 @@ function functionsOf(
   }
   const { stackPointer } = options.architecture;
   for (const { read } of tables) {
-    for (const { start, end } of read.claims.units) {
+    for (const unit of read.claims.units) {
+      const { end } = unit;
+      const start = isEarly(read, unit.start, space) ? unit.start + 1 : unit.start;
       // A unit that begins with a frame is a part of another function.
       const isPart = isInsideFrame(read, start, stackPointer) || read.claims.findAt(start) === undefined;
       functions.push({ name: undefined, start, end, isPart });
     }
   }
   return functions;
+}
+
+/** Code that signals return to is aligned; an entry for it may begin a byte before. */
+const SIGNAL_CODE_ALIGNMENT = 16;
+
+/**
+ * Unwinders look up the address before the one that a frame returns to. glibc has the entry of its `__restore_rt` begin in the padding before
+ * it, for those that know no signal frames.
+ */
+function isEarly(read: ReadClaims, position: number, space: CodeSpace): boolean {
+  return (
+    read.claims.findAt(position)?.isSignalFrame === true &&
+    (space.addressOf(position) + 1) % SIGNAL_CODE_ALIGNMENT === 0
+  );
 }
 
 function isInsideFrame(read: ReadClaims, position: number, stackPointer: number): boolean {
@@ -450,6 +466,7 @@ function findSplitInstructions(
     if (ids[row] === 0 || program.index.find(start) >= 0) continue;
     const i = program.index.rank(start) - 1;
     if (i < 0 || (offsets[i] as number) + (lengths[i] as number) <= start || inAlternative(start)) continue;
+    if (isInert(program.table, i) && isEarly(read, start, program.space)) continue;
     findings.push(
       makeFinding(
         'row-inside-instruction',

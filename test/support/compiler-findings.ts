@@ -104,11 +104,6 @@ const CAUSES: readonly Cause[] = [
         (place.address >= 0x4e140 && place.address <= 0x4e22a)),
   },
   {
-    name: 'glibc: sigreturn',
-    has: (file, finding) =>
-      (file.startsWith('libc.so') && at(0x3c060)(finding)) || (file === 'ld.so' && at(0x20f80)(finding)),
-  },
-  {
     name: 'glibc: a register that was not saved',
     has: (file, finding) => file.startsWith('libc.so') && at(0x1180ed)(finding),
   },

@@ -24,6 +24,8 @@ export interface NoReturnOptions {
 
 /** Which functions of a module, and of others, never return: by name, by how they are called, and by content. See `no-return.ts`. */
 export class BriefNoReturn {
+  /** A function ends in a call of nobody knows what, or in a system call. */
+  hasLastCall = false;
   /** By leader. */
   readonly #here: Uint8Array;
   readonly #elsewhere: Uint8Array;
@@ -74,9 +76,14 @@ export class BriefNoReturn {
       let last = next - 1;
       while (last >= 0 && (positions[last] as number) >= start && flowOf(flows, last) === FlowCode.breakpoint)
         last--;
-      if (last < 0 || (positions[last] as number) < start || flowOf(flows, last) !== FlowCode.call) continue;
+      if (last < 0 || (positions[last] as number) < start) continue;
+      const flow = flowOf(flows, last);
+      const isOther = flow === FlowCode.indirectCall || flow === FlowCode.systemCall;
+      if (flow !== FlowCode.call && !isOther) continue;
       const behind = (positions[last] as number) + lengthOf(flows, last);
-      if (behind === end || (behind < end && isPadding(behind, end))) this.#add(links[last] as number);
+      if (behind !== end && (behind > end || !isPadding(behind, end))) continue;
+      if (isOther) this.hasLastCall = true;
+      else this.#add(links[last] as number);
     }
   }
 

@@ -66,6 +66,7 @@ export function proveOpenFunctions(
   const noReturnTargets = {
     has: (target: number) => (target < 0 || functionStarts.has(target)) && has(target),
     isCalledAt: (i: number) => has(table.targets[i] as number),
+    lastCalls: new Set<number>(),
   };
   const returns = new ReturnCheck(architecture, program, [architecture.framePointer], noReturnTargets);
   const unfollowed = new Map<number, string>();

@@ -155,6 +155,8 @@ class BriefValidation {
       resumed,
       isPadding: (from, to) => this.#isPadding(from, to),
     });
+    // What control does not come back from is told call by call there, and function by function here.
+    if (noReturn.hasLastCall) return undefined;
     const indirectJumps = this.#resolve(links, areEntries, noReturn, symbols);
     if (indirectJumps < 0) return undefined;
     const special = new Uint8Array(leaders.count);
