@@ -2,7 +2,7 @@ import type { Architecture } from '../arch/architecture.js';
 import { ParseError } from '../base/errors.js';
 import { PairMap } from '../base/pair-map.js';
 import { FrameStates } from '../dwarf/frame-program.js';
-import { FrameSection } from '../dwarf/frame-section.js';
+import { type Cie, FrameSection } from '../dwarf/frame-section.js';
 import { SHT_RELA } from '../elf/constants.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import { orcFormatOf } from '../orc/format.js';
@@ -40,6 +40,8 @@ export function readDwarfClaims(
   // Claims by state.
   const callIds: number[] = [];
   const signalIds: number[] = [];
+  const silentIds: number[] = [];
+  const hasGo = GO_SECTIONS.some((name) => elf.findSection(name) !== undefined);
   const frames = new FrameSection({
     bytes: space.isRelocatable
       ? relocatedSection(elf, section, architecture, ELSEWHERE, (symbol) => space.positionOfSymbol(symbol))
@@ -64,11 +66,12 @@ export function readDwarfClaims(
       const delta = start - fde.start;
       units.push({ start, end: fde.end + delta });
       try {
-        const ids = fde.cie.signalFrame ? signalIds : callIds;
+        const isSilent = hasGo && isGoCie(fde.cie);
+        const ids = fde.cie.signalFrame ? signalIds : isSilent ? silentIds : callIds;
         states.run(fde, (from, to, state) => {
           let id = ids[state];
           if (id === undefined) {
-            id = builder.intern(states.ruleOf(state, fde.cie));
+            id = builder.intern(states.ruleOf(state, fde.cie), isSilent);
             ids[state] = id;
           }
           builder.addRow(from + delta, to + delta, id);
@@ -83,6 +86,18 @@ export function readDwarfClaims(
     problems.push({ text: error.message, position: undefined });
   }
   return { claims: builder.build('dwarf', units), problems };
+}
+
+/** What Go's linker writes into every program. */
+const GO_SECTIONS = ['.gopclntab', '.go.buildinfo', '.note.go.buildid'];
+const GO_DATA_ALIGNMENT = -4;
+
+/**
+ * Go's entries say where the CFA and the return address are and no more: its functions keep no register for their callers (ABIInternal), nor
+ * does its assembly. A program's C parts have entries of their own, whose offsets count in words of eight bytes.
+ */
+function isGoCie({ augmentation, dataAlignment }: Cie): boolean {
+  return augmentation === '' && dataAlignment === GO_DATA_ALIGNMENT;
 }
 
 /**

@@ -27,6 +27,11 @@ export interface Claim {
   readonly dependsOn: number;
 }
 
+/** Whether a row says anything of a register. */
+export function speaksOf({ rules, sameRegisters }: Claim, register: number): boolean {
+  return rules.has(register) || sameRegisters.includes(register);
+}
+
 /** Positions `[start, end)`. */
 export interface ClaimUnit {
   readonly start: number;
@@ -129,19 +134,24 @@ export class ClaimBuilder {
     this.#returnAddress = returnAddress;
   }
 
-  /** The id of what a row says. */
-  intern(row: {
-    readonly cfa: CfaRule;
-    readonly registers: ReadonlyMap<number, RegisterRule>;
-    readonly signalFrame: boolean;
-  }): number {
+  /** The id of what a row says. `isSilent`: of registers that it does not name, it says nothing. */
+  intern(
+    row: {
+      readonly cfa: CfaRule;
+      readonly registers: ReadonlyMap<number, RegisterRule>;
+      readonly signalFrame: boolean;
+    },
+    isSilent = false,
+  ): number {
     let key =
       row.cfa.kind === 'register' ? `${row.cfa.register},${row.cfa.offset}` : `e${row.cfa.expression.join()}`;
     if (row.signalFrame) key += 's';
+    if (isSilent) key += 'q';
     for (const [register, rule] of row.registers) key += `;${register}${ruleKey(rule)}`;
     const known = this.#ids.get(key);
     if (known !== undefined) return known;
-    const id = this.#claims.push(this.#makeClaim(row.cfa, row.registers, row.signalFrame)) - 1;
+    const speaksOf = isSilent ? [] : this.#speaksOf;
+    const id = this.#claims.push(this.#makeClaim(row.cfa, row.registers, row.signalFrame, speaksOf)) - 1;
     this.#ids.set(key, id);
     return id;
   }
@@ -150,9 +160,14 @@ export class ClaimBuilder {
     return this.#claims[id];
   }
 
-  #makeClaim(cfa: CfaRule, rules: ReadonlyMap<number, RegisterRule>, isSignalFrame: boolean): Claim {
+  #makeClaim(
+    cfa: CfaRule,
+    rules: ReadonlyMap<number, RegisterRule>,
+    isSignalFrame: boolean,
+    speaksOf: readonly number[],
+  ): Claim {
     const [savedRegisters, savedOffsets, otherRegisters]: [number[], number[], number[]] = [[], [], []];
-    const sameRegisters = this.#speaksOf.filter((register) => !rules.has(register));
+    const sameRegisters = speaksOf.filter((register) => !rules.has(register));
     for (const [register, rule] of rules) {
       if (register > 16) continue;
       if (rule.kind === 'offset') {

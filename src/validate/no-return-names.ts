@@ -10,6 +10,7 @@ const NAMES = new Set(
     '__cxa_throw __cxa_rethrow __cxa_bad_cast __cxa_bad_typeid __cxa_throw_bad_array_new_length _Unwind_Resume',
     '__cxa_call_unexpected __cxa_call_terminate __cxa_pure_virtual __cxa_deleted_virtual _ZSt9terminatev',
     '_ZSt10unexpectedv __clang_call_terminate __rust_start_panic',
+    'runtime.gopanic runtime.throw runtime.fatal runtime.fatalthrow runtime.fatalpanic runtime.exit.abi0',
     'panic do_exit do_group_exit do_task_dead make_task_dead rewind_stack_and_make_dead kthread_exit',
     'kthread_complete_and_exit __module_put_and_kthread_exit module_put_and_kthread_exit fortify_panic',
     'usercopy_abort __invalid_creds __reiserfs_panic __ubsan_handle_builtin_unreachable cpu_bringup_and_idle',

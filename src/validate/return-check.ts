@@ -106,12 +106,16 @@ export class ReturnCheck {
     return this.#targeted[i] === 1;
   }
 
-  /** `isLooked`: whether the place of a return is one whose frame is a call's. */
-  findings(source: ClaimSource, places: Places, isLooked: (i: number) => boolean): Finding[] {
+  /** `isLooked`: whether the place of a return is one whose frame is a call's, and its row speaks of the register. */
+  findings(
+    source: ClaimSource,
+    places: Places,
+    isLooked: (i: number, register: number) => boolean,
+  ): Finding[] {
     const { stackPointer, idioms } = this.#architecture;
     const findings: Finding[] = [];
     for (const [i, { register, value }] of this.#found) {
-      if (!isLooked(i)) continue;
+      if (!isLooked(i, register)) continue;
       const name = (number: number) => idioms.registerName(number);
       const derived = `${name(register)}=${describeValue(value, name)}`;
       const place = places.at(this.#program.table.offsets[i] as number);

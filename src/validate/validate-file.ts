@@ -9,6 +9,7 @@ import { resultOf } from './brief/brief-result.js';
 import { validateBriefly } from './brief/validate-brief.js';
 import { type ReadClaims, readDwarfClaims, readOrcClaims } from './claim-sources.js';
 import { Status } from './claim-verdicts.js';
+import { speaksOf } from './claims.js';
 import { type CodeRegion, CodeSpace } from './code-space.js';
 import { contradictionsToFindings } from './contradictions.js';
 import {
@@ -195,9 +196,10 @@ export function validateElf(elf: ElfFile, options: ValidateOptions): ValidateRes
     append(findings, contradictionsToFindings(result, source, program, places, architecture));
     append(
       findings,
-      returns.findings(source, places, (i) => {
+      returns.findings(source, places, (i, register) => {
         const claim = read.claims.claims[result.claimIds[i] as number];
-        return claim !== undefined && !claim.isSignalFrame && !claim.isOutermost;
+        if (claim === undefined || claim.isSignalFrame || claim.isOutermost) return false;
+        return register === architecture.stackPointer || speaksOf(claim, register);
       }),
     );
     append(findings, findMissingRows(result, source, program, places));
@@ -463,7 +465,8 @@ function findSplitInstructions(
   const findings: Finding[] = [];
   for (let row = 0; row < starts.length; row++) {
     const start = starts[row] as number;
-    if (ids[row] === 0 || program.index.find(start) >= 0) continue;
+    // What goes on to say the same begins nowhere.
+    if (ids[row] === 0 || ids[row] === ids[row - 1] || program.index.find(start) >= 0) continue;
     const i = program.index.rank(start) - 1;
     if (i < 0 || (offsets[i] as number) + (lengths[i] as number) <= start || inAlternative(start)) continue;
     if (isInert(program.table, i) && isEarly(read, start, program.space)) continue;

@@ -1,6 +1,6 @@
 /**
  * What is known of a register or a stack slot, as one 32-bit number so that states live in typed arrays:
- * `base * 2^22 + (offset + 2^21)`, 0 for "unknown".
+ * `base * 2^24 + (offset + 2^23)`, 0 for "unknown".
  *
  * Bases: the CFA of the function that is analysed, the value a register had on entry, or a place on the stack that is
  * known only by the instruction that made it (a realigned stack pointer, whatever a table claims without reason).
@@ -10,7 +10,8 @@ export type Value = number;
 
 export const UNKNOWN: Value = 0;
 
-const OFFSET_BITS = 22;
+/** Frames are at most as large as the stack that a thread has by default: 8 MiB. */
+const OFFSET_BITS = 24;
 const OFFSET_RANGE = 1 << (OFFSET_BITS - 1);
 const OFFSET_MASK = (1 << OFFSET_BITS) - 1;
 
@@ -19,7 +20,7 @@ const ENTRY_BASE = 2;
 /** DWARF numbers 0 to 16, the return address included. */
 const ENTRY_REGISTERS = 17;
 const PLACE_BASE = ENTRY_BASE + ENTRY_REGISTERS;
-const LAST_BASE = 511;
+const LAST_BASE = 255;
 
 /** `base + offset`; unknown where the offset is absurd for a frame. */
 function makeValue(base: number, offset: number): Value {
