@@ -325,8 +325,8 @@ function resolveTargets(
 }
 
 /**
- * `call *slot(%rip)` (-fno-plt, and Rust) is a call of what the dynamic linker puts into the slot. Slots that anything else may write
- * are left alone: they are no part of `.got`.
+ * `call *slot(%rip)` (-fno-plt, and Rust) is a call of what the dynamic linker puts into the slot, and `jmp *slot(%rip)` a sibling call. Slots that
+ * anything else may write are left alone: they are no part of `.got`. So are the entries of linkage tables, which are called by that name.
  */
 function bindSlotCalls(
   elf: ElfFile,
@@ -343,7 +343,13 @@ function bindSlotCalls(
   const { flows, targets, transfers, transferCount } = table;
   for (let t = 0; t < transferCount; t++) {
     const i = transfers[t] as number;
-    if (flows[i] !== FlowCode.indirectCall) continue;
+    const bound = directFlowOf(flows[i] as number);
+    if (bound === undefined) continue;
+    if (
+      bound === FlowCode.jump &&
+      space.regionAt(table.offsets[i] as number)?.name.startsWith('.plt') === true
+    )
+      continue;
     const slot = slots.addressAt(i);
     const relocation = slot !== undefined && isInTable(slot) ? slots.relocationAt(slot) : undefined;
     if (relocation === undefined) continue;
@@ -356,10 +362,16 @@ function bindSlotCalls(
       names.set(target, symbol.name);
     } else target = symbol && space.positionOfSymbol(symbol);
     if (target === undefined) continue;
-    flows[i] = FlowCode.call;
+    flows[i] = bound;
     targets[i] = target;
   }
   return names;
+}
+
+/** What an indirect transfer is when it is known where it leads. */
+function directFlowOf(flow: number): number | undefined {
+  if (flow === FlowCode.indirectCall) return FlowCode.call;
+  return flow === FlowCode.indirectJump ? FlowCode.jump : undefined;
 }
 
 const RELA_BYTES = 24;
@@ -394,8 +406,8 @@ function applyBranchRelocations(
     if ((offsets[i] as number) > offset) continue;
     const flow = flows[i] as number;
     const type = words[word + 2] as number;
-    const isSlotCall = flow === FlowCode.indirectCall && architecture.idioms.isSlotRelocation(type);
-    if (!isSlotCall) {
+    const bound = architecture.idioms.isSlotRelocation(type) ? directFlowOf(flow) : undefined;
+    if (bound === undefined) {
       if (flow !== FlowCode.call && flow !== FlowCode.jump && flow !== FlowCode.branch) continue;
       if (architecture.idioms.relocationKind(type)?.isRelative !== true) continue;
     }
@@ -407,9 +419,9 @@ function applyBranchRelocations(
       place = space.positionOfSymbol(symbol) ?? externalTarget(symbolIndex);
       places[symbolIndex] = place;
     }
-    if (isSlotCall) {
+    if (bound !== undefined) {
       // The linker makes a slot for the symbol itself: the addend only says where the instruction ends.
-      flows[i] = FlowCode.call;
+      flows[i] = bound;
       targets[i] = place;
       continue;
     }

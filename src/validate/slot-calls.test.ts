@@ -30,6 +30,27 @@ function validate(name: string, ...flags: string[]) {
   return validateElf(parseElf(readFileSync(join(folder, name)), name), { architecture: x86_64 });
 }
 
+const JUMPS = `
+  .globl gives_back, keeps, leaves
+  .type gives_back, @function
+  .type keeps, @function
+  .type leaves, @function
+gives_back: .cfi_startproc
+  jmp *puts@GOTPCREL(%rip)
+  .cfi_endproc
+keeps: .cfi_startproc
+  push %rax
+  .cfi_def_cfa_offset 16
+  jmp *puts@GOTPCREL(%rip)
+  .cfi_endproc
+leaves: .cfi_startproc
+  push %rax
+  .cfi_def_cfa_offset 16
+  jmp *exit@GOTPCREL(%rip)
+  .cfi_endproc
+  .section .note.GNU-stack, "", @progbits
+`;
+
 describe('calls through slots that the dynamic linker fills', () => {
   it.each([
     ['an object', ['-c']],
@@ -44,6 +65,22 @@ describe('calls through slots that the dynamic linker fills', () => {
     const assumed = findings.filter(({ code }) => code === 'row-assumed');
     expect(assumed.filter(({ place }) => place?.section !== '.plt')).toEqual([]);
     expect(sources[0]?.counts).toMatchObject({ assumed: 2 * assumed.length, unknown: 0, disproved: 0 });
+  });
+
+  it.each([
+    ['an object', ['-c']],
+    ['a library', ['-shared', '-fPIC']],
+  ])('are judged as sibling calls where they are jumps: %s', (_, flags) => {
+    writeFileSync(join(folder, 'jump.s'), JUMPS);
+    const built = spawnSync('gcc', [...flags, '-o', 'jump', 'jump.s'], { cwd: folder, encoding: 'utf8' });
+    expect([built.status, built.stderr]).toEqual([0, '']);
+    const { findings } = validateElf(parseElf(readFileSync(join(folder, 'jump')), 'jump'), {
+      architecture: x86_64,
+    });
+    const errors = findings.filter(({ level }) => level !== 'note');
+    expect(errors.map(({ code, place }) => `${code} ${place?.function}`)).toEqual([
+      'stack-not-restored keeps',
+    ]);
   });
 
   it('are told from calls through variables, which may lead anywhere', () => {
