@@ -1,5 +1,5 @@
 import { LivegraftError } from '../../base/errors.js';
-import { escapeBinary, GdbConnection, type GdbEndpoint } from './gdb-connection.js';
+import { GdbConnection, type GdbEndpoint } from './gdb-connection.js';
 import {
   fromHex,
   type MemoryPiece,
@@ -8,7 +8,8 @@ import {
   readRequests,
   toHex,
   unsigned,
-} from './gdb-packets.js';
+} from './gdb-memory.js';
+import { escapeBinary } from './gdb-packets.js';
 import type { GuestGuard } from './guest-guard.js';
 import {
   DEFAULT_LAYOUT,

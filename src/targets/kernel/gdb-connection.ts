@@ -1,5 +1,6 @@
 import { connect, type Socket } from 'node:net';
 import { LivegraftError } from '../../base/errors.js';
+import { framed, GdbPacketReader } from './gdb-packets.js';
 
 export type GdbEndpoint =
   | { readonly kind: 'unix'; readonly path: string }
@@ -18,8 +19,6 @@ function gdbEndpointText(endpoint: GdbEndpoint): string {
   return endpoint.kind === 'unix' ? `unix:${endpoint.path}` : `${endpoint.host}:${endpoint.port}`;
 }
 
-/** A packet longer than this is no answer to anything livegraft asks. */
-const MAX_PACKET_BYTES = 4 * 1024 * 1024;
 const MAX_RESENDS = 3;
 const CLOSE_TIMEOUT_MS = 500;
 /** How long a connection that has failed is given to take a last packet. */
@@ -34,14 +33,13 @@ interface Waiter {
 }
 
 /**
- * Packets of the GDB remote serial protocol over a socket (gdb manual, appendix E.1): framing, checksums, escapes,
- * run-length encoding. Payloads are strings of bytes (latin1). A socket that closes or stalls fails whatever waits,
+ * Packets of the GDB remote serial protocol over a socket. Payloads are strings of bytes (latin1). A socket that closes or stalls fails whatever waits,
  * with an error that says so, and every later request.
  */
 export class GdbConnection {
   readonly endpoint: string;
   readonly #socket: Socket;
-  #buffer = '';
+  readonly #reader = new GdbPacketReader();
   #packets: string[] = [];
   #waiter: Waiter | undefined;
   #failure: LivegraftError | undefined;
@@ -216,42 +214,20 @@ export class GdbConnection {
   }
 
   #receive(bytes: Buffer): void {
-    this.#buffer += bytes.toString('latin1');
-    for (;;) {
-      const start = this.#buffer.search(/[$-]/);
-      if (start < 0) {
-        this.#buffer = '';
+    for (const received of this.#reader.receive(bytes)) {
+      if (received.kind === 'packet') {
+        if (this.#acknowledges) this.#socket.write('+', 'latin1');
+        this.#deliver(received.payload);
+      } else if (received.kind === 'tooLong') {
+        this.#fail('gdb-protocol', 'a packet has no end');
         return;
-      }
-      if (this.#buffer[start] === '-') {
-        this.#buffer = this.#buffer.slice(start + 1);
+      } else if (received.kind === 'refusal') {
         if (this.#acknowledges) this.#resend();
-        continue;
-      }
-      const end = this.#buffer.indexOf('#', start);
-      if (end < 0 || end + 3 > this.#buffer.length) {
-        this.#buffer = this.#buffer.slice(start);
-        if (this.#buffer.length > MAX_PACKET_BYTES) {
-          this.#buffer = '';
-          this.#fail('gdb-protocol', 'a packet has no end');
-        }
+      } else if (this.#acknowledges) this.#socket.write('-', 'latin1');
+      else {
+        this.#fail('gdb-protocol', 'a packet has a wrong checksum');
         return;
       }
-      const body = this.#buffer.slice(start + 1, end);
-      const checksum = Number.parseInt(this.#buffer.slice(end + 1, end + 3), 16);
-      this.#buffer = this.#buffer.slice(end + 3);
-      let sum = 0;
-      for (let i = 0; i < body.length; i++) sum = (sum + body.charCodeAt(i)) & 0xff;
-      if (sum !== checksum) {
-        if (!this.#acknowledges) {
-          this.#fail('gdb-protocol', 'a packet has a wrong checksum');
-          return;
-        }
-        this.#socket.write('-', 'latin1');
-        continue;
-      }
-      if (this.#acknowledges) this.#socket.write('+', 'latin1');
-      this.#deliver(decodeBody(body));
     }
   }
 
@@ -270,34 +246,4 @@ export class GdbConnection {
     clearTimeout(waiter.timer);
     waiter.resolve(packet);
   }
-}
-
-/** A packet as it travels. */
-export function framed(payload: string): string {
-  let checksum = 0;
-  for (let i = 0; i < payload.length; i++) checksum = (checksum + payload.charCodeAt(i)) & 0xff;
-  return `$${payload}#${checksum.toString(16).padStart(2, '0')}`;
-}
-
-/** Undoes `}` escapes and `*` run lengths. */
-function decodeBody(body: string): string {
-  if (!/[}*]/.test(body)) return body;
-  const out: string[] = [];
-  for (let i = 0; i < body.length; i++) {
-    const char = body[i] as string;
-    if (char === '}') out.push(String.fromCharCode((body.charCodeAt(++i) || 0) ^ 0x20));
-    else if (char === '*') {
-      const count = (body.charCodeAt(++i) || 0) - 29;
-      const last = out.at(-1);
-      if (last !== undefined && count > 0) out.push(last.repeat(count).slice(0, 256 * last.length));
-    } else out.push(char);
-  }
-  return out.join('');
-}
-
-/** Bytes as they travel in a binary packet (`X`). */
-export function escapeBinary(bytes: Uint8Array): string {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length)
-    .toString('latin1')
-    .replace(/[#$*}]/g, (char) => `}${String.fromCharCode(char.charCodeAt(0) ^ 0x20)}`);
 }

@@ -50,6 +50,13 @@ describe('GdbClient', () => {
     expect(await client.readMemory(0x1000, 3)).toEqual(new Uint8Array([0, 0, 0x17]));
   });
 
+  it('takes a run behind a run for more of the same character, and no run for more than a packet may hold', async () => {
+    const { stub, client } = await connect((s) => s.answers.set('m', '0*!* '));
+    expect(await client.readMemory(0x1000, 4)).toEqual(new Uint8Array(4));
+    stub.answers.set('m', `0${'*~'.repeat(60_000)}`);
+    await expect(client.readMemory(0x1000, 4)).rejects.toMatchObject({ code: 'gdb-protocol' });
+  });
+
   it('takes a stop that was reported on connecting for what it is', async () => {
     const { client } = await connect((s) =>
       s.answers.set('qSupported', (_, stub) => {

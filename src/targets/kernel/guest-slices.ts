@@ -1,6 +1,6 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient } from './gdb-client.js';
-import type { MemoryPiece } from './gdb-packets.js';
+import type { MemoryPiece } from './gdb-memory.js';
 import { guestEnded } from './guest-calls.js';
 import type { MemorySource } from './guest-memory.js';
 

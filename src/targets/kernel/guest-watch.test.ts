@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { LivegraftError } from '../../base/errors.js';
-import type { MemoryPiece } from './gdb-packets.js';
+import type { MemoryPiece } from './gdb-memory.js';
 import { GuestWatch } from './guest-watch.js';
 import { KernelRegistryStore } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';

@@ -5,7 +5,7 @@ import { allowOptimization, collectGarbage } from '../process/own-runtime.js';
 import { Evidence } from './evidence.js';
 import { GdbClient } from './gdb-client.js';
 import type { GdbEndpoint } from './gdb-connection.js';
-import type { MemoryPiece } from './gdb-packets.js';
+import type { MemoryPiece } from './gdb-memory.js';
 import type { GuestGuard } from './guest-guard.js';
 import { GuestMemory, type MemorySource } from './guest-memory.js';
 import { GuestSlices } from './guest-slices.js';

@@ -1,6 +1,6 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import { GdbClient } from './gdb-client.js';
-import { framed } from './gdb-connection.js';
+import { framed } from './gdb-packets.js';
 import { DEFAULT_LAYOUT } from './guest-registers.js';
 
 const ROUNDS = 30;

@@ -1,4 +1,4 @@
-# expect: cfa-mismatch row-assumed
+# expect: cfa-mismatch
 # options: debug-frame
 # As in go.good.s, but the row of the frame begins an instruction late.
 	.text
