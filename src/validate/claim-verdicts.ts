@@ -142,6 +142,13 @@ export class ClaimVerdicts {
     return isRight ? this.#states.withWrongCfa(state, UNKNOWN) : state;
   }
 
+  /** A state that contradicts the claim at `i`, with that mistake noted. */
+  blame(i: number, state: StateId): StateId {
+    return this.#verdictOf(i, state) === Verdict.wrongCfa
+      ? this.#states.withWrongCfa(state, detail.derived)
+      : state;
+  }
+
   isAgreed(i: number, state: StateId): boolean {
     return this.claimAt(i) !== undefined && this.#verdictOf(i, state) === Verdict.proven;
   }

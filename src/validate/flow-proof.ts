@@ -6,6 +6,7 @@ import { ClaimVerdicts, type Contradiction, REFUSED, Status } from './claim-verd
 import type { Claim, ClaimTable } from './claims.js';
 import { FlowGraph, Mark } from './flow-graph.js';
 import { CHANGED_ALL } from './frame-state.js';
+import { isInnerCall } from './inner-call.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { CallsThatEnd } from './no-return.js';
 import type { Program } from './program.js';
@@ -67,7 +68,6 @@ function entryMaskOf({ architecture, claims }: FlowProofOptions): number {
 }
 
 const FUNCTIONS_PER_STEP = 512;
-const INNER_CALL_BYTES = 64;
 const LINKAGE_ALIGNMENT = 8;
 
 class FlowProof {
@@ -94,6 +94,8 @@ class FlowProof {
   #isDoubtful = false;
   /** Joins that were reached so, and not before. */
   readonly #doubtfulJoins = new Set<number>();
+  /** States that contradict the claim where a jump of the same function brings them, and where they come from; by that place. */
+  readonly #refused = new Map<number, { readonly state: StateId; readonly from: number }>();
   readonly #conflicts: number[] = [];
 
   constructor(options: FlowProofOptions) {
@@ -160,7 +162,10 @@ class FlowProof {
       this.#arrive(first, this.#entry, -1);
       this.#drain();
     }
-    if (this.#options.isIndependent !== true) this.#startFromClaims();
+    if (this.#options.isIndependent !== true) {
+      this.#startFromRefused();
+      this.#startFromClaims();
+    }
     return {
       statuses: this.#statuses,
       contradictions: this.#verdicts.contradictions,
@@ -168,6 +173,15 @@ class FlowProof {
       conflicts: this.#conflicts,
       hasUnknown: this.#verdicts.hasUnknown,
     };
+  }
+
+  /** Where nothing else leads than a way that contradicts the claim, the claim is wrong, and what that way knows is known. */
+  #startFromRefused(): void {
+    for (const [i, { state, from }] of this.#refused) {
+      if ((this.#snapshots[i] as number) >= 0) continue;
+      this.#arrive(i, state, from);
+      this.#drain();
+    }
   }
 
   /** What no known control flow reaches: targets of jumps that could not be followed, parts; each starts from its own claim. */
@@ -269,12 +283,22 @@ class FlowProof {
         from >= 0 &&
         !(proven !== 0 && proven === this.#claimIds[i]) &&
         this.#verdicts.isRefused(i, state, from)
-      )
+      ) {
+        this.#keepRefused(i, state, from);
         return;
+      }
       this.#origins[i] = from;
       this.#snapshots[i] = state;
       this.#work.push(i);
     } else if (kept !== state && this.#join(i, kept, state, from)) this.#work.push(i);
+  }
+
+  #keepRefused(i: number, state: StateId, from: number): void {
+    if (this.#states.isAssumed(state) || this.#refused.has(i)) return;
+    const { offsets } = this.#program.table;
+    const own = this.#program.functionAt(offsets[from] as number);
+    if (own === undefined || own !== this.#program.functionAt(offsets[i] as number)) return;
+    this.#refused.set(i, { state: this.#verdicts.blame(i, state), from });
   }
 
   /** Reduces the state kept at `i` to what holds in another that comes there; true when it changed. */
@@ -377,7 +401,7 @@ class FlowProof {
         ) {
           this.#keepDonor(i, state, claimId);
         }
-        if (flow === FlowCode.call && target > i && this.#isInnerCall(i, target)) {
+        if (flow === FlowCode.call && target > i && isInnerCall(this.#program, i, target)) {
           this.#keepBehindCall(i, claimId, this.#states.after(state, table, i));
           state = this.#pushReturnAddress(state);
           known = states.known(state);
@@ -453,17 +477,6 @@ class FlowProof {
     const landed = this.#states.load(state);
     landed.setRegister(stackPointer, addTo(landed.registers[stackPointer] as number, argumentBytes));
     this.#arrive(pad, this.#states.keep(landed), i);
-  }
-
-  /**
-   * A call into the same function a few bytes on only pushes its own address: position-independent code, and what the
-   * kernel does to branch predictors. What lies between is a trap for speculation.
-   */
-  #isInnerCall(i: number, target: number): boolean {
-    const { table, isEntry } = this.#program;
-    const [from, to] = [table.offsets[i] as number, table.offsets[target] as number];
-    if (to - from > INNER_CALL_BYTES || isEntry[target] === 1) return false;
-    return this.#program.functionAt(from)?.start === this.#program.functionAt(to)?.start;
   }
 
   #keepDonor(i: number, state: StateId, claimId: number): void {

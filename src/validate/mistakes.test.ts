@@ -140,6 +140,20 @@ describe('one wrong row is one finding', () => {
     expect(verdicts).toBe('ppppxxxxppppp');
   });
 
+  it('where only a jump leads to it, and the rows behind it are right (GCC, behind inline thunks)', () => {
+    expect(
+      validate(`${PROLOGUE}
+        jmp 2f
+      1:
+        int3
+      2:
+        .cfi_def_cfa_offset 16
+        nop
+        add $8, %rsp
+        .cfi_def_cfa_offset 16 ${EPILOGUE}`),
+    ).toEqual({ findings: ['cfa-mismatch f+10'], verdicts: 'pppp-xxppp' });
+  });
+
   it('and what falls out of a function in another frame says nothing of the next one', () => {
     expect(
       validate(`${PROLOGUE}

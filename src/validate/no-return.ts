@@ -1,4 +1,5 @@
 import { FlowCode, isInert, NO_TARGET, TOUCHES_ALL } from '../arch/instruction-table.js';
+import { isInnerCall } from './inner-call.js';
 import { isNoReturnName } from './no-return-names.js';
 import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
@@ -212,6 +213,11 @@ class ContentSearch {
           } else work.push(target);
           if (flow === FlowCode.jump && goesOn[i] === 0) break;
         } else if (flow === FlowCode.call) {
+          const target = targetIndexes[i] as number;
+          if (target > i && isInnerCall(this.#program, i, target)) {
+            work.push(target);
+            break;
+          }
           if (noReturn.isCalledAt(i) || noReturn.lastCalls.has(i)) break;
           this.#trust(targets[i] as number);
         } else if (flow === FlowCode.indirectCall || flow === FlowCode.systemCall) {

@@ -1,5 +1,6 @@
 import { FlowCode } from '../../arch/instruction-table.js';
 import type { SkimTable } from '../../arch/skim-table.js';
+import { INNER_CALL_BYTES } from '../inner-call.js';
 import type { Leaders } from './leaders.js';
 import { BriefFlow, flowOf, lengthOf } from './module-code.js';
 import type { ModuleSymbols } from './module-symbols.js';
@@ -168,6 +169,13 @@ export class BriefNoReturn {
           if (flow === FlowCode.jump && !resumed.has(entry)) break;
         } else if (flow === FlowCode.call) {
           const link = links[entry] as number;
+          // As isInnerCall has it.
+          const toward =
+            link < 0 || areEntries[link] === 1 ? 0 : (leaders.positions[link] as number) - position;
+          if (toward > 0 && toward <= INNER_CALL_BYTES) {
+            work.push(link);
+            break;
+          }
           if (this.has(link)) break;
           this.#trust(link);
         } else if (flow === FlowCode.deadEnd) {

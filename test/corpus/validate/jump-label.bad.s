@@ -1,4 +1,4 @@
-# expect: cfa-mismatch row-assumed
+# expect: cfa-mismatch
 # Where a jump label leads, the row is another one.
 	.text
 	.globl f

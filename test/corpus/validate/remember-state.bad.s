@@ -1,4 +1,4 @@
-# expect: cfa-mismatch row-assumed
+# expect: cfa-mismatch
 # The state behind the early way out is not given back.
 	.text
 	.globl f
