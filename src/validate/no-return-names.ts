@@ -1,6 +1,6 @@
 /**
  * Functions that never return by their documentation: the C and C++ runtimes' (C17 7.22.4, 7.13.2; Itanium C++ ABI),
- * and the kernel's that are marked `__noreturn`. Others are found by how they are called and by what they contain.
+ * and the kernel's that are marked `__noreturn`; those of sanitizers that compilers call where the program is to end. Others are found by how they are called and by what they contain.
  */
 const NAMES = new Set(
   [
@@ -23,6 +23,18 @@ const NAMES = new Set(
     .join(' ')
     .split(' '),
 );
+
+for (const bytes of ['1', '2', '4', '8', '16', '_n'])
+  NAMES.add(`__asan_report_load${bytes}`).add(`__asan_report_store${bytes}`);
+NAMES.add('__msan_warning_noreturn').add('__ubsan_handle_missing_return');
+// With -fno-sanitize-recover.
+for (const what of [
+  'add_overflow sub_overflow mul_overflow negate_overflow divrem_overflow pointer_overflow float_cast_overflow',
+  'shift_out_of_bounds out_of_bounds vla_bound_not_positive load_invalid_value invalid_builtin implicit_conversion',
+  'type_mismatch_v1 alignment_assumption nonnull_arg nonnull_return_v1 nullability_arg nullability_return_v1',
+  'function_type_mismatch function_type_mismatch_v1 cfi_check_fail dynamic_type_cache_miss',
+])
+  for (const name of what.split(' ')) NAMES.add(`__ubsan_handle_${name}_abort`);
 
 /** Whether a function of that name never returns. */
 export function isNoReturnName(name: string): boolean {

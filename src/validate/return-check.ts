@@ -42,7 +42,8 @@ export class ReturnCheck {
     // Of a mistake that was told of nothing more is told.
     if (states.wrongCfa(state) !== UNKNOWN) return;
     const { stackPointer } = this.#architecture;
-    const isJump = states.register(state, stackPointer) === cfaValue(-16) && this.#isReturnToPushed(i);
+    const address = states.register(state, stackPointer);
+    const isJump = address !== cfaValue(-8) && this.#isReturnToPushed(i);
     // An inline thunk of a call is called itself, in a frame that only claims tell of.
     if (isJump && states.isAssumed(state)) return;
     const wrong = (register: number, wanted: Value): boolean => {
@@ -51,7 +52,7 @@ export class ReturnCheck {
       this.#found.set(i, { register, value });
       return true;
     };
-    if (!isJump && wrong(stackPointer, cfaValue(-8))) return;
+    if (!(isJump && address === cfaValue(-16)) && wrong(stackPointer, cfaValue(-8))) return;
     for (const register of this.#registers) if (wrong(register, entryValue(register))) return;
   }
 
