@@ -276,6 +276,12 @@ function sweepAll(
     while (at < region.end) {
       while (next < functions.length && (functions[next] as CodeFunction).start <= at) next++;
       const boundary = Math.min(functions[next]?.start ?? region.end, region.end);
+      const data = architecture.idioms.leadingData(space.bytes, at);
+      if (data !== undefined && data.end < boundary) {
+        architecture.sweeper.sweep(space.bytes, at, data.start, table);
+        markLast(table);
+        at = data.end;
+      }
       const stopped = architecture.sweeper.sweep(space.bytes, at, boundary, table);
       if (stopped < boundary) {
         undecoded.push({ start: stopped, end: boundary });

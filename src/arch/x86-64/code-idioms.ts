@@ -50,12 +50,25 @@ export const codeIdioms: CodeIdioms = {
 
   isHalt: (bytes, at, lengthBytes) => lengthBytes === 1 && bytes[at] === HLT,
 
+  // clang up to 16, -fsanitize=function: `jmp .+8`, a signature, and where the function's type is, 4 bytes.
+  leadingData(bytes, at) {
+    if (bytes[at] !== JMP_SHORT || bytes[at + 1] !== 6) return undefined;
+    const isSignature = FUNCTION_SIGNATURES.some(([a, b]) => bytes[at + 2] === a && bytes[at + 3] === b);
+    return isSignature ? { start: at + 2, end: at + 8 } : undefined;
+  },
+
   registerName(register) {
     return REGISTER_NAMES[register] ?? `r${register}?`;
   },
 };
 
 const HLT = 0xf4;
+const JMP_SHORT = 0xeb;
+/** `v2`, and `FT` before clang 5. */
+const FUNCTION_SIGNATURES = [
+  [0x76, 0x32],
+  [0x46, 0x54],
+] as const;
 
 const REGISTER_NAMES = [
   'rax',
