@@ -182,6 +182,9 @@ export class ClaimVerdicts {
       this.hasUnknown = true;
     } else {
       const { derived } = detail;
+      const isOut = verdict === Verdict.wrongCfa && !this.#isIndependent && this.#isFallThrough(from, i);
+      // Dead code behind the last call of a function, for all that is known.
+      if (isOut && this.#states.isAssumed(state)) return REFUSED;
       statuses[i] = Status.disproved;
       if (verdict === Verdict.wrongRegister) {
         this.#contradict(i, from, claim, state);
@@ -189,7 +192,7 @@ export class ClaimVerdicts {
       }
       if (derived !== mistake) this.#contradict(i, from, claim, state);
       if (this.#isIndependent) return state;
-      if (this.#isFallThrough(from, i)) return REFUSED;
+      if (isOut) return REFUSED;
       // What follows from a call's frame is worth more than what is claimed; what follows from a claim is not.
       if (from >= 0 && !this.#states.isAssumed(state)) return this.#states.withWrongCfa(state, derived);
     }

@@ -1,9 +1,8 @@
 import type { Architecture } from '../arch/architecture.js';
 import { FlowCode, isInert, OpCode, opOf, TOUCHES_ALL, writesOf } from '../arch/instruction-table.js';
-import { PairMap } from '../base/pair-map.js';
-import { assumeClaim, checkClaim, Verdict } from './claim-check.js';
+import { AssumedStarts } from './assumed-starts.js';
 import { ClaimVerdicts, type Contradiction, REFUSED, Status } from './claim-verdicts.js';
-import type { Claim, ClaimTable } from './claims.js';
+import type { ClaimTable } from './claims.js';
 import { FlowGraph, Mark } from './flow-graph.js';
 import { CHANGED_ALL } from './frame-state.js';
 import { isInnerCall } from './inner-call.js';
@@ -86,8 +85,7 @@ class FlowProof {
   /** Of a function that has just been called. */
   readonly #entry: StateId;
   readonly #work: number[] = [];
-  /** By unit and claim id: the state at a call or indirect jump, for places in the same unit that only those lead to. */
-  readonly #donors = new PairMap();
+  readonly #starts: AssumedStarts;
   /** By index behind a call that never returns: the state there if it did. What nothing else leads to is dead, or goes on so. */
   readonly #behindCalls = new Map<number, number>();
   /** What is walked is only reached from behind a call that never returns. */
@@ -119,6 +117,7 @@ class FlowProof {
     this.#states = scratch.states(options.architecture, options.redZoneBytes);
     this.#states.begin();
     this.#entry = this.#states.entry(entryMaskOf(options));
+    this.#starts = new AssumedStarts(options.architecture, claims, this.#states, this.#entry);
     this.#verdicts = new ClaimVerdicts({
       ...options,
       claimIds: this.#claimIds,
@@ -193,7 +192,9 @@ class FlowProof {
       if (claim === undefined || this.#isPadding(i)) continue;
       if (this.#goOnBehindCall(i)) continue;
       this.#flow.mark(i, Mark.join);
-      this.#arrive(i, this.#assumeAtStart(claim, i), -1);
+      const position = this.#program.table.offsets[i] as number;
+      const [address, id] = [this.#verdicts.addressOf(i), this.#claimIds[i] as number];
+      this.#arrive(i, this.#starts.stateAt(i, position, address, claim, id), -1);
       statuses[i] = Status.assumed;
       this.#drain(true);
     }
@@ -225,27 +226,6 @@ class FlowProof {
   #endsDoubt(i: number, state: StateId, mark: number): boolean {
     if (this.#program.isEntry[i] === 1 || this.#verdicts.claimAt(i) === undefined) return true;
     return (mark & Mark.join) !== 0 && !this.#mayDoubtReach(i, state);
-  }
-
-  /**
-   * Targets of indirect jumps are reached from one in the same unit: what that knows of the frame holds there, if the claim
-   * agrees.
-   */
-  #assumeAtStart(claim: Claim, i: number): StateId {
-    const { stackPointer } = this.#options.architecture;
-    const donor =
-      claim.cfaRegister === stackPointer
-        ? -1
-        : this.#donors.get(this.#unitOf(i), this.#claimIds[i] as number);
-    const state = this.#states.load(donor < 0 ? this.#entry : donor);
-    if (donor < 0 || checkClaim(claim, state, this.#verdicts.addressOf(i)) !== Verdict.proven)
-      assumeClaim(claim, state, i, stackPointer);
-    state.assume(state.isPartial);
-    return this.#states.keep(state);
-  }
-
-  #unitOf(i: number): number {
-    return this.#claims.unitIndexAt(this.#program.table.offsets[i] as number);
   }
 
   /** Nothing of effect from here up to where control is known to come, or where another claim begins. */
@@ -480,12 +460,8 @@ class FlowProof {
   }
 
   #keepDonor(i: number, state: StateId, claimId: number): void {
-    const claim = this.#claims.claims[claimId];
-    if (claim === undefined || claim.cfaRegister === this.#options.architecture.stackPointer) return;
-    if (this.#statuses[i] !== Status.proven && this.#statuses[i] !== Status.assumed) return;
-    if (this.#states.isPartial(state)) return;
-    const unit = this.#unitOf(i);
-    if (this.#donors.get(unit, claimId) < 0) this.#donors.set(unit, claimId, state);
+    if (this.#statuses[i] === Status.proven || this.#statuses[i] === Status.assumed)
+      this.#starts.keepDonor(this.#program.table.offsets[i] as number, state, claimId);
   }
 
   #keepBehindCall(call: number, claimId: number, state: StateId): void {
