@@ -109,7 +109,8 @@ export class ClaimVerdicts {
     if (claim === undefined) return false;
     if (this.#verdictOf(i, state) !== Verdict.wrongCfa) return false;
     if (detail.derived === this.#states.wrongCfa(state)) return false;
-    if (!this.#isHint(i, from, claim)) this.#contradict(i, from, claim, state);
+    if (!this.#isHint(i, from, claim) && !this.#isDeadEnd(i, state, from))
+      this.#contradict(i, from, claim, state);
     return true;
   }
 
@@ -183,8 +184,7 @@ export class ClaimVerdicts {
     } else {
       const { derived } = detail;
       const isOut = verdict === Verdict.wrongCfa && !this.#isIndependent && this.#isFallThrough(from, i);
-      // Dead code behind the last call of a function, for all that is known.
-      if (isOut && this.#states.isAssumed(state)) return REFUSED;
+      if (isOut && this.#isDeadEnd(i, state, from)) return REFUSED;
       statuses[i] = Status.disproved;
       if (verdict === Verdict.wrongRegister) {
         this.#contradict(i, from, claim, state);
@@ -213,6 +213,11 @@ export class ClaimVerdicts {
     if (this.#hints?.has(this.#program.table.offsets[i] as number) === true) return true;
     const before = from < 0 ? undefined : this.claimAt(from);
     return before !== undefined && (before.isSignalFrame || before.isOutermost);
+  }
+
+  /** Whether code that nothing shows would go on into another function: dead code behind the last call of its own, for all that is known. */
+  #isDeadEnd(i: number, state: StateId, from: number): boolean {
+    return this.#states.isAssumed(state) && this.#isFallThrough(from, i);
   }
 
   /** Whether control would go on from the end of one function to what lies behind it. */

@@ -21,3 +21,16 @@ g:
 	ret
 	.cfi_endproc
 	.size	g, .-g
+
+	.globl	h
+	.type	h, @function
+h:
+	.cfi_startproc
+	push	%rax
+	.cfi_def_cfa_offset 16
+	call	g
+	pop	%rax
+	.cfi_def_cfa_offset 8
+	ret
+	.cfi_endproc
+	.size	h, .-h
