@@ -185,6 +185,11 @@ export interface CodeIdioms {
   relocationKind(type: number): { readonly sizeBytes: 4 | 8; readonly isRelative: boolean } | undefined;
   /** Whether a relocation type makes a field lead to a slot with its symbol's address (`G + GOT + A - P`). */
   isSlotRelocation(type: number): boolean;
+  /**
+   * What a relocation of a constant in a register leads to: the symbol itself, or the slot that the dynamic linker puts its address into; undefined
+   * for others.
+   */
+  farReference(type: number): 'symbol' | 'slot' | undefined;
   /** Whether an instruction waits for an interrupt, and goes on behind it, when it runs with a kernel's privileges (else it faults). */
   isHalt(bytes: Uint8Array, at: number, lengthBytes: number): boolean;
   /** The assembler's name of a DWARF register number. */
@@ -215,6 +220,19 @@ export type TableJumpFinder = (
   register: number | undefined,
 ) => TableJump | undefined;
 
+/** What an indirect call or jump goes through that is made from a constant in a register, as in the large code model. */
+export interface FarTransfer {
+  /** Index of the instruction that loads the constant: what is said holds where control comes from there. */
+  readonly from: number;
+  /** Where the 64-bit field lies that holds the constant, and what it says. */
+  readonly fieldAt: number;
+  readonly value: number;
+  /** The constant counts from the global offset table, whose address was added. */
+  readonly isRelative: boolean;
+  /** The constant is where the target's address lies. */
+  readonly isSlot: boolean;
+}
+
 /** One instruction set. Nothing outside `src/arch/` knows which it has. */
 export interface Architecture {
   readonly name: 'x86-64';
@@ -225,6 +243,8 @@ export interface Architecture {
   readonly skimmer: InstructionSkimmer;
   readonly redirector: Redirector;
   readonly findTableJump: TableJumpFinder;
+  /** The constant that an indirect call or jump, by index, goes through; undefined when it is none that was loaded shortly before. */
+  findFarTransfer(bytes: Uint8Array, table: InstructionTable, i: number): FarTransfer | undefined;
   readonly idioms: CodeIdioms;
   readonly pointerSizeBytes: 8;
   /** DWARF numbers of the stack pointer, frame pointer and return address. */

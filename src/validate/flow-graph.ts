@@ -2,7 +2,8 @@ import { FlowCode, TOUCHES_ALL } from '../arch/instruction-table.js';
 import { sortedOrder } from '../base/sorted-order.js';
 import type { ExtraFlow } from './kernel-sections.js';
 import type { CallsThatEnd } from './no-return.js';
-import { lowerBound, type Program } from './program.js';
+import { lowerBound } from './position-index.js';
+import type { Program } from './program.js';
 import type { Scratch } from './scratch.js';
 
 /** What a walk must look at, so that all other instructions cost it one read. */

@@ -3,7 +3,8 @@ import { FlowCode, isInert } from '../arch/instruction-table.js';
 import { linkAddress } from '../base/brand.js';
 import type { ElfFile, ElfRelocation, ElfSymbol } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
-import { lowerBound, type Program } from './program.js';
+import { lowerBound } from './position-index.js';
+import type { Program } from './program.js';
 
 /** Where the indirect jumps of a program lead, as far as their tables tell. */
 export interface JumpTables {

@@ -5,7 +5,8 @@ import { SHT_RELA } from '../elf/constants.js';
 import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
 import type { LandingPads } from './landing-pads.js';
-import { lowerBound, type Program, wordsOf } from './program.js';
+import { lowerBound } from './position-index.js';
+import { type Program, wordsOf } from './program.js';
 
 /** Control can go from one place to another although no instruction says so. */
 export interface ExtraFlow {

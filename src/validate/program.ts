@@ -6,10 +6,13 @@ import {
   NO_TARGET,
   TOUCHES_ALL,
 } from '../arch/instruction-table.js';
-import { SHN_UNDEF, SHT_RELA, STT_FUNC, STT_NOTYPE } from '../elf/constants.js';
-import type { ElfFile, ElfRelocation, ElfSection } from '../elf/elf-file.js';
+import { SHT_RELA, STT_FUNC, STT_NOTYPE } from '../elf/constants.js';
+import type { ElfFile, ElfSection } from '../elf/elf-file.js';
 import type { CodeSpace } from './code-space.js';
-import { PositionIndex } from './position-index.js';
+import { externalTarget, symbolIndexOfTarget } from './external-targets.js';
+import { bindFarTransfers } from './far-transfers.js';
+import { bindSlotCalls, directFlowOf, LinkageSlots, readLinkageNames } from './linkage-slots.js';
+import { lowerBound, PositionIndex } from './position-index.js';
 import type { Scratch } from './scratch.js';
 
 /** A function as symbols or tables know it. */
@@ -21,15 +24,6 @@ export interface CodeFunction {
   readonly isPart: boolean;
   /** The source tells functions and labels apart by nothing: kallsyms. */
   readonly mayBeLabel?: boolean;
-}
-
-/** A symbol that is not defined in the code: `targets` holds this of its index; of a dynamic symbol, of its index behind all others. */
-function externalTarget(symbolIndex: number): number {
-  return -2 - symbolIndex;
-}
-
-function symbolIndexOfTarget(target: number): number {
-  return -2 - target;
 }
 
 /** The instructions of a file with their targets resolved. */
@@ -72,7 +66,11 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
   );
   resolveTargets(elf, space, table, architecture);
   const slots = new LinkageSlots(elf, space, table, architecture);
-  const slotNames = bindSlotCalls(elf, space, table, slots);
+  const slotNames = bindSlotCalls(space, table, slots);
+  const linkageNames = readLinkageNames(elf, space, table, slots);
+  const functionStarts = new Set(functions.filter((f) => !f.isPart).map((f) => f.start));
+  const isEntryAt = (position: number) => functionStarts.has(position) || linkageNames.has(position);
+  bindFarTransfers({ elf, space, table, architecture, slots, isEntry: isEntryAt, names: slotNames });
   const index = new PositionIndex(table, space.bytes.length, scratch);
   const targetIndexes = scratch.int32('target indexes', table.count, -1);
   findTargets(table, index, targetIndexes);
@@ -87,11 +85,11 @@ export function buildProgram(elf: ElfFile, space: CodeSpace, options: ProgramOpt
     index,
     targetIndexes,
     functions,
-    functionStarts: new Set(functions.filter((f) => !f.isPart).map((f) => f.start)),
+    functionStarts,
     isEntry,
     undecoded,
     elf,
-    linkageNames: readLinkageNames(elf, space, table, slots),
+    linkageNames,
     slotNames,
     nameOfTarget: (target) =>
       target < -1 && target !== NO_TARGET
@@ -122,81 +120,6 @@ function isLabel(table: InstructionTable, position: number): boolean {
     return false;
   const flow = table.flows[before] as number;
   return (flow === FlowCode.next || flow === FlowCode.branch) && !isInert(table, before);
-}
-
-/** Slots that the dynamic linker fills, of which instructions take an address: `jmp *slot(%rip)`, `call *slot(%rip)`. */
-class LinkageSlots {
-  readonly #space: CodeSpace;
-  readonly #table: InstructionTable;
-  readonly #architecture: Architecture;
-  readonly #elf: ElfFile;
-  readonly #view: DataView;
-  #relocations: ReadonlyMap<number, ElfRelocation> | undefined;
-
-  constructor(elf: ElfFile, space: CodeSpace, table: InstructionTable, architecture: Architecture) {
-    this.#elf = elf;
-    this.#space = space;
-    this.#table = table;
-    this.#architecture = architecture;
-    const { buffer, byteOffset, byteLength } = space.bytes;
-    this.#view = new DataView(buffer, byteOffset, byteLength);
-  }
-
-  /** The address of what the i-th instruction refers to, relative to itself. */
-  addressAt(i: number): number | undefined {
-    const at = this.#table.offsets[i] as number;
-    const lengthBytes = this.#table.lengths[i] as number;
-    const { bytes } = this.#space;
-    const field = this.#architecture.decoder.fields(bytes, at, at + lengthBytes)?.ripDisplacementAt;
-    if (field === undefined) return undefined;
-    return this.#space.addressOf(at) + lengthBytes + this.#view.getInt32(at + field, true);
-  }
-
-  /** What fills the slot at an address. */
-  relocationAt(address: number): ElfRelocation | undefined {
-    this.#relocations ??= new Map(this.#elf.dynamicRelocations.map((r) => [r.offset, r]));
-    return this.#relocations.get(address);
-  }
-}
-
-/** What `jmp *slot(%rip)` of `.plt`, `.plt.sec` and `.plt.got` leads to, by the dynamic relocation of the slot. */
-function readLinkageNames(
-  elf: ElfFile,
-  space: CodeSpace,
-  table: InstructionTable,
-  slots: LinkageSlots,
-): ReadonlyMap<number, string> {
-  const names = new Map<number, string>();
-  const regions = space.regions.filter((r) => r.name.startsWith('.plt'));
-  if (regions.length === 0 || space.isRelocatable) return names;
-  const { offsets, flows } = table;
-  for (const region of regions) {
-    for (let i = lowerBound(offsets, table.count, region.start); i < table.count; i++) {
-      const at = offsets[i] as number;
-      if (at >= region.end) break;
-      if (flows[i] !== FlowCode.indirectJump) continue;
-      const slot = slots.addressAt(i);
-      const symbolIndex = slot === undefined ? undefined : slots.relocationAt(slot)?.symbolIndex;
-      const name = symbolIndex === undefined ? undefined : elf.dynamicSymbols[symbolIndex]?.name;
-      if (name === undefined || name === '') continue;
-      names.set(at, name);
-      // With branch tracking, an entry begins one instruction earlier.
-      if (i > 0 && isInert(table, i - 1)) names.set(offsets[i - 1] as number, name);
-    }
-  }
-  return names;
-}
-
-/** The first index whose value is at least `value`. */
-export function lowerBound(values: Int32Array, count: number, value: number): number {
-  let low = 0;
-  let high = count;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if ((values[middle] as number) < value) low = middle + 1;
-    else high = middle;
-  }
-  return low;
 }
 
 function findFunction(functions: readonly CodeFunction[], position: number): CodeFunction | undefined {
@@ -328,56 +251,6 @@ function resolveTargets(
     if (home === undefined || (target >= home.start && target < home.end)) continue;
     targets[i] = space.positionOf(home.address + target - home.start) ?? NO_TARGET;
   }
-}
-
-/**
- * `call *slot(%rip)` (-fno-plt, and Rust) is a call of what the dynamic linker puts into the slot, and `jmp *slot(%rip)` a sibling call. Slots that
- * anything else may write are left alone: they are no part of `.got`. So are the entries of linkage tables, which are called by that name.
- */
-function bindSlotCalls(
-  elf: ElfFile,
-  space: CodeSpace,
-  table: InstructionTable,
-  slots: LinkageSlots,
-): ReadonlyMap<number, string> {
-  const names = new Map<number, string>();
-  if (space.isRelocatable) return names;
-  const tables = elf.sections.filter(({ name }) => name === '.got' || name === '.got.plt');
-  if (tables.length === 0) return names;
-  const isInTable = (slot: number) =>
-    tables.some(({ address, sizeBytes }) => slot >= address && slot < address + sizeBytes);
-  const { flows, targets, transfers, transferCount } = table;
-  for (let t = 0; t < transferCount; t++) {
-    const i = transfers[t] as number;
-    const bound = directFlowOf(flows[i] as number);
-    if (bound === undefined) continue;
-    if (
-      bound === FlowCode.jump &&
-      space.regionAt(table.offsets[i] as number)?.name.startsWith('.plt') === true
-    )
-      continue;
-    const slot = slots.addressAt(i);
-    const relocation = slot !== undefined && isInTable(slot) ? slots.relocationAt(slot) : undefined;
-    if (relocation === undefined) continue;
-    const { symbolIndex, addend } = relocation;
-    const symbol = elf.dynamicSymbols[symbolIndex];
-    let target: number | undefined;
-    if (symbolIndex === 0) target = space.positionOf(addend);
-    else if (symbol?.sectionIndex === SHN_UNDEF) {
-      target = externalTarget(elf.symbols.length + symbolIndex);
-      names.set(target, symbol.name);
-    } else target = symbol && space.positionOfSymbol(symbol);
-    if (target === undefined) continue;
-    flows[i] = bound;
-    targets[i] = target;
-  }
-  return names;
-}
-
-/** What an indirect transfer is when it is known where it leads. */
-function directFlowOf(flow: number): number | undefined {
-  if (flow === FlowCode.indirectCall) return FlowCode.call;
-  return flow === FlowCode.indirectJump ? FlowCode.jump : undefined;
 }
 
 const RELA_BYTES = 24;

@@ -3,11 +3,14 @@ import {
   R_X86_64_32,
   R_X86_64_32S,
   R_X86_64_64,
+  R_X86_64_GOT64,
+  R_X86_64_GOTOFF64,
   R_X86_64_GOTPCREL,
   R_X86_64_GOTPCRELX,
   R_X86_64_PC32,
   R_X86_64_PC64,
   R_X86_64_PLT32,
+  R_X86_64_PLTOFF64,
 } from './relocation-types.js';
 
 const ABSOLUTE_4 = { sizeBytes: 4, isRelative: false } as const;
@@ -47,6 +50,11 @@ export const codeIdioms: CodeIdioms = {
   },
 
   isSlotRelocation: (type) => type === R_X86_64_GOTPCREL || type === R_X86_64_GOTPCRELX,
+
+  farReference(type) {
+    if (type === R_X86_64_64 || type === R_X86_64_GOTOFF64 || type === R_X86_64_PLTOFF64) return 'symbol';
+    return type === R_X86_64_GOT64 ? 'slot' : undefined;
+  },
 
   isHalt: (bytes, at, lengthBytes) => lengthBytes === 1 && bytes[at] === HLT,
 

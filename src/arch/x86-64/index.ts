@@ -1,6 +1,7 @@
 import type { Architecture } from '../architecture.js';
 import { codeIdioms } from './code-idioms.js';
 import { decoder } from './decoder.js';
+import { findFarTransfer } from './far-transfer.js';
 import { redirector } from './redirector.js';
 import { CALLEE_SAVED, DW_RA, DW_RBP, DW_RSP } from './registers.js';
 import { skimmer } from './skim.js';
@@ -16,6 +17,7 @@ export const x86_64: Architecture = {
   skimmer,
   redirector,
   findTableJump,
+  findFarTransfer,
   idioms: codeIdioms,
   pointerSizeBytes: 8,
   stackPointer: DW_RSP,

@@ -64,8 +64,8 @@ export function findTableJump(
   return undefined;
 }
 
-/** The two registers of `add %a,%b` or `lea (%a,%b),%c`; none for other instructions. */
-function addedRegisters(): readonly number[] {
+/** Of the instruction that was scanned: the two registers of `add %a,%b` or `lea (%a,%b),%c`; none for other instructions. */
+export function addedRegisters(): readonly number[] {
   if ((scan.rex & 8) === 0) return [];
   if (scan.opcode === 0x01 || scan.opcode === 0x03)
     return isRegisterForm(scan) ? [dwarfOf(regOperand(scan)), dwarfOf(rmOperand(scan))] : [];
@@ -80,7 +80,8 @@ function scanAt({ bytes, table }: Context, i: number): boolean {
   return scanInstruction(bytes, at, at + (table.lengths[i] as number));
 }
 
-function writesRegister(table: InstructionTable, i: number, register: number): boolean {
+/** Whether an instruction changes a register, for who looks for what was put there before. */
+export function writesRegister(table: InstructionTable, i: number, register: number): boolean {
   const effect = table.effects[i] as number;
   if ((writesOf(effect) >> register) & 1) return true;
   const a = firstOf(effect);
