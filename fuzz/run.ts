@@ -5,7 +5,8 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { damage, randomOf } from './damage.js';
-import { type FuzzTarget, TARGETS, tryBytes } from './targets.js';
+import { type FuzzTarget, tryBytes } from './support.js';
+import { TARGETS } from './targets.js';
 
 /** `npm run fuzz -- --target X --seconds N --seed S`: see README.md. */
 const { values } = parseArgs({
@@ -32,7 +33,7 @@ process.exitCode = failures > 0 ? 1 : 0;
 
 async function fuzz(target: FuzzTarget): Promise<number> {
   const random = randomOf(Number(values.seed));
-  const seeds = target.seeds();
+  const seeds = await target.seeds();
   const guard = await watch(target, Math.max(...seeds.map((seed) => seed.length)));
   const end = performance.now() + Number(values.seconds) * 1000;
   const outcomes = { read: 0, refused: 0, failed: 0 };
@@ -42,7 +43,7 @@ async function fuzz(target: FuzzTarget): Promise<number> {
     guard.begin(bytes);
     const started = performance.now();
     try {
-      outcomes[tryBytes(target, bytes)]++;
+      outcomes[await tryBytes(target, bytes)]++;
       const tookMs = performance.now() - started;
       slowestMs = Math.max(slowestMs, tookMs);
       if (tookMs > MAX_CASE_MS) throw new Error(`took ${Math.round(tookMs)} ms`);

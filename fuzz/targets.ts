@@ -1,6 +1,4 @@
-import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { FlowCode, InstructionTable, NO_TARGET } from '../src/arch/instruction-table.js';
@@ -27,76 +25,26 @@ import { encodeProof, parseProof } from '../src/validate/proof.js';
 import { Scratch } from '../src/validate/scratch.js';
 import { validateElf } from '../src/validate/validate-file.js';
 import { KALLSYMS_SHAPES, KALLSYMS_TABLES, layOutKallsyms } from '../test/support/kallsyms-image.js';
-
-/** Something that reads bytes which may be anything. */
-export interface FuzzTarget {
-  readonly name: string;
-  /** How many cases `npm test` tries. */
-  readonly cases: number;
-  readonly seeds: () => readonly Uint8Array[];
-  /** Throws whatever bad input may not lead to. */
-  readonly read: (bytes: Uint8Array) => void;
-}
-
-/** Whether bytes were read or refused; throws what is neither. */
-export function tryBytes(target: FuzzTarget, bytes: Uint8Array): 'read' | 'refused' {
-  try {
-    target.read(bytes);
-    return 'read';
-  } catch (error) {
-    const isOwn = error instanceof ParseError || (target.name === 'patch' && error instanceof LivegraftError);
-    if (!isOwn) throw error;
-    return 'refused';
-  }
-}
+import { memoryTargets } from './memory-targets.js';
+import { objectTargets } from './object-targets.js';
+import {
+  C_SOURCE,
+  compile,
+  type FuzzTarget,
+  folder,
+  MAIN,
+  once,
+  pack,
+  readBytes,
+  run,
+  sectionsOf,
+  unpack,
+} from './support.js';
 
 const CORPUS = fileURLToPath(new URL('../test/corpus/validate', import.meta.url));
 const LIBRARY = '/usr/lib/x86_64-linux-gnu/libdl.so.2';
-const folder = mkdtempSync(join(tmpdir(), 'livegraft-fuzz-'));
-process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
-
-function run(command: string, args: readonly string[], input?: Uint8Array): Uint8Array {
-  const { status, stdout, stderr } = spawnSync(command, args, { cwd: folder, input, maxBuffer: 2 ** 28 });
-  if (status !== 0) throw new Error(`${command} ${args.join(' ')}: ${stderr}`);
-  return new Uint8Array(stdout);
-}
-
-function once<T>(make: () => T): () => T {
-  let made: T | undefined;
-  return () => {
-    made ??= make();
-    return made;
-  };
-}
-
-function readBytes(path: string): Uint8Array {
-  return new Uint8Array(readFileSync(path));
-}
-
 function openElf(bytes: Uint8Array): ElfFile {
   return parseElf(bytes, 'case', sectionDecompressors);
-}
-
-const C_SOURCE = (k: number) => `
-struct inner { char a; long b; };
-struct outer { struct inner in[3]; unsigned low : 3; struct outer *next; void (*call)(int); } head;
-int table[4];
-int other(int);
-__attribute__((noinline)) int work(int n) {
-  switch (n) { case 0: return other(1); case 1: return table[n & 3]; case 2: return other(n) + ${k};
-    case 3: return other(7) * 2; case 4: return head.low; case 5: return other(5) - 9; }
-  return n * ${k};
-}
-`;
-const MAIN = 'int work(int); int other(int n) { return n; } int main(int n, char **v) { return work(n); }';
-
-/** A path in the folder, made by compiling `source`. */
-function compile(name: string, source: string, ...flags: string[]): string {
-  // One name for all: a patch's objects are paired by it.
-  const file = join(folder, 'a.c');
-  writeFileSync(file, source);
-  run('gcc', ['-O2', ...flags, '-o', name, file]);
-  return join(folder, name);
 }
 
 const withDebug = once(() =>
@@ -104,28 +52,6 @@ const withDebug = once(() =>
     compile(`debug${i}`, `${C_SOURCE(3)}${MAIN}`, ...flags.split(' ')),
   ),
 );
-
-function sectionsOf(path: string, ...names: string[]): Uint8Array[] {
-  const elf = parseElf(readFileSync(path), path);
-  return names.map((name) => new Uint8Array(elf.findSection(name)?.data ?? []));
-}
-
-/** Several byte strings in one, and apart again: lengths first. Damage to a length moves the border. */
-function pack(parts: readonly Uint8Array[]): Uint8Array {
-  const head = new Uint32Array(parts.map((part) => part.length));
-  return new Uint8Array(Buffer.concat([new Uint8Array(head.buffer), ...parts]));
-}
-
-function unpack(bytes: Uint8Array, count: number): Uint8Array[] {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-  let at = Math.min(4 * count, bytes.length);
-  return Array.from({ length: count }, (_, i) => {
-    const size = bytes.length >= 4 * count ? view.getUint32(4 * i, true) : 0;
-    const part = bytes.slice(at, Math.min(at + size, bytes.length));
-    at += part.length;
-    return part;
-  });
-}
 
 const elfSeeds = once(() => {
   // Small objects with every kind of table; one larger one with everything that a linker makes.
@@ -427,6 +353,7 @@ export const TARGETS: readonly FuzzTarget[] = [
     name: 'patch',
     cases: 500,
     seeds: () => [patchSeed()],
+    refusal: LivegraftError,
     read: (bytes) => void parsePatch(bytes, 'case', patchDigest),
   },
   {
@@ -448,4 +375,6 @@ export const TARGETS: readonly FuzzTarget[] = [
     }),
     read: (bytes) => void extractVmlinux(bytes, 'case', decompressors),
   },
+  ...objectTargets,
+  ...memoryTargets,
 ];

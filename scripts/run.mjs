@@ -26,6 +26,7 @@ const TASKS = {
   'oracle:objtool': ['--import', 'tsx', 'test/oracle/objtool-agreement.ts'],
   'oracle:compilers': ['--import', 'tsx', 'test/oracle/compiler-tables.ts'],
   'oracle:decoder': ['--import', 'tsx', 'test/oracle/decoder/compare.ts'],
+  mutations: ['--import', 'tsx', 'test/mutation/run.ts'],
   simulate: ['--import', 'tsx', 'test/simulation/simulate.ts'],
   faults: ['--import', 'tsx', 'test/faults/run.ts'],
   fuzz: ['--import', 'tsx', 'fuzz/run.ts'],

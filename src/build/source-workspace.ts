@@ -75,7 +75,7 @@ export class SourceWorkspace {
     // a/src/x.c with -p1, src/x.c with -p0: whichever names files that are there.
     const existing = files.filter((f) => f.existence !== 'added');
     const fits = (n: number) => existing.every((f) => isFile(join(sourceDir, stripped(f.path, n))));
-    const strip = [1, 0, 2].find(fits);
+    const strip = files.some((f) => leadsAway(f.path)) ? undefined : [1, 0, 2].find(fits);
     if (strip === undefined) {
       const names = files.map((f) => f.path).join(', ');
       throw new LivegraftError(
@@ -162,7 +162,17 @@ export class SourceWorkspace {
 }
 
 function isFile(path: string): boolean {
-  return statSync(path, { throwIfNoEntry: false })?.isFile() === true;
+  try {
+    return statSync(path, { throwIfNoEntry: false })?.isFile() === true;
+  } catch {
+    // A name that is too long for one, or behind what may not be looked at.
+    return false;
+  }
+}
+
+/** Whether a file of a diff is in no tree: its name could not be one, or leads out of the tree. */
+function leadsAway(path: string): boolean {
+  return path.includes('\0') || path.split('/').includes('..');
 }
 
 function stripped(path: string, count: number): string {

@@ -150,9 +150,17 @@ export function parseSuppressions(text: string): readonly Suppression[] {
   return suppressions;
 }
 
+/**
+ * What stands between two stars is taken at the first place that it has: any other choice leaves less for what follows. Groups that are
+ * not gone back into (lookahead and back reference) say so, else a pattern of many stars would take forever to fail.
+ */
 function globToRegExp(glob: string): RegExp {
-  const escaped = glob.replace(/[.+?^${}()|[\]\\]/g, '\\$&').replaceAll('*', '.*');
-  return new RegExp(`^${escaped}$`);
+  const [head = '', ...rest] = glob.split('*').map((text) => text.replace(/[.+?^${}()|[\]\\]/g, '\\$&'));
+  const tail = rest.pop();
+  if (tail === undefined) return new RegExp(`^${head}$`, 's');
+  const inner = rest.filter((text) => text !== '').map((text, i) => `(?=(.*?${text}))\\${i + 1}`);
+  // A digit behind a reference would be part of its number, but what follows one is always a parenthesis or a dot.
+  return new RegExp(`^${head}${inner.join('')}.*${tail}$`, 's');
 }
 
 /** Takes the findings apart: those that count, and those of exempt functions or that a suppression names. */

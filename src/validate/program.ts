@@ -218,7 +218,7 @@ function sweepAll(
 }
 
 /** What is behind the last instruction is not: whoever goes along the code is to look up there. */
-function markLast({ touches, count, lasts }: InstructionTable): void {
+export function markLast({ touches, count, lasts }: InstructionTable): void {
   if (count === 0) return;
   touches[count - 1] = TOUCHES_ALL;
   lasts.push(count - 1);

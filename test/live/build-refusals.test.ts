@@ -348,6 +348,11 @@ describe('a build that can not be made', () => {
     const text = readFileSync(tree.diff, 'utf8');
     writeFileSync(tree.diff, text.replaceAll('a.c', 'gone.c'));
     expect(await expectRefusal(tree, 'diff-does-not-fit')).toContain('gone.c');
+    // No name of a file in the tree: one that leads out of it, one that no file has, one that is too long.
+    for (const name of ['../source/a.c', 'a\0.c', 'a'.repeat(5000)]) {
+      writeFileSync(tree.diff, text.replaceAll('a.c', name));
+      await expectRefusal(tree, 'diff-does-not-fit');
+    }
     writeFileSync(tree.diff, 'not a diff\n');
     await expectRefusal(tree, 'diff-empty');
     await expectRefusal({ ...tree, diff: `${tree.diff}.gone` }, 'diff-unreadable');

@@ -1,10 +1,17 @@
 import { firstOf, InstructionTable, OpCode, opOf, secondOf } from '../../src/arch/instruction-table.js';
 import { x86_64 } from '../../src/arch/x86-64/index.js';
-import { DW_RSP } from '../../src/arch/x86-64/registers.js';
+import { DW_RBP, DW_RSP } from '../../src/arch/x86-64/registers.js';
+import { hex } from '../../src/base/brand.js';
+import { ByteReader } from '../../src/base/byte-reader.js';
 import { FrameSection } from '../../src/dwarf/frame-section.js';
 import { parseElf } from '../../src/elf/reader.js';
+import { readDwarfClaims, readOrcClaims } from '../../src/validate/claim-sources.js';
+import type { Claim } from '../../src/validate/claims.js';
+import { CodeSpace } from '../../src/validate/code-space.js';
 import type { FindingCode } from '../../src/validate/findings.js';
-import { validateElf } from '../../src/validate/validate-file.js';
+import { relocatedSection } from '../../src/validate/relocated-section.js';
+import { Scratch } from '../../src/validate/scratch.js';
+import { type ValidateOptions, validateElf } from '../../src/validate/validate-file.js';
 
 /** One byte of a file that is changed, so that a row or an instruction says something else. */
 export interface Mutation {
@@ -29,14 +36,16 @@ export function runMutations(
   original: Uint8Array,
   source: string,
   mutations: readonly Mutation[],
-  options: { readonly seed: number; readonly count: number; readonly kernelRelease?: string },
+  options: { readonly seed: number; readonly count: number } & Pick<
+    ValidateOptions,
+    'kernelRelease' | 'symbols'
+  >,
 ): MutationRun {
+  const { seed, count, ...given } = options;
   const bytes = original.slice();
+  const scratch = new Scratch();
   const look = () => {
-    const { findings } = validateElf(parseElf(bytes, source), {
-      architecture: x86_64,
-      ...(options.kernelRelease !== undefined && { kernelRelease: options.kernelRelease }),
-    });
+    const { findings } = validateElf(parseElf(bytes, source), { architecture: x86_64, scratch, ...given });
     // That more is taken on trust is no notice of a mistake.
     return new Set(
       findings
@@ -45,16 +54,16 @@ export function runMutations(
     );
   };
   const before = look();
-  const random = randomOf(options.seed);
+  const random = randomOf(seed);
   const missed: string[] = [];
   const left = [...mutations];
-  const tried = Math.min(options.count, left.length);
+  const tried = Math.min(count, left.length);
   for (let i = 0; i < tried; i++) {
     const [mutation] = left.splice(Math.floor(random() * left.length), 1) as [Mutation];
     bytes[mutation.at] = mutation.value;
     const isNoticed = [...look()].some((finding) => !before.has(finding));
     bytes[mutation.at] = original[mutation.at] as number;
-    if (!isNoticed) missed.push(`0x${mutation.at.toString(16)}: ${mutation.what}`);
+    if (!isNoticed) missed.push(`${hex(mutation.at)}: ${mutation.what}`);
   }
   return { tried, missed };
 }
@@ -68,123 +77,200 @@ function randomOf(seed: number): () => number {
   };
 }
 
-/** Changes of the call frame instructions that set or move a CFA, or say where a register is saved. */
+/** `DW_CFA_*` (DWARF 5 section 6.4.2) that are changed, or whose operands are to be passed over. */
+const CFA = {
+  nop: 0x00,
+  advance_loc1: 0x02,
+  advance_loc2: 0x03,
+  advance_loc4: 0x04,
+  restore_state: 0x0b,
+  def_cfa: 0x0c,
+  def_cfa_register: 0x0d,
+  def_cfa_offset: 0x0e,
+  def_cfa_expression: 0x0f,
+  expression: 0x10,
+} as const;
+/** What is in the first byte's upper two bits. */
+const [ADVANCE_LOC, OFFSET, RESTORE] = [1, 2, 3];
+
+/** Operands of the others: numbers of LEB128, as many as there are letters; a block is a number and as many bytes. */
+const OPERANDS: Readonly<Record<number, string>> = {
+  5: 'nn', // offset_extended
+  6: 'n', // restore_extended
+  7: 'n', // undefined
+  8: 'n', // same_value
+  9: 'nn', // register
+  10: '', // remember_state
+  [CFA.restore_state]: '',
+  [CFA.nop]: '',
+  [CFA.def_cfa_expression]: 'b',
+  [CFA.expression]: 'nb',
+  17: 'nn', // offset_extended_sf
+  18: 'nn', // def_cfa_sf
+  19: 'n', // def_cfa_offset_sf
+  22: 'nb', // val_expression
+  46: 'n', // GNU_args_size
+};
+
+/**
+ * Changes of the call frame instructions that set or move a CFA, or say where a register is saved. That it still is, behind a pop, is
+ * true where signals leave that memory alone: no `DW_CFA_restore` is dropped.
+ */
 export function mutationsOfDwarf(bytes: Uint8Array, source: string): Mutation[] {
   const elf = parseElf(bytes, source);
   const section = elf.findSection('.eh_frame');
   if (section === undefined) throw new Error(`${source} has no .eh_frame`);
-  const frames = new FrameSection({
-    bytes: section.data,
-    address: section.address,
-    kind: 'eh_frame',
-    source,
-  });
+  const space = CodeSpace.of(elf, new Scratch());
+  // The copy of an object's, with its relocations applied, says which code an entry is of.
+  const data = space.isRelocatable
+    ? relocatedSection(elf, section, x86_64, 0, (symbol) => space.positionOfSymbol(symbol))
+    : section.data;
+  const frames = new FrameSection({ bytes: data, address: section.address, kind: 'eh_frame', source });
   const mutations: Mutation[] = [];
+  const inFile = section.data.byteOffset - bytes.byteOffset - data.byteOffset;
   for (const fde of frames.entries()) {
-    if (
-      elf.sections.find((s) => s.address <= fde.start && fde.start < s.address + s.sizeBytes)?.name !==
-      '.text'
-    )
-      continue;
+    const position = space.isRelocatable ? fde.start : space.positionOf(fde.start);
+    if (position === undefined || !space.regionAt(position)?.name.startsWith('.text')) continue;
     const { instructions } = fde;
-    const base = instructions.byteOffset - bytes.byteOffset;
+    const base = instructions.byteOffset + inFile;
     const add = (offset: number, value: number, what: string) => {
-      mutations.push({ at: base + offset, value, what: `FDE of 0x${fde.start.toString(16)}: ${what}` });
+      mutations.push({ at: base + offset, value, what: `FDE of ${hex(fde.start)}: ${what}` });
     };
-    for (let at = 0; at < instructions.length; ) {
-      const op = instructions[at] as number;
+    const reader = new ByteReader(instructions, source);
+    while (!reader.atEnd) {
+      const at = reader.offset;
+      const op = reader.readU8();
       const operand = instructions[at + 1] ?? 0;
-      if (op >> 6 === 1) {
-        // DW_CFA_advance_loc
+      if (op >> 6 === ADVANCE_LOC) {
         for (const delta of [-1, 1]) {
           const next = (op & 0x3f) + delta;
           if (next > 0 && next < 0x40) add(at, 0x40 | next, `advance_loc ${op & 0x3f} to ${next}`);
         }
-        at += 1;
-      } else if (op >> 6 === 2) {
-        // DW_CFA_offset
+      } else if (op >> 6 === OFFSET) {
+        reader.readUleb128();
         if (operand < 0x7f) add(at + 1, operand + 1, `offset r${op & 0x3f} ${operand} to ${operand + 1}`);
-        if (operand > 3) add(at + 1, operand - 1, `offset r${op & 0x3f} ${operand} to ${operand - 1}`);
-        at += 2;
-      } else if (op === 0x0e) {
-        // DW_CFA_def_cfa_offset
-        if (operand >= 0x80) break;
-        if (operand + 8 < 0x80) add(at + 1, operand + 8, `def_cfa_offset ${operand} to ${operand + 8}`);
-        if (operand > 8) add(at + 1, operand - 8, `def_cfa_offset ${operand} to ${operand - 8}`);
-        at += 2;
-      } else if (op === 0x0d) {
-        // DW_CFA_def_cfa_register
-        add(at + 1, operand === 7 ? 6 : 7, `def_cfa_register ${operand}`);
-        at += 2;
-      } else if (op === 0x0a || op === 0x0b) {
-        if (op === 0x0b) add(at, 0x00, 'restore_state dropped');
-        at += 1;
-      } else if (op === 0x00) at += 1;
-      else if (op >> 6 === 3) at += 1;
-      else if (op === 0x02) at += 2;
-      else if (op === 0x03) at += 3;
-      else if (op === 0x0c) {
-        add(at + 2, (instructions[at + 2] as number) ^ 8, 'def_cfa offset');
-        at += 3;
-      } else break;
+        if (operand > 3 && operand < 0x80)
+          add(at + 1, operand - 1, `offset r${op & 0x3f} ${operand} to ${operand - 1}`);
+      } else if (op === CFA.advance_loc1 || op === CFA.advance_loc2 || op === CFA.advance_loc4) {
+        reader.skip(op === CFA.advance_loc4 ? 4 : op - 1);
+        add(at + 1, operand ^ 1, `advance_loc${op === CFA.advance_loc4 ? 4 : op - 1}, the lowest bit`);
+      } else if (op === CFA.def_cfa_offset) {
+        reader.readUleb128();
+        // Of a larger number, these are the low bits.
+        const more = operand & 0x80;
+        const low = operand & 0x7f;
+        if (low + 8 < 0x80) add(at + 1, more | (low + 8), `def_cfa_offset, 8 more`);
+        if (low > 8) add(at + 1, more | (low - 8), `def_cfa_offset, 8 less`);
+      } else if (op === CFA.def_cfa_register) {
+        reader.readUleb128();
+        add(at + 1, operand === DW_RSP ? DW_RBP : DW_RSP, `def_cfa_register ${operand}`);
+      } else if (op === CFA.def_cfa) {
+        reader.readUleb128();
+        const offset = reader.offset;
+        reader.readUleb128();
+        add(offset, (instructions[offset] as number) ^ 8, 'def_cfa offset');
+      } else {
+        const operands = op >> 6 === RESTORE ? '' : OPERANDS[op];
+        if (operands === undefined) throw new Error(`${source}: unknown call frame instruction ${hex(op)}`);
+        if (op === CFA.restore_state) add(at, CFA.nop, 'restore_state dropped');
+        for (const kind of operands) {
+          const number = reader.readUleb128();
+          if (kind !== 'b') continue;
+          // The value of a block is an address on the frame: breg N with another offset.
+          if (reader.remaining > 1 && number >= 2)
+            add(reader.offset + 1, (instructions[reader.offset + 1] as number) ^ 8, 'expression, offset');
+          reader.skip(number);
+        }
+      }
     }
   }
   return mutations;
 }
 
-const CALLEE_SAVED = new Set(x86_64.calleeSaved);
-
-/** Where a file's `.eh_frame` claims anything: start-up code of the C runtime has no rows. */
-function coveredBy(bytes: Uint8Array, source: string): (address: number) => boolean {
-  const section = parseElf(bytes, source).findSection('.eh_frame');
-  if (section === undefined) return () => true;
-  const options = { bytes: section.data, address: section.address, kind: 'eh_frame', source } as const;
-  const ranges = [...new FrameSection(options).entries()];
-  return (address) => ranges.some((fde) => fde.start <= address && address < fde.end);
-}
-
-/** Changes of instructions that push, pop, move the stack pointer or the frame pointer. `only`: registers to push and pop. */
+/**
+ * Changes of instructions that push, pop, move the stack pointer or the frame pointer, where a table claims anything (start-up code
+ * of the C runtime has no rows): of the registers that it speaks of.
+ */
 export function mutationsOfInstructions(
   bytes: Uint8Array,
   source: string,
-  only: ReadonlySet<number> = CALLEE_SAVED,
-  isCovered: (address: number) => boolean = coveredBy(bytes, source),
-  /** Elsewhere the stack pointer may be given back through the frame pointer: a larger frame is right too. */
-  isStackBased: (address: number) => boolean = () => true,
+  kernelRelease?: string,
 ): Mutation[] {
   const elf = parseElf(bytes, source);
-  const text = elf.findSection('.text');
-  if (text === undefined) throw new Error(`${source} has no .text`);
+  const space = CodeSpace.of(elf, new Scratch());
+  const orc = readOrcClaims(elf, space, x86_64, kernelRelease);
+  const claims = (orc ?? readDwarfClaims(elf, space, x86_64, 'eh_frame'))?.claims;
+  if (claims === undefined) throw new Error(`${source} has no table`);
+  const saved = new Set(orc === undefined ? x86_64.calleeSaved : [x86_64.framePointer]);
   const table = new InstructionTable(1024);
-  x86_64.sweeper.sweep(text.data, 0, text.data.length, table);
-  const base = text.data.byteOffset - bytes.byteOffset;
   const mutations: Mutation[] = [];
-  for (let i = 0; i < table.count; i++) {
-    const at = table.offsets[i] as number;
-    const end = at + (table.lengths[i] as number) - 1;
-    const effect = table.effects[i] as number;
-    const a = firstOf(effect);
-    const op = opOf(effect);
-    const last = text.data[end] as number;
-    const add = (value: number, what: string) =>
-      mutations.push({ at: base + end, value, what: `${what} at 0x${(text.address + at).toString(16)}` });
-    if (!isCovered(text.address + at)) continue;
-    // The low bits of the opcode are the register: rbx, rbp, r12 to r15 become another one.
-    if (op === OpCode.push && only.has(a)) add(last ^ 1, 'push of another register');
-    // A pop of another register may be harmless, where nothing has changed the right one.
-    else if (op === OpCode.pop && only.has(a)) add(0x90, 'pop dropped');
-    else if (
-      op === OpCode.add &&
-      isStackBased(text.address + at) &&
-      a === DW_RSP &&
-      secondOf(effect) === DW_RSP &&
-      Math.abs(table.values[i] as number) < 0x78
-    ) {
-      // add or sub of a byte to rsp
-      if (last + 8 < 0x80) add(last + 8, 'stack pointer moved by 8 more');
-    } else if (op === OpCode.leave) add(0x90, 'leave dropped');
+  for (const region of space.regions) {
+    const section = elf.sections[region.sectionIndex];
+    if (section === undefined || !region.name.startsWith('.text')) continue;
+    const { data } = section;
+    table.clear();
+    // Behind tables among the code, instructions begin again where a function can.
+    for (let at = 0; at < data.length; at = Math.ceil((at + 1) / 16) * 16)
+      at = x86_64.sweeper.sweep(data, at, data.length, table);
+    for (let i = 0; i < table.count; i++) {
+      const at = table.offsets[i] as number;
+      const end = at + (table.lengths[i] as number);
+      const [claim, next] = [claims.findAt(region.start + at), claims.findAt(region.start + end)];
+      if (claim === undefined) continue;
+      const effect = table.effects[i] as number;
+      const [op, a, b] = [opOf(effect), firstOf(effect), secondOf(effect)];
+      const value = table.values[i] as number;
+      const change = (offset: number, value: number, what: string) =>
+        mutations.push({
+          at: section.offset + offset,
+          value,
+          what: `${what} at ${region.name} ${hex(region.address + at)}`,
+        });
+      const last = end - 1;
+      const lastByte = data[last] as number;
+      // Elsewhere the stack pointer may be given back through the frame pointer: a larger frame is right too.
+      const isStackBased = claim.cfaRegister === DW_RSP && next?.cfaRegister === DW_RSP;
+      // What passes an argument may be any register, as far as frames go.
+      const isSaved =
+        saved.has(a) && !claim.savedRegisters.includes(a) && (!isStackBased || isSavedLast(next, a));
+      if (op === OpCode.push && isSaved)
+        // The low bits of the opcode are the register: rbx, rbp, r12 to r15 become another one.
+        change(last, lastByte ^ 1, 'push of another register');
+      else if (op === OpCode.push && isStackBased) change(last, NOP, 'push dropped');
+      // A pop of another register may be harmless, where nothing has changed the right one.
+      else if (op === OpCode.pop && (saved.has(a) || isStackBased)) change(last, NOP, 'pop dropped');
+      else if (op === OpCode.leave) change(last, NOP, 'leave dropped');
+      else if (op === OpCode.add && a === DW_RSP && b === DW_RSP && isStackBased) {
+        // An operand of one byte, or the low one of four.
+        const operand = Math.abs(value) < 0x80 ? last : last - 3;
+        const low = data[operand] as number;
+        if (low + 8 < 0x80) change(operand, low + 8, 'stack pointer moved by 8 more');
+      } else if (
+        op === OpCode.add &&
+        a === DW_RBP &&
+        b === DW_RSP &&
+        value === 0 &&
+        next?.cfaRegister === DW_RBP
+      )
+        change(last, movToOther(data, at, last), 'frame pointer not set');
+      else if (op === OpCode.add && a === DW_RSP && b === DW_RBP && end - at === 4 && lastByte + 8 < 0x100)
+        change(last, lastByte + 8, 'stack pointer set elsewhere');
+    }
   }
   return mutations;
+}
+
+const NOP = 0x90;
+
+/** Whether a row says that the last word pushed is what a register was. */
+function isSavedLast(claim: Claim, register: number): boolean {
+  return claim.savedOffsets[claim.savedRegisters.indexOf(register)] === -claim.cfaOffset;
+}
+
+/** The ModRM byte of `mov rbp, rsp` that makes it `mov rbx, rsp`, whichever of the two encodings it has. */
+function movToOther(data: Uint8Array, at: number, last: number): number {
+  const toRegisterField = data[at + 1] === 0x8b;
+  return (data[last] as number) ^ (toRegisterField ? (5 ^ 3) << 3 : 5 ^ 3);
 }
 
 const ORC_ENTRY_BYTES = 6;
@@ -216,4 +302,16 @@ export function mutationsOfOrc(bytes: Uint8Array, source: string): Mutation[] {
     } else add(4, registers | 0x10, 'frame pointer saved');
   }
   return mutations;
+}
+
+/** All that is tried in a file: what its table says, the ORC one where it has both, and its instructions. */
+export function mutationsOf(bytes: Uint8Array, source: string, kernelRelease?: string) {
+  const rows =
+    parseElf(bytes, source).findSection('.orc_unwind') === undefined
+      ? { what: 'a call frame instruction', mutations: mutationsOfDwarf(bytes, source) }
+      : { what: 'an ORC entry', mutations: mutationsOfOrc(bytes, source) };
+  return [
+    rows,
+    { what: 'a stack instruction', mutations: mutationsOfInstructions(bytes, source, kernelRelease) },
+  ] as const;
 }

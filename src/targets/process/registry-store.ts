@@ -96,7 +96,8 @@ export class RegistryStore {
       );
     }
     const sizeBytes = header.readUInt32LE(16);
-    if (sizeBytes > COPY_BYTES - HEADER_BYTES) return undefined;
+    // Of no bytes the checksum is 0 as well.
+    if (sizeBytes === 0 || sizeBytes > COPY_BYTES - HEADER_BYTES) return undefined;
     const text = this.#memory.readExactly(at + HEADER_BYTES, sizeBytes);
     if (crc32(text) !== header.readUInt32LE(20)) return undefined;
     return {

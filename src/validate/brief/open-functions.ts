@@ -9,7 +9,7 @@ import type { CodeSpace } from '../code-space.js';
 import { proveFlow } from '../flow-proof.js';
 import type { ExtraFlow } from '../kernel-sections.js';
 import { lowerBound, PositionIndex } from '../position-index.js';
-import type { CodeFunction, Program } from '../program.js';
+import { type CodeFunction, markLast, type Program } from '../program.js';
 import { ReturnCheck } from '../return-check.js';
 import type { Scratch } from '../scratch.js';
 import type { BriefNoReturn } from './brief-no-return.js';
@@ -90,6 +90,9 @@ export function proveOpenFunctions(
   });
   if (contradictions.length > 0 || hasUnknown || returns.hasFound || jumps.hasFound) return undefined;
   const gaps: number[] = [];
+  const lasts = new Set(table.lasts);
+  const endOf = (i: number) => (table.offsets[i] as number) + (table.lengths[i] as number);
+  const continues = (i: number) => flowInside.continuations.has(endOf(i));
   for (let i = 0; i < table.count; i++) {
     const status = statuses[i] as number;
     if (status === Status.proven) {
@@ -98,15 +101,32 @@ export function proveOpenFunctions(
       const target = table.targets[i] as number;
       if (isJump && (targetIndexes[i] as number) < 0 && target >= 0 && !functionStarts.has(target))
         return undefined;
+      if (lasts.has(i) && goesOn(table.flows[i] as number, noReturnTargets.isCalledAt(i)) && !continues(i))
+        return undefined;
       continue;
     }
     if (status !== Status.unreached) return undefined;
-    const start = table.offsets[i] as number;
-    const end = start + (table.lengths[i] as number);
+    const [start, end] = [table.offsets[i] as number, endOf(i)];
     if (gaps.length > 0 && gaps[gaps.length - 1] === start) gaps[gaps.length - 1] = end;
     else gaps.push(start, end);
   }
   return { ranges, gaps };
+}
+
+/** Whether control comes to what lies behind an instruction, in a range or not. */
+function goesOn(flow: number, isNoReturnCall: boolean): boolean {
+  switch (flow) {
+    case FlowCode.next:
+    case FlowCode.branch:
+    case FlowCode.indirectCall:
+    case FlowCode.systemCall:
+    case FlowCode.breakpoint:
+      return true;
+    case FlowCode.call:
+      return !isNoReturnCall;
+    default:
+      return false;
+  }
 }
 
 /** The functions, the parts of them that were split off, and the code that takes the place of theirs. Undefined for what is in no function. */
@@ -177,8 +197,7 @@ function makeProgram(ranges: readonly CodeRange[], options: OpenFunctionsOptions
   for (const { start, end } of ranges) {
     if (start < last || architecture.sweeper.sweep(space.bytes, start, end, table) !== end) return undefined;
     last = end;
-    if (table.count > 0 && table.lasts[table.lasts.length - 1] !== table.count - 1)
-      table.lasts.push(table.count - 1);
+    markLast(table);
   }
   let entry = 0;
   for (let t = 0; t < table.transferCount; t++) {
