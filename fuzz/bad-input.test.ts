@@ -73,6 +73,15 @@ describe('a bad file is refused, or has findings', () => {
     expect(variant(16, 4)).toThrow('a core file');
   });
 
+  it('that is an archive of objects, thin or not, by name', () => {
+    for (const flags of ['rc', 'rcT']) {
+      spawnSync('ar', [flags, `${flags}.a`, 'a.o'], { cwd: folder });
+      expect(() => validate(new Uint8Array(readFileSync(join(folder, `${flags}.a`))))).toThrow(
+        'an archive of objects',
+      );
+    }
+  });
+
   it('whose sections share their code, whatever they would add up to', () => {
     const bytes = withHeaders(object, (view, at) => {
       if (view.getUint32(at + 4, true) !== 1) return;

@@ -5,6 +5,9 @@ import * as c from '../elf/constants.js';
 import type { ElfFile, ElfRelocation, ElfSection, ElfSymbol } from '../elf/elf-file.js';
 import { readSpecialEntries, type SpecialEntry } from './special-sections.js';
 
+/** A huge page: nothing that compilers make asks for more, and a file is filled up to it. */
+const MAX_ALIGNMENT = 2 ** 21;
+
 /** A relocatable object seen as functions and data, each in a section of its own. */
 export class ObjectModel {
   readonly elf: ElfFile;
@@ -33,6 +36,16 @@ export class ObjectModel {
         {
           remedy: 'build without -flto',
           details: { object: elf.source },
+        },
+      );
+    }
+    for (const { name, alignment } of elf.sections) {
+      if (alignment <= MAX_ALIGNMENT) continue;
+      throw new LivegraftError(
+        'object-malformed',
+        `${elf.source}: ${name} is to be aligned to ${alignment} bytes`,
+        {
+          remedy: 'compile it again',
         },
       );
     }

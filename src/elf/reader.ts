@@ -303,8 +303,16 @@ interface RawSection {
   readonly entrySize: number;
 }
 
+/** How archives begin, and those that only name their members (System V ABI, chapter 7; GNU ar). */
+const ARCHIVES = /^!<(arch|thin)>\n/;
+
 function expectIdentification(reader: ByteReader): void {
   const bytes = reader.bytes;
+  if (ARCHIVES.test(String.fromCharCode(...bytes.subarray(0, 8)))) {
+    throw new ParseError(reader.source, 0, 'an archive of objects, no ELF file', {
+      remedy: 'give its members: ar t lists them, ar x writes them',
+    });
+  }
   if (bytes.length < HEADER_BYTES) reader.fail(`${bytes.length} bytes are too few for an ELF header`);
   if (bytes[0] !== 0x7f || bytes[1] !== 0x45 || bytes[2] !== 0x4c || bytes[3] !== 0x46) {
     reader.fail('no ELF file (its first bytes are not 7f 45 4c 46)');

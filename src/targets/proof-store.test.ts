@@ -33,6 +33,18 @@ describe('the store of proofs', () => {
     expect(store.isEmpty).toBe(false);
   });
 
+  it('is not in the working folder, also with an empty HOME', () => {
+    const { HOME, XDG_CACHE_HOME } = process.env;
+    try {
+      process.env.HOME = '';
+      delete process.env.XDG_CACHE_HOME;
+      expect(new ProofStore().folder).toMatch(/^\/.+\/\.cache\/livegraft\/proofs$/);
+    } finally {
+      process.env.HOME = HOME;
+      if (XDG_CACHE_HOME !== undefined) process.env.XDG_CACHE_HOME = XDG_CACHE_HOME;
+    }
+  });
+
   it.each([
     ['a file', '/dev/null/livegraft/proofs'],
     ['a folder that takes no new ones', '/proc/livegraft/proofs'],

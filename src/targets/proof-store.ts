@@ -1,5 +1,5 @@
 import { existsSync, mkdirSync, readFileSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
-import { homedir } from 'node:os';
+import { homedir, userInfo } from 'node:os';
 import { dirname, join } from 'node:path';
 import { LivegraftError, ParseError } from '../base/errors.js';
 import { PROOF_VERSION, type Proof, parseProof } from '../validate/proof.js';
@@ -62,7 +62,9 @@ export class ProofStore {
 
 function defaultFolder(): string {
   const base = process.env.XDG_CACHE_HOME;
-  return join(base?.startsWith('/') === true ? base : join(homedir(), '.cache'), 'livegraft', 'proofs');
+  // An empty HOME would mean the working folder: what the user database says then.
+  const home = homedir().startsWith('/') ? homedir() : userInfo().homedir;
+  return join(base?.startsWith('/') === true ? base : join(home, '.cache'), 'livegraft', 'proofs');
 }
 
 /** Not `recursive`: Node.js 20 tries for ever where a folder's parent is there and takes no new ones (`/proc`). */

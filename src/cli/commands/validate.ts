@@ -85,7 +85,7 @@ function makeJob(options: ValidateCommandOptions): ValidateJob {
     } catch (cause) {
       throw new LivegraftError(
         'suppressions-unreadable',
-        `${options.suppress}: ${(cause as Error).message}`,
+        `${options.suppress} can't be read: ${(cause as Error).message}`,
         {
           remedy:
             'one suppression a line: the code and the function, "*" for any text in both, "#" for comments',
@@ -173,7 +173,12 @@ function showReport(report: FileReport, output: Output, withNotes: boolean, isTe
     output.text(dim(`    what to do: ${f.remedy}`));
   }
   const hidden = report.findings.length - shown.length;
-  if (hidden > 0) output.text(dim(`${report.file}: ${hidden} notes (--notes shows them)`));
+  if (hidden > 0)
+    output.text(
+      dim(
+        `${report.file}: ${hidden === 1 ? '1 note (--notes shows it)' : `${hidden} notes (--notes shows them)`}`,
+      ),
+    );
   for (const { source, counts } of report.sources) {
     const { proven, assumed, unknown, disproved, unclaimed } = counts;
     output.text(
