@@ -436,7 +436,15 @@ function cutFrames(
         const own = relocations.filter((r) => r.offset > offset + 8 && r.offset < end);
         if (own.length > 0) throw exceptionData(model, section);
         const cie = offset + 4 - id;
-        const cieEnd = cie + 4 + view.getUint32(cie, true);
+        // An entry, and the common part that it names, are to lie in the section as a whole.
+        const cieEnd = cie < 0 ? 0 : cie + 4 + view.getUint32(cie, true);
+        if (end > frames.data.length || end < offset + 12 || cie < 0 || cieEnd > frames.data.length) {
+          throw new LivegraftError(
+            'object-malformed',
+            `${model.elf.source}: the entry at ${offset} of ${frames.name} reaches beyond it`,
+            { remedy: 'compile it again' },
+          );
+        }
         if (relocations.some((r) => r.offset >= cie && r.offset < cieEnd))
           throw exceptionData(model, section);
         const newCie = cieAt.get(cie) ?? copy(cie, cieEnd);
