@@ -11,6 +11,8 @@ export interface Io {
   /** Of the terminal that `err` writes to; undefined where that is none. */
   readonly errorColumns: number | undefined;
   readonly noColor: boolean;
+  /** Why output could not be written, if that has happened and is known. */
+  readonly outputFailure?: Error | undefined;
   /** Calls back on SIGINT, SIGTERM and SIGHUP (a terminal that was closed); returns how to stop listening. */
   onInterrupt(stop: () => void): () => void;
   /** Calls back on every SIGQUIT (Ctrl-\ on a terminal); returns how to stop listening. */

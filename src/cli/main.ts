@@ -98,7 +98,7 @@ Examples:
   addWatch(program, output, io, setCode);
   addStatus(program, output);
   addStack(program, output, setCode);
-  addValidate(program, output, setCode);
+  addValidate(program, output, io, setCode);
   addSoak(program, output, io, setCode);
   program
     .command('completion')
@@ -465,7 +465,7 @@ Examples:
     });
 }
 
-function addValidate(program: Command, output: () => Output, setCode: (code: number) => void): void {
+function addValidate(program: Command, output: () => Output, io: Io, setCode: (code: number) => void): void {
   program
     .command('validate')
     .description('hold unwind tables and frame pointers against the instructions')
@@ -502,7 +502,8 @@ Examples:
     .action(async (files: string[], options: ValidateCommandOptions) => {
       const { validate } = await import('./commands/validate.js');
       try {
-        setCode(await validate(files, options, output()));
+        const code = await validate(files, options, output());
+        setCode(io.outputFailure === undefined ? code : VALIDATE_EXIT.unreadable);
       } catch (error) {
         // 1 would say that there are findings.
         output().error(error);

@@ -73,6 +73,16 @@ describe('a full disk behind the output', () => {
     const [status] = livegraft('--json', 'status', '--pid', String(target.pid)).lines;
     expect(status).toMatchObject({ processes: [{ patches: [{ state: 'applied' }], transition: null }] });
   });
+
+  it('is no finding of validate', () => {
+    const redirected = ['sh', '-c', 'exec "$0" "$@" >/dev/full'];
+    const library = '/usr/lib/x86_64-linux-gnu/libz.so.1';
+    const { code, stderr } = livegraftUnder(redirected, 'validate', '--no-keep', library);
+    expect([code, stderr]).toEqual([
+      2,
+      expect.stringMatching(/^livegraft: error: the output can't be written: ENOSPC/),
+    ]);
+  });
 });
 
 describe('a pid that can not be patched', () => {
