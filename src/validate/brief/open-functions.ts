@@ -91,6 +91,7 @@ export function proveOpenFunctions(
   if (contradictions.length > 0 || hasUnknown || returns.hasFound || jumps.hasFound) return undefined;
   const gaps: number[] = [];
   const lasts = new Set(table.lasts);
+  const resumed = new Set(flowInside.resumed);
   const endOf = (i: number) => (table.offsets[i] as number) + (table.lengths[i] as number);
   const continues = (i: number) => flowInside.continuations.has(endOf(i));
   for (let i = 0; i < table.count; i++) {
@@ -101,8 +102,9 @@ export function proveOpenFunctions(
       const target = table.targets[i] as number;
       if (isJump && (targetIndexes[i] as number) < 0 && target >= 0 && !functionStarts.has(target))
         return undefined;
-      if (lasts.has(i) && goesOn(table.flows[i] as number, noReturnTargets.isCalledAt(i)) && !continues(i))
-        return undefined;
+      if (!lasts.has(i) || continues(i)) continue;
+      const isResumed = resumed.has(table.offsets[i] as number);
+      if (isResumed || goesOn(table.flows[i] as number, noReturnTargets.isCalledAt(i))) return undefined;
       continue;
     }
     if (status !== Status.unreached) return undefined;

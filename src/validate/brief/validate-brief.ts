@@ -113,7 +113,8 @@ class BriefValidation {
     const placed = raw && placeAlternatives(raw, flow.alternatives, space.regions);
     if (placed === undefined || !settleRows(placed, skim, flow.alternatives)) return undefined;
 
-    if (!this.#gatherLeaders(symbols.functions)) return undefined;
+    if (!this.#areAtInstructions(symbols.functions) || !this.#gatherLeaders(symbols.functions))
+      return undefined;
     const edges: number[] = [];
     const addEdge = (from: number, to: number) => {
       if (!this.#isStart(from) || !this.#isStart(to)) return;
@@ -250,6 +251,12 @@ class BriefValidation {
       position < this.#space.bytes.length &&
       (((this.#skim.starts[position >>> 5] as number) >>> (position & 31)) & 1) === 1
     );
+  }
+
+  /** Whether all functions and parts of them begin where instructions do. From another place on, the code would be another one. */
+  #areAtInstructions({ starts, count }: ModuleFunctions): boolean {
+    for (let f = 0; f < count; f++) if (!this.#isStart(starts[f] as number)) return false;
+    return true;
   }
 
   /** Where the next instruction starts. */
