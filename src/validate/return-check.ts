@@ -5,7 +5,7 @@ import type { CallsThatEnd } from './no-return.js';
 import type { Places } from './places.js';
 import type { Program } from './program.js';
 import type { StateId, StateSpace } from './state-space.js';
-import { cfaValue, describeValue, entryValue, UNKNOWN, type Value } from './values.js';
+import { baseOf, cfaValue, describeValue, entryValue, offsetOf, UNKNOWN, type Value } from './values.js';
 
 /**
  * What tables can't say: that a function gives back the stack pointer and the callee-saved registers, at returns and before
@@ -21,6 +21,8 @@ export class ReturnCheck {
   readonly #registers: readonly number[];
   readonly #noReturn: CallsThatEnd;
   readonly #found = new Map<number, { register: number; value: Value }>();
+  /** Returns that are jumps in a frame, and where the stack pointer is there. */
+  readonly #jumps = new Map<number, Value>();
   /** 1 for each instruction that jumps lead to. Made when somebody asks. */
   #targeted: Uint8Array | undefined;
 
@@ -43,21 +45,25 @@ export class ReturnCheck {
     if (states.wrongCfa(state) !== UNKNOWN) return;
     const { stackPointer } = this.#architecture;
     const address = states.register(state, stackPointer);
-    const isJump = address !== cfaValue(-8) && this.#isReturnToPushed(i);
+    const written = address === cfaValue(-8) ? undefined : this.#writesTarget(i);
     // An inline thunk of a call is called itself, in a frame that only claims tell of.
-    if (isJump && states.isAssumed(state)) return;
+    if (written !== undefined && states.isAssumed(state)) return;
+    if (written === 'stored' && isInsideFrame(address)) {
+      this.#jumps.set(i, address);
+      return;
+    }
     const wrong = (register: number, wanted: Value): boolean => {
       const value = states.register(state, register);
       if (value === wanted || (value === UNKNOWN && states.isPartial(state))) return false;
       this.#found.set(i, { register, value });
       return true;
     };
-    if (!(isJump && address === cfaValue(-16)) && wrong(stackPointer, cfaValue(-8))) return;
+    if (!(written !== undefined && address === cfaValue(-16)) && wrong(stackPointer, cfaValue(-8))) return;
     for (const register of this.#registers) if (wrong(register, entryValue(register))) return;
   }
 
   get hasFound(): boolean {
-    return this.#found.size > 0;
+    return this.#found.size > 0 || this.#jumps.size > 0;
   }
 
   #isWayOut(i: number): boolean {
@@ -78,23 +84,22 @@ export class ReturnCheck {
   }
 
   /**
-   * A return right behind the instruction that wrote what it returns to is a jump there: with the word gone, it leaves the frame as a sibling
-   * call does. So do the thunks of indirect branches (`mov %rax,(%rsp); ret`), whatever they are called, and `push %rax; ret`.
+   * How the instruction right before a return wrote what that returns to, if it did: the return is a jump there. With the word gone, it leaves the frame as a sibling
+   * call does. So do the thunks of indirect branches (`mov %rax,(%rsp); ret`), whatever they are called, and `push %rax; ret`. What is
+   * stored deeper in a frame, over what a call in there has pushed, is a jump that stays: an inline thunk's.
    */
-  #isReturnToPushed(i: number): boolean {
+  #writesTarget(i: number): 'pushed' | 'stored' | undefined {
     const { table } = this.#program;
     const { offsets, lengths, effects, values, flows } = table;
     const before = i - 1;
-    if (flows[i] !== FlowCode.return || values[i] !== 0 || before < 0) return false;
-    if ((offsets[before] as number) + (lengths[before] as number) !== offsets[i]) return false;
+    if (flows[i] !== FlowCode.return || values[i] !== 0 || before < 0) return undefined;
+    if ((offsets[before] as number) + (lengths[before] as number) !== offsets[i]) return undefined;
     const effect = effects[before] as number;
-    const isWritten =
-      opOf(effect) === OpCode.push ||
-      opOf(effect) === OpCode.pushOther ||
-      (opOf(effect) === OpCode.store &&
-        secondOf(effect) === this.#architecture.stackPointer &&
-        values[before] === 0);
-    return isWritten && !this.#isTargeted(i);
+    const op = opOf(effect);
+    const isStored =
+      op === OpCode.store && secondOf(effect) === this.#architecture.stackPointer && values[before] === 0;
+    if ((!isStored && op !== OpCode.push && op !== OpCode.pushOther) || this.#isTargeted(i)) return undefined;
+    return isStored ? 'stored' : 'pushed';
   }
 
   #isTargeted(i: number): boolean {
@@ -117,9 +122,16 @@ export class ReturnCheck {
   ): Finding[] {
     const { stackPointer, idioms } = this.#architecture;
     const findings: Finding[] = [];
+    const name = (number: number) => idioms.registerName(number);
+    for (const [i, value] of this.#jumps) {
+      if (!isLooked(i, stackPointer)) continue;
+      const place = places.at(this.#program.table.offsets[i] as number);
+      const derived = `${name(stackPointer)}=${describeValue(value, name)}`;
+      const why = 'this return jumps to what was stored right before it';
+      findings.push(makeFinding('jump-not-followed', why, { source, place, derived }));
+    }
     for (const [i, { register, value }] of this.#found) {
       if (!isLooked(i, register)) continue;
-      const name = (number: number) => idioms.registerName(number);
       const derived = `${name(register)}=${describeValue(value, name)}`;
       const place = places.at(this.#program.table.offsets[i] as number);
       findings.push(
@@ -138,4 +150,9 @@ export class ReturnCheck {
     }
     return findings;
   }
+}
+
+/** Whether a return there would leave more on the stack than a call's return address. */
+function isInsideFrame(stackPointer: Value): boolean {
+  return baseOf(stackPointer) === baseOf(cfaValue(0)) && offsetOf(stackPointer) < -16;
 }

@@ -1,5 +1,5 @@
-# expect: stack-not-restored register-not-restored
-# f jumps to rax with a word of its own left on the stack; h jumps with rbx overwritten.
+# expect: jump-not-followed register-not-restored
+# f jumps to rax in the middle of its frame; h jumps with rbx overwritten.
 	.text
 	.globl	f
 	.type	f, @function
