@@ -64,7 +64,7 @@ describe('a thread that a signal interrupted in a redirect, and that is still in
     expect(on(target, 'apply', work2).code).toBe(0);
     begin(target, ...the.command);
     expect(await tell(target, 'SIGUSR1')).toBe('caught');
-    const refused = on(target, ...the.command, '--timeout', '0.3');
+    const refused = on(target, ...the.command, '--timeout', '2');
     expect(refused.lines.at(-1)).toMatchObject({
       result: { kind: 'incomplete', stragglers: [{ reason: { kind: 'busy', function: 'work' } }] },
     });
