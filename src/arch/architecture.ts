@@ -192,9 +192,9 @@ export interface CodeIdioms {
   farReference(type: number): 'symbol' | 'slot' | undefined;
   /** Whether an instruction waits for an interrupt, and goes on behind it, when it runs with a kernel's privileges (else it faults). */
   isHalt(bytes: Uint8Array, at: number, lengthBytes: number): boolean;
-  /** The assembler's name of a DWARF register number. */
   /** What a function that begins at `at` jumps over with its first instruction, where that is known to be data; as offsets. */
   leadingData(bytes: Uint8Array, at: number): { readonly start: number; readonly end: number } | undefined;
+  /** The assembler's name of a DWARF register number. */
   registerName(register: number): string;
 }
 

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { KernelLab, numbersIn } from '../support/kernel-lab.js';
+import { KernelLab } from '../support/kernel-lab.js';
 import { killLivegraftAt, livegraft } from '../support/live.js';
+import { countReads, readLoadavg } from '../support/loadavg-reads.js';
 
 /** A processor of Intel's has Meltdown, as far as the kernel knows: it isolates page tables. */
 const CPU = 'max,vendor=GenuineIntel';
@@ -19,10 +20,7 @@ describe('a kernel that page-table isolation hides while programs run on all CPU
     for (let i = 0; i < SPINNERS; i++) await guest.run(spin, 60_000);
     const patch = lab.patchOf('loadavg.c');
     const byProtocol = (...args: string[]) => livegraft(...args, ...lab.subject(), '--json');
-    await guest.run(
-      'rm -f /tmp/stop /tmp/stopped; (while [ ! -e /tmp/stop ]; do cat /proc/loadavg; done >> /tmp/seen; touch /tmp/stopped) & sleep 0',
-      60_000,
-    );
+    await guest.run(readLoadavg('/tmp/seen'), 60_000);
     await killLivegraftAt('"taskSwitched"', 0, 'apply', patch, ...lab.subject());
     expect(await guest.run('echo alive', 60_000)).toContain('alive');
     expect(run('revert', 'loadavg', '--timeout', '60').lines.at(-1)).toMatchObject({
@@ -43,11 +41,9 @@ describe('a kernel that page-table isolation hides while programs run on all CPU
       'killall busybox-spins; touch /tmp/stop; while [ ! -e /tmp/stopped ]; do sleep 0.1; done',
       60_000,
     );
-    const counts =
-      'grep -c "both are new" /tmp/seen; grep -cvE "both are new|^[0-9]{1,3}\\.[0-9]+ " /tmp/seen';
-    const [both, mix] = numbersIn(await guest.run(counts));
+    const { both, mixed } = await countReads(guest, '/tmp/seen');
     expect(both).toBeGreaterThan(0);
-    expect(mix).toBe(0);
+    expect(mixed).toBe(0);
     await lab.expectQuiet();
   });
 });

@@ -14,7 +14,7 @@ import { killLivegraftAt, livegraft } from './live.js';
 /** The last line of a command's output: its result, or what went wrong. */
 export const errorOf = (lines: readonly Record<string, unknown>[]) => lines.at(-1);
 
-/** The lines that are numbers: the shell may tell of a job that has ended in between. */
+/** The lines that are numbers. */
 export function numbersIn(output: string): readonly number[] {
   return output
     .split('\n')

@@ -1,8 +1,8 @@
 import type { FarTransfer } from '../architecture.js';
 import { FlowCode, type InstructionTable } from '../instruction-table.js';
 import { displacement, dwarfOf, isRegisterForm, rmOperand } from './operands.js';
-import { scan, scanInstruction } from './scanner.js';
-import { addedRegisters, writesRegister } from './table-jump.js';
+import { scan } from './scanner.js';
+import { addedRegisters, scanAt, writesRegister } from './table-jump.js';
 
 /** Arguments are put into their registers between the constant and the call; farther back than this nothing is looked for. */
 const MAX_STEPS = 32;
@@ -16,19 +16,14 @@ export function findFarTransfer(
   table: InstructionTable,
   i: number,
 ): FarTransfer | undefined {
-  if (!scanAt(bytes, table, i) || scan.opcode !== 0xff || scan.map !== 0) return undefined;
+  if (!scanAt({ bytes, table }, i) || scan.opcode !== 0xff || scan.map !== 0) return undefined;
   if (!isRegisterForm(scan)) return constantOf(bytes, table, i, indexedRegisters(), true, true);
   const through = dwarfOf(rmOperand(scan));
   const at = findWrite(table, i, through);
-  if (at < 0 || !scanAt(bytes, table, at) || scan.map !== 0) return undefined;
+  if (at < 0 || !scanAt({ bytes, table }, at) || scan.map !== 0) return undefined;
   if (isConstantLoad()) return constantAt(table, at, false, false);
   if (isWideLoad()) return constantOf(bytes, table, at, indexedRegisters(), true, true);
   return constantOf(bytes, table, at, addedRegisters(), true, false);
-}
-
-function scanAt(bytes: Uint8Array, table: InstructionTable, i: number): boolean {
-  const at = table.offsets[i] as number;
-  return scanInstruction(bytes, at, at + (table.lengths[i] as number));
 }
 
 /** `movabs $x,%r` */
@@ -61,7 +56,7 @@ function constantOf(
 ): FarTransfer | undefined {
   for (const register of registers) {
     const at = findWrite(table, i, register);
-    if (at >= 0 && scanAt(bytes, table, at) && isConstantLoad())
+    if (at >= 0 && scanAt({ bytes, table }, at) && isConstantLoad())
       return constantAt(table, at, isRelative, isSlot);
   }
   return undefined;

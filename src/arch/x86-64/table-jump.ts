@@ -75,7 +75,8 @@ export function addedRegisters(): readonly number[] {
   return index === 4 ? [] : [dwarfOf(index), dwarfOf((scan.sib & 7) | ((scan.rex & 1) << 3))];
 }
 
-function scanAt({ bytes, table }: Context, i: number): boolean {
+/** Scans instruction `i`; false where it is none. */
+export function scanAt({ bytes, table }: Pick<Context, 'bytes' | 'table'>, i: number): boolean {
   const at = table.offsets[i] as number;
   return scanInstruction(bytes, at, at + (table.lengths[i] as number));
 }

@@ -31,6 +31,25 @@ export function memoryError(verb: string, address: bigint, answer: string): Live
   );
 }
 
+/** Whether guest memory could not be read or written, as far as the stub or a page table tells. */
+export function isMemoryError(error: unknown): boolean {
+  return error instanceof LivegraftError && error.code === 'guest-memory';
+}
+
+/** Memory of a stopped guest; undefined where nothing is mapped. */
+export async function tryRead(
+  source: { readMemory(address: number, sizeBytes: number): Promise<Uint8Array> },
+  address: number,
+  sizeBytes: number,
+): Promise<Uint8Array | undefined> {
+  try {
+    return await source.readMemory(address, sizeBytes);
+  } catch (error) {
+    if (isMemoryError(error)) return undefined;
+    throw error;
+  }
+}
+
 export function unsigned(address: number): bigint {
   return BigInt.asUintN(64, BigInt(address));
 }

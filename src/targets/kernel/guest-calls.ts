@@ -1,6 +1,7 @@
 import { LivegraftError } from '../../base/errors.js';
 import { type CallPlaces, PARKING_BYTES } from './call-places.js';
 import type { GdbClient, GuestChange } from './gdb-client.js';
+import { isMemoryError } from './gdb-memory.js';
 import type { GuestRegisters } from './guest-registers.js';
 import { GuestRouser } from './guest-rouser.js';
 import { WAY_BACK } from './kernel-trampoline.js';
@@ -131,7 +132,7 @@ export class GuestCalls {
       const view = new DataView(header.buffer, header.byteOffset, 16);
       return { phase: view.getBigUint64(0, true), sizeBytes: Number(view.getBigUint64(8, true)) };
     } catch (error) {
-      if (!(error instanceof LivegraftError) || error.code !== 'guest-memory') throw error;
+      if (!isMemoryError(error)) throw error;
       // Where the kernel's text can't be read either, the answer says nothing about the stack.
       await this.#client.readMemory(this.#parking, PARKING_BYTES);
       return undefined;

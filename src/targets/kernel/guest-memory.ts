@@ -1,5 +1,6 @@
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
+import { isMemoryError } from './gdb-memory.js';
 
 /** A stopped guest's memory. */
 export interface MemorySource {
@@ -132,7 +133,7 @@ export class GuestMemory {
       try {
         this.#blocks.set(start, await this.#source.readMemory(start, BLOCK_BYTES));
       } catch (error) {
-        if (!(error instanceof LivegraftError) || error.code !== 'guest-memory') throw error;
+        if (!isMemoryError(error)) throw error;
         this.#blocks.set(start, undefined);
       }
     }

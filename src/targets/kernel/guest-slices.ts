@@ -1,6 +1,6 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient } from './gdb-client.js';
-import type { MemoryPiece } from './gdb-memory.js';
+import { isMemoryError, type MemoryPiece } from './gdb-memory.js';
 import { guestEnded } from './guest-calls.js';
 import type { MemorySource } from './guest-memory.js';
 
@@ -64,7 +64,7 @@ export class GuestSlices implements MemorySource {
         if (stop.kind === 'exited') throw guestEnded(stop.detail);
         return true;
       } catch (error) {
-        if (!isUnreadable(error) || attempt === MAX_HIDDEN) throw error;
+        if (!isMemoryError(error) || attempt === MAX_HIDDEN) throw error;
         if (visited !== undefined && (await this.#stopAt(visited, piece))) return true;
         this.resume();
         await this.run();
@@ -95,7 +95,7 @@ export class GuestSlices implements MemorySource {
     return this.#client.readPieces(piece).then(
       () => true,
       (error) => {
-        if (isUnreadable(error)) return false;
+        if (isMemoryError(error)) return false;
         throw error;
       },
     );
@@ -149,8 +149,4 @@ export class GuestSlices implements MemorySource {
       this.breathe();
     }
   }
-}
-
-function isUnreadable(error: unknown): boolean {
-  return error instanceof LivegraftError && error.code === 'guest-memory';
 }

@@ -1,4 +1,5 @@
 import { LivegraftError } from '../../base/errors.js';
+import { isMemoryError } from './gdb-memory.js';
 import { guestEnded } from './guest-calls.js';
 import type { KernelRegistryStore } from './kernel-registry.js';
 import type { KernelSession } from './kernel-session.js';
@@ -33,7 +34,7 @@ export class GuestWatch {
       try {
         return await this.#look();
       } catch (error) {
-        if (!(error instanceof LivegraftError) || error.code !== 'guest-memory') throw error;
+        if (!isMemoryError(error)) throw error;
         if (attempt >= MAX_TRIES) throw guestEnded('its kernel is not there any more: it was started again');
       }
       this.#session.resume();

@@ -1,6 +1,7 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { KernelImage } from '../../kernel-image/kernel-image.js';
 import type { GdbClient } from './gdb-client.js';
+import { tryRead } from './gdb-memory.js';
 import type { GuestSlices, KernelSight } from './guest-slices.js';
 import type { FieldPlace, KernelLayout } from './kernel-layout.js';
 import type { KernelAddresses } from './running-kernel.js';
@@ -96,10 +97,7 @@ export async function offsetByGates(
   client: Pick<GdbClient, 'readMemory'>,
   image: KernelImage,
 ): Promise<number | undefined> {
-  const bytes = await client.readMemory(GATES, GATE_BYTES * 15).catch((error) => {
-    if (error instanceof LivegraftError && error.code === 'guest-memory') return undefined;
-    throw error;
-  });
+  const bytes = await tryRead(client, GATES, GATE_BYTES * 15);
   if (bytes === undefined) return undefined;
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const offsets = HANDLERS.map(([vector, name]) => {

@@ -1,5 +1,6 @@
 import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient } from './gdb-client.js';
+import { isMemoryError } from './gdb-memory.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { GuestRegisters } from './guest-registers.js';
 import {
@@ -207,7 +208,7 @@ export class TaskReader {
       const next = await this.#read.address(node, { offset: 0 });
       if (next >= 0 || (await this.#read.address(next, { offset: 8 })) !== node) return undefined;
     } catch (error) {
-      if (error instanceof LivegraftError && error.code === 'guest-memory') return undefined;
+      if (isMemoryError(error)) return undefined;
       throw error;
     }
     const task = await this.task(known.address, false);

@@ -1,6 +1,6 @@
-import { LivegraftError } from '../../base/errors.js';
 import { NT_GNU_BUILD_ID } from '../../elf/constants.js';
 import { parseNotes } from '../../elf/notes.js';
+import { isMemoryError } from './gdb-memory.js';
 import type { GuestMemory } from './guest-memory.js';
 import { type FieldPlace, type KernelLayout, StructReader } from './kernel-layout.js';
 import { findModuleList, isFormed, type KernelModule, MAX_MODULES, modulePlaces } from './kernel-modules.js';
@@ -162,7 +162,7 @@ export class ModuleWatch {
         (await this.#read.address(place.structAddress, this.#orc)) === place.orcAddress
       );
     } catch (error) {
-      if (error instanceof LivegraftError && error.code === 'guest-memory') return false;
+      if (isMemoryError(error)) return false;
       throw error;
     }
   }

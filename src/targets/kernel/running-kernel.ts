@@ -4,6 +4,7 @@ import { NT_GNU_BUILD_ID } from '../../elf/constants.js';
 import { parseNotes } from '../../elf/notes.js';
 import type { KernelImage } from '../../kernel-image/kernel-image.js';
 import type { GdbClient } from './gdb-client.js';
+import { tryRead } from './gdb-memory.js';
 import type { GuestSlices } from './guest-slices.js';
 import { explainHiddenKernel, offsetByGates, sightOf } from './hidden-kernel.js';
 
@@ -70,19 +71,6 @@ function* candidates(text: number): Generator<number> {
   yield 0;
   for (let at = START_KERNEL_MAP; at < START_KERNEL_MAP + KERNEL_IMAGE_BYTES; at += KASLR_STEP)
     if (at !== text) yield at - text;
-}
-
-async function tryRead(
-  client: GdbClient,
-  address: number,
-  sizeBytes: number,
-): Promise<Uint8Array | undefined> {
-  try {
-    return await client.readMemory(address, sizeBytes);
-  } catch (error) {
-    if (error instanceof LivegraftError && error.code === 'guest-memory') return undefined;
-    throw error;
-  }
 }
 
 async function expectBuildId(client: GdbClient, image: KernelImage, offset: number): Promise<void> {

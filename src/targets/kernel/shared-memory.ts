@@ -2,6 +2,7 @@ import { closeSync, fstatSync, openSync, readSync, writeSync } from 'node:fs';
 import { hex } from '../../base/brand.js';
 import { LivegraftError } from '../../base/errors.js';
 import type { GdbClient } from './gdb-client.js';
+import { isMemoryError } from './gdb-memory.js';
 import type { MemorySource } from './guest-memory.js';
 import type { GuestRegisters } from './guest-registers.js';
 import type { GuestSlices } from './guest-slices.js';
@@ -90,8 +91,7 @@ export class SharedMemory implements MemorySource {
       return memory;
     } catch (error) {
       closeSync(file);
-      if (error instanceof LivegraftError && error.code === 'guest-memory')
-        fail('it is not the memory of this guest');
+      if (isMemoryError(error)) fail('it is not the memory of this guest');
       throw error;
     }
   }

@@ -6,6 +6,7 @@ import type { ElfFile } from '../../elf/elf-file.js';
 import { orcFormatOf } from '../../orc/format.js';
 import { moduleRelease } from '../claim-sources.js';
 import type { CodeSpace } from '../code-space.js';
+import { INNER_CALL_BYTES } from '../inner-call.js';
 import { firstTargets, predecessors } from '../jump-tables.js';
 import { readKernelFlow } from '../kernel-sections.js';
 import { countBits, lowerBound } from '../position-index.js';
@@ -41,8 +42,6 @@ const UNKNOWN_SECTIONS = [
   '.discard.unwind_hints',
   '.discard.func_stack_frame_non_standard',
 ];
-/** A call over so few bytes, inside of a function, only pushes an address. */
-const INNER_CALL_BYTES = 64;
 /** With more functions than this left open, or this much of the code, all of it is better proven at once. */
 const MAX_OPEN = 500;
 const MAX_OPEN_SHARE = 0.5;
